@@ -1,0 +1,1 @@
+"""Data that the running system and its operators need: bus users, migrations, models."""

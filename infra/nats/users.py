@@ -1,0 +1,133 @@
+"""Users of the bus and their permissions, derived from what `schemas.streams` declares.
+
+Every service has a user of its own, outside callers have one, and `provision` has one. A user publishes only
+the subjects that are its own, and subscribes only to those and to its own inbox prefix `_INBOX.<user>`.
+"""
+
+from dataclasses import dataclass
+
+from schemas import streams, subjects
+
+CALLER = "caller"
+PROVISION = "provision"
+USERS = (*streams.SERVICES, CALLER, PROVISION)
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """Subjects (NATS patterns) that a user may publish to and subscribe to; everything else is refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+_PUBLISH: dict[str, tuple[str, ...]] = {
+    "router": (
+        subjects.INFER, subjects.FLOW, subjects.MODELS, subjects.QUERY, subjects.VERDICT, subjects.METRIC,
+        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*", subjects.ALERT, "cypria.audit.router",
+    ),
+    "inference": (subjects.HEARTBEAT, "cypria.event.model.*", "cypria.audit.inference", subjects.ALERT),
+    "metrics": (subjects.WINDOW, subjects.ALERT),
+    "monitor": (subjects.LEASE, subjects.ROLLBACK, "cypria.event.verdict.*", subjects.ALERT, subjects.QUERY),
+    "alerts": ("cypria.event.alert.*",),
+    CALLER: (subjects.REQUEST, subjects.CONTROL),
+}  # fmt: skip
+
+_SUBSCRIBE: dict[str, tuple[str, ...]] = {
+    "router": (
+        subjects.REQUEST, subjects.CONTROL, subjects.HEARTBEAT, subjects.LEASE, subjects.ROLLBACK, subjects.EVENT,
+        subjects.ALERT,
+    ),
+    "inference": (subjects.INFER, subjects.FLOW, subjects.MODELS),
+    "metrics": (subjects.QUERY,),
+    "monitor": (subjects.VERDICT,),
+    "alerts": ("cypria.query.alerts",),
+    CALLER: (),
+}  # fmt: skip
+
+_ANSWERS: dict[str, tuple[str, ...]] = {
+    "router": (CALLER,),
+    "inference": ("router",),
+    "metrics": ("router", "monitor"),
+    "monitor": ("router",),
+    "alerts": ("router",),
+}
+"""Whose inboxes a service replies to."""
+
+
+def permissions(user: str) -> Permissions:
+    """What a user may do. Raises KeyError for an unknown user."""
+    own_inbox = f"_INBOX.{user}.>"
+    if user == PROVISION:
+        return Permissions(publish=("$JS.API.>", "$KV.>"), subscribe=(own_inbox,))
+    publish = list(_PUBLISH[user])
+    publish += [f"_INBOX.{asker}.>" for asker in _ANSWERS.get(user, ())]
+    if user in streams.SERVICES:
+        publish.append(f"cypria.dlq.*.{user}")
+        publish.append("$JS.API.INFO")
+        for stream in streams.STREAMS:
+            if user in stream.readers:
+                publish += _reading(stream.name)
+            elif user in stream.writers:
+                publish.append(f"$JS.API.STREAM.INFO.{stream.name}")
+        for bucket in streams.BUCKETS:
+            if user in bucket.readers or user in bucket.writers:
+                publish += _reading(f"KV_{bucket.name}")
+            if user in bucket.writers:
+                publish.append(f"$KV.{bucket.name}.>")
+    return Permissions(publish=tuple(dict.fromkeys(publish)), subscribe=(own_inbox, *_SUBSCRIBE[user]))
+
+
+def _reading(stream: str) -> list[str]:
+    return [
+        f"$JS.API.STREAM.INFO.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.>",
+        f"$JS.API.CONSUMER.INFO.{stream}.>",
+        f"$JS.API.CONSUMER.LIST.{stream}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.>",
+        f"$JS.API.CONSUMER.DELETE.{stream}.>",
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}.>",
+        f"$JS.ACK.{stream}.>",
+        f"$JS.FC.{stream}.>",
+    ]
+
+
+def server_config(
+    *, host: str, port: int, store_dir: str, passwords: dict[str, str], sync_always: bool, max_payload: int = 12 << 20
+) -> str:
+    """A nats-server configuration file with JetStream and all users; ``passwords`` are plain or bcrypt."""
+    lines = [
+        f"host: {_quote(host)}",
+        f"port: {port}",
+        "server_name: cypria",
+        f"max_payload: {max_payload}",
+        f"max_pending: {256 << 20}",
+        'ping_interval: "20s"',
+        'write_deadline: "10s"',
+        "jetstream {",
+        f"  store_dir: {_quote(store_dir)}",
+        *(["  sync_interval: always"] if sync_always else []),
+        "}",
+        "authorization {",
+        "  timeout: 3",
+        "  users: [",
+    ]
+    for user in USERS:
+        allowed = permissions(user)
+        lines += [
+            f"    {{ user: {user}, password: {_quote(passwords[user])}, permissions: {{",
+            f"        publish: {{ allow: [{', '.join(map(_quote, allowed.publish))}] }},",
+            f"        subscribe: {{ allow: [{', '.join(map(_quote, allowed.subscribe))}] }}",
+            "    } }",
+        ]
+    lines += ["  ]", "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _quote(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,68 @@
+"""Streams, KV buckets and durable consumers as data; `provision` makes them, nobody else does."""
+
+from dataclasses import dataclass
+
+from schemas import subjects
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A JetStream stream.
+
+    ``max_age_s`` 0 means for ever; ``max_bytes`` bounds the disk it may take, oldest out first;
+    ``duplicate_window_s`` is how long the server remembers message ids.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age_s: float
+    max_bytes: int
+    duplicate_window_s: float = 120.0
+    writers: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A KV bucket; ``history`` revisions are kept of each key."""
+
+    name: str
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    history: int = 1
+    ttl_s: float = 0.0
+    max_bytes: int = 64 << 20
+
+
+SERVICES = ("router", "inference", "metrics", "monitor", "alerts")
+
+METRICS = Stream("METRICS", (subjects.METRIC,), 3 * DAY, 8 << 30, writers=("router",), readers=("metrics",))
+WINDOWS = Stream(
+    "WINDOWS", (subjects.WINDOW,), 92 * DAY, 16 << 30, writers=("metrics",), readers=("metrics", "monitor", "router"),
+)  # fmt: skip
+EVENTS = Stream(
+    "EVENTS", (subjects.ROLLBACK, subjects.EVENT), 92 * DAY, 2 << 30,
+    writers=("router", "monitor", "inference"), readers=("metrics", "alerts", "monitor", "router"),
+)  # fmt: skip
+ALERTS = Stream(
+    "ALERTS", (subjects.ALERT,), 30 * DAY, 1 << 30,
+    writers=("monitor", "router", "inference", "metrics"), readers=("alerts", "metrics", "router"),
+)  # fmt: skip
+AUDIT = Stream(
+    "AUDIT", (subjects.AUDIT,), 92 * DAY, 2 << 30, writers=("router", "inference"), readers=("metrics",)
+)  # fmt: skip
+DLQ = Stream("DLQ", (subjects.DLQ,), 30 * DAY, 1 << 30, writers=SERVICES, readers=())
+
+STREAMS = (METRICS, WINDOWS, EVENTS, ALERTS, AUDIT, DLQ)
+
+EXPERIMENTS = Bucket("experiments", writers=("router",), readers=("monitor", "metrics", "router"), history=5)
+CONTROL = Bucket("control", writers=("router",), readers=("monitor", "router", "alerts"))
+"""Key ``monitoring``: whether verdicts act (`schemas.v1.control.MonitoringState`)."""
+MONITOR = Bucket("monitor", writers=("monitor",), readers=("monitor",), max_bytes=256 << 20)
+ALERT_STATE = Bucket("alert_state", writers=("alerts",), readers=("alerts",), ttl_s=30 * DAY)
+SECRETS = Bucket("secrets", writers=("router",), readers=("router",))
+"""What routers share and nobody else reads: the unit salt and the signing key."""
+
+BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS)

@@ -1,0 +1,113 @@
+"""The control API: the same models serve HTTP and `cypria.control.<verb>`. Unknown fields are refused."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.v1.common import Message
+from schemas.v1.experiment import VariantSummary
+
+
+class Command(BaseModel):
+    """Base of what callers send: a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SuccessCriteriaPatch(Command):
+    """Overrides of `ab_testing.success_criteria`; what is left out comes from the configuration."""
+
+    min_improvement_threshold: float | None = Field(default=None, ge=0, le=1000)
+    max_error_rate_increase_percent: float | None = Field(default=None, ge=0, le=10_000)
+    max_latency_increase_percent: float | None = Field(default=None, ge=0, le=10_000)
+    min_sample_size: int | None = Field(default=None, ge=1, le=1_000_000_000)
+
+
+class FailureCriteriaPatch(Command):
+    """Overrides of `ab_testing.failure_criteria`."""
+
+    max_error_rate_percent: float | None = Field(default=None, gt=0, le=100)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_consecutive_errors: int | None = Field(default=None, ge=1, le=100_000)
+
+
+class StartRequest(Command):
+    """`POST /v1/ab-testing/start`."""
+
+    model_a: str = Field(min_length=1, max_length=512)
+    model_b: str = Field(min_length=1, max_length=512)
+    traffic_split_percent: float | None = Field(default=None, ge=0, le=100)
+    test_duration_minutes: float | None = Field(default=None, gt=0, le=525_600)
+    auto_rollback: bool = True
+    success_criteria: SuccessCriteriaPatch | None = None
+    failure_criteria: FailureCriteriaPatch | None = None
+    primary_metric: str | None = Field(default=None, pattern="^(latency|ttft|cost|error_rate)$")
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class StartReply(Message):
+    """What start answers."""
+
+    test_id: str
+    status: str = "started"
+
+
+class TestRef(Command):
+    """Bodies that name a test or mean the running one."""
+
+    __test__ = False
+
+    test_id: str | None = Field(default=None, min_length=1, max_length=128)
+
+
+class StopCommand(TestRef):
+    """`POST /v1/ab-testing/stop`."""
+
+    reason: str | None = Field(default=None, max_length=2000)
+
+
+class RollbackCommand(TestRef):
+    """`POST /v1/ab-testing/rollback`."""
+
+    speed: str = Field(default="immediate", pattern="^(immediate|gradual)$")
+    at: str | None = None
+    reason: str | None = Field(default=None, max_length=2000)
+
+
+class SplitCommand(TestRef):
+    """`PATCH /v1/ab-testing/traffic-split`."""
+
+    traffic_split_percent: float = Field(ge=0, le=100)
+
+
+class MonitoringCommand(Command):
+    """`POST /v1/ab-testing/monitoring/start|stop`."""
+
+    check_interval_seconds: float | None = Field(default=None, gt=0, le=86_400)
+
+
+class MonitoringState(Message):
+    """KV bucket `control`, key `monitoring`."""
+
+    active: bool = True
+    check_interval_seconds: float = Field(default=30.0, gt=0)
+    version: int = 0
+
+
+class StatusReply(Message):
+    """`GET /v1/ab-testing/status`: the spec's fields first, all null when nothing runs."""
+
+    test_id: str | None = None
+    status: str | None = None
+    elapsed_minutes: float | None = None
+    traffic_split_percent: float | None = None
+    metrics: dict[str, VariantSummary] | None = None
+    models: dict[str, str] | None = None
+    effective_split_percent: float | None = None
+    remaining_minutes: float | None = None
+    auto_rollback: bool | None = None
+    verdict: dict[str, Any] | None = None
+    digests: dict[str, str] | None = None
+    version: int | None = None
+    running_tests: list[str] | None = None
+    degraded: list[str] | None = None

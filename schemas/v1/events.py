@@ -1,0 +1,58 @@
+"""Data of the durable events on `cypria.event.<type>` and `cypria.rollback.<test_id>`.
+
+Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.rolled_back``, ``test.failed``,
+``test.paused``, ``test.resumed``, ``monitoring.changed``, ``model.state`` and ``rollback.requested``.
+"""
+
+from pydantic import Field
+
+from schemas.v1.common import Message, ShareBp, TestStatus, UnixMs
+from schemas.v1.experiment import RollbackOrder, TestResult
+
+
+class TestEvent(Message):
+    """Something that happened to a test; ``result`` is the whole result as of this event."""
+
+    __test__ = False
+
+    test_id: str
+    version: int
+    status: TestStatus
+    model_a: str
+    model_b: str
+    share_bp: ShareBp
+    actor: str = ""
+    reason: str | None = None
+    config_hash: str = ""
+    at_ms: UnixMs
+    result: TestResult | None = None
+    order: RollbackOrder | None = None
+
+
+class RollbackRequested(Message):
+    """The monitor's (or an operator's) word that a canary must get nothing any more."""
+
+    test_id: str
+    model_a: str
+    order: RollbackOrder
+
+
+class MonitoringChanged(Message):
+    """Automated monitoring was switched on or off, or given another interval."""
+
+    active: bool
+    check_interval_seconds: float
+    actor: str
+    at_ms: UnixMs
+
+
+class ModelState(Message):
+    """A model changed its state on a worker."""
+
+    model: str
+    worker: str
+    state: str
+    digest: str = ""
+    reason: str = ""
+    at_ms: UnixMs
+    seconds: float | None = Field(default=None, description="how long the step took")

@@ -1,0 +1,202 @@
+"""An experiment as it is stored in the KV bucket `experiments`, one entry for each ``model_a``."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from schemas.v1.common import LIVE, Decision, Message, ShareBp, TestStatus, UnixMs
+
+SLOTS = 10_000
+UNIT_BUCKETS = 128
+
+
+class SuccessCriteria(Message):
+    """What a promotion needs. Percentages are relative increases, as in the spec."""
+
+    min_improvement_threshold: float = Field(default=5.0, ge=0, le=1000)
+    max_error_rate_increase_percent: float = Field(default=50.0, ge=0, le=10_000)
+    max_latency_increase_percent: float = Field(default=20.0, ge=0, le=10_000)
+    min_sample_size: int = Field(default=100, ge=1, le=1_000_000_000)
+
+
+class FailureCriteria(Message):
+    """Absolute limits of the canary: errors in percent, mean latency in milliseconds."""
+
+    max_error_rate_percent: float = Field(default=5.0, gt=0, le=100)
+    max_latency_ms: float = Field(default=5000.0, gt=0)
+    max_consecutive_errors: int = Field(default=10, ge=1, le=100_000)
+
+
+class Thresholds(Message):
+    """Rollback triggers 1 and 2, and their warnings: errors in percent, mean latency in milliseconds."""
+
+    critical_error_rate: float = Field(default=10.0, gt=0, le=100)
+    warning_error_rate: float = Field(default=5.0, gt=0, le=100)
+    critical_latency_ms: float = Field(default=3000.0, gt=0)
+    warning_latency_ms: float = Field(default=1500.0, gt=0)
+
+    @model_validator(mode="after")
+    def _warnings_come_first(self) -> "Thresholds":
+        for quantity in ("error_rate", "latency_ms"):
+            if getattr(self, f"warning_{quantity}") > getattr(self, f"critical_{quantity}"):
+                raise ValueError(
+                    f"warning_{quantity} is above critical_{quantity}: lower the warning or raise the critical limit"
+                )
+        return self
+
+
+class VerdictRecord(Message):
+    """Why a decision was taken, with everything a replay must find again."""
+
+    decision: Decision
+    reason: str
+    rule: str
+    at_ms: UnixMs
+    tick: int | None = None
+    value: float | None = None
+    bound: float | None = None
+    threshold: float | None = None
+    log_e: float | None = None
+    n_a: int = 0
+    n_b: int = 0
+    split_bp: ShareBp = 0
+    digests: dict[str, str] = Field(default_factory=dict)
+    config_hash: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class VariantSummary(Message):
+    """Totals of one variant as the API shows them; error_rate and success_rate in percent."""
+
+    request_count: int = 0
+    error_rate: float = 0.0
+    avg_latency_ms: float | None = None
+    successful_requests: int = 0
+    error_count: int = 0
+    client_errors: int = 0
+    client_cancels: int = 0
+    admitted: int = 0
+    in_flight: int = 0
+    overdue: int = 0
+    fallback_count: int = 0
+    success_rate: float | None = None
+    throughput_rps: float = 0.0
+    latency_p50_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_p99_ms: float | None = None
+    avg_ttft_ms: float | None = None
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    ttft_p99_ms: float | None = None
+    avg_inter_token_ms: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    outcomes: dict[str, int] = Field(default_factory=dict)
+    units: int = 0
+
+
+class TestResult(Message):
+    """A test that ended, in the spec's shape plus what a record needs."""
+
+    __test__ = False
+
+    test_id: str
+    status: TestStatus
+    decision: Decision | None = None
+    reason: str | None = None
+    metrics_summary: dict[str, VariantSummary] = Field(default_factory=dict)
+    start_time: str | None = None
+    end_time: str | None = None
+    models: dict[str, str] = Field(default_factory=dict)
+    traffic_split_percent: float = 0.0
+    verdict: VerdictRecord | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+    version: int = 0
+
+
+class StopRequest(Message):
+    """A stop in progress: the canary already gets nothing, the last facts and the verdict are awaited."""
+
+    reason: str
+    actor: str
+    at_ms: UnixMs
+
+
+class RollbackOrder(Message):
+    """Who asked for a rollback, by which rule, decided on which version of the entry."""
+
+    rule: str
+    reason: str
+    actor: str
+    at_ms: UnixMs
+    decided_on: int = 0
+    verdict: VerdictRecord | None = None
+
+
+class OutboxEvent(Message):
+    """An event that the entry's writer has yet to publish; ``id`` is ``<test>.<version>.<n>``."""
+
+    id: str
+    subject: str
+    type: str
+    at_ms: UnixMs
+    data: dict[str, Any]
+
+
+class Experiment(Message):
+    """State of the current (or last) test of one ``model_a``.
+
+    ``version`` rises with every change; ``share_bp`` is the configured share of B; ``slots`` are B's hash
+    slots as half-open ranges; ``recent`` keeps the results of the tests that this entry held before, newest
+    first, until the history has surely taken them.
+    """
+
+    test_id: str
+    version: int = Field(default=1, ge=1)
+    status: TestStatus
+    model_a: str
+    model_b: str
+    share_bp: ShareBp
+    slots: list[tuple[int, int]] = Field(default_factory=list)
+    salt: str
+    unit_salt_version: int = 1
+    created_ms: UnixMs
+    started_ms: UnixMs | None = None
+    ends_ms: UnixMs | None = None
+    ended_ms: UnixMs | None = None
+    duration_minutes: float = Field(gt=0)
+    auto_rollback: bool = True
+    success_criteria: SuccessCriteria = Field(default_factory=SuccessCriteria)
+    failure_criteria: FailureCriteria = Field(default_factory=FailureCriteria)
+    thresholds: Thresholds = Field(default_factory=Thresholds)
+    policies: dict[str, Any] = Field(default_factory=dict)
+    check_interval_seconds: float = Field(default=30.0, gt=0)
+    primary_metric: str = "latency"
+    alpha: float = Field(default=0.01, gt=0, lt=1)
+    configured: list[str] = Field(default_factory=list)
+    """Limits that the operator named (``failure_criteria.max_latency_ms`` ...): each is a guardrail of its own."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    config_hash: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+    actor: str = ""
+    stopping: StopRequest | None = None
+    rollback: RollbackOrder | None = None
+    result: TestResult | None = None
+    recent: list[TestResult] = Field(default_factory=list)
+    outbox: list[OutboxEvent] = Field(default_factory=list)
+
+    @property
+    def live(self) -> bool:
+        """Whether the test has yet to end."""
+        return self.status in LIVE
+
+    @property
+    def assigning(self) -> bool:
+        """Whether requests are assigned to this test now."""
+        return self.status in {TestStatus.RUNNING, TestStatus.PAUSED, TestStatus.ROLLING_BACK} and self.stopping is None
+
+    @property
+    def epoch_seconds(self) -> int:
+        """Length of a unit epoch: a 24th of the planned duration, at least ten minutes."""
+        return max(600, int(self.duration_minutes * 60 / 24))

@@ -1,0 +1,160 @@
+"""Questions about the past (`cypria.query.<name>`) and about verdicts (`cypria.verdict.<name>`), and their answers.
+
+Every answer is either the reply model or `QueryError`; its NATS header `Cypria-Error: 1` tells which.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from schemas.v1.common import Message
+from schemas.v1.experiment import TestResult, VariantSummary, VerdictRecord
+
+
+class QueryError(Message):
+    """Why a question could not be answered."""
+
+    message: str
+    code: str = "unavailable"
+
+
+class TotalsQuery(Message):
+    """`cypria.query.totals`: totals of some tests since they began."""
+
+    tests: list[str]
+
+
+class TotalsReply(Message):
+    """By test, by variant (``a``, ``b``); a test without any fact is absent."""
+
+    tests: dict[str, dict[str, VariantSummary]] = Field(default_factory=dict)
+
+
+class HistoryQuery(Message):
+    """`cypria.query.history`: ended tests, newest first."""
+
+    limit: int = Field(default=50, ge=1, le=1000)
+    offset: int = Field(default=0, ge=0)
+
+
+class HistoryReply(Message):
+    """A page of results and how many there are in all."""
+
+    tests: list[TestResult] = Field(default_factory=list)
+    total_tests: int = 0
+
+
+class TestQuery(Message):
+    """`cypria.query.test`: one test by id."""
+
+    __test__ = False
+
+    test_id: str
+
+
+class TestReply(Message):
+    """The result, or null when there is no such test."""
+
+    __test__ = False
+
+    result: TestResult | None = None
+
+
+class AlertsQuery(Message):
+    """`cypria.query.alerts` (answered by alerts): newest first."""
+
+    limit: int = Field(default=50, ge=1, le=10_000)
+    test_id: str | None = None
+
+
+class AlertsReply(Message):
+    """Alerts as they were raised, with the state of their delivery."""
+
+    alerts: list[dict[str, Any]] = Field(default_factory=list)
+    total_alerts: int = 0
+
+
+class AuditQuery(Message):
+    """`cypria.query.audit`: newest first."""
+
+    since: str | None = None
+    actor: str | None = None
+    limit: int = Field(default=100, ge=1, le=10_000)
+
+
+class AuditReply(Message):
+    """Audit records."""
+
+    records: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class VerdictQuery(Message):
+    """`cypria.verdict.status`: how the evidence stands now."""
+
+    test_id: str
+
+
+class GuardrailStatus(Message):
+    """One guardrail: ln E against its limit, and what it waits for."""
+
+    name: str
+    action: str
+    log_e: float
+    limit: float
+    fired: bool = False
+    warned: bool = False
+    value_a: float | None = None
+    value_b: float | None = None
+    threshold: float | None = None
+    needs_requests: int | None = None
+
+
+class VerdictStatus(Message):
+    """How the evidence stands: guardrails, sample-ratio mismatch, promotion conditions and the tick they stand at."""
+
+    test_id: str
+    tick: int | None = None
+    windows_seq: int = 0
+    n_a: int = 0
+    n_b: int = 0
+    guardrails: list[GuardrailStatus] = Field(default_factory=list)
+    promotion: dict[str, Any] = Field(default_factory=dict)
+    summary: str = ""
+
+
+class FinalVerdictQuery(Message):
+    """`cypria.verdict.final`: decide now. ``flushed`` is the highest batch number acknowledged, by router epoch and
+    partition, that the evidence must contain; ``deadline_ms`` is how long the monitor may wait for it."""
+
+    test_id: str
+    flushed: dict[str, dict[int, int]] = Field(default_factory=dict)
+    deadline_ms: int = 2500
+
+
+class FinalVerdict(Message):
+    """The decision and the totals it rests on."""
+
+    verdict: VerdictRecord
+    metrics_summary: dict[str, VariantSummary] = Field(default_factory=dict)
+    complete: bool = True
+
+
+class MonitoringStatus(Message):
+    """`cypria.verdict.monitoring`: the health of the monitor itself."""
+
+    monitoring_active: bool
+    check_interval_seconds: float
+    leader_of: list[str] = Field(default_factory=list)
+    last_check: str | None = None
+    checks_total: int = 0
+    consecutive_check_failures: int = 0
+    windows_seq: int = 0
+    lag_seconds: float | None = None
+
+
+class Lease(Message):
+    """`cypria.lease.<test_id>` every second: a counter that grows while a monitor watches the test."""
+
+    test_id: str
+    counter: int
+    holder: str

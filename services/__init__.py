@@ -1,0 +1,1 @@
+"""Cypria's services: independent processes that meet only on the bus."""

@@ -1,0 +1,1 @@
+"""What all service processes share; imports no service."""

@@ -1,0 +1,216 @@
+"""The connection to NATS: options that survived kill -9, durable publishing, compare-and-set, dead letters."""
+
+import asyncio
+import base64
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+from faststream.nats import NatsBroker
+from faststream.security import SASLPlaintext
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
+from nats.js.errors import APIError, KeyWrongLastSequenceError
+
+from schemas import subjects
+from schemas.v1.alerts import DeadLetter
+from services._runtime.clock import monotonic, now_ms
+from services._runtime.settings_model import Settings
+from services._runtime.telemetry import get_logger
+
+log = get_logger(__name__)
+
+WRONG_LAST_SEQUENCE = 10071
+TRANSIENT = (NatsError, asyncio.TimeoutError, OSError)
+
+
+def _options(settings: Settings, service: str) -> dict[str, Any]:
+    servers = settings.nats.servers
+    if not servers:
+        raise ValueError("nats.servers is not set: name the servers, or run the service under `cypria up`")
+    return {
+        "servers": servers,
+        "name": f"cypria-{service}",
+        "inbox_prefix": inbox_prefix(settings, service),
+        "connect_timeout": 1,
+        "reconnect_time_wait": 0.1,
+        "max_reconnect_attempts": -1,
+        "ping_interval": 1,
+        "max_outstanding_pings": 2,
+    }
+
+
+def inbox_prefix(settings: Settings, service: str) -> str:
+    """Replies come under the NATS user's own prefix, the only one that the user may subscribe to."""
+    return f"_INBOX.{settings.nats.user or service}"
+
+
+class Bus:
+    """One process's own connection.
+
+    ``connected`` tells the present state; ``generation`` rises with every (re)connect and callbacks added
+    with `on_reconnect` run then. Requests are not buffered while the server is away.
+    """
+
+    def __init__(self, settings: Settings, service: str, *, pending_size: int = 2 << 20) -> None:
+        self.settings = settings
+        self.service = service
+        self._pending_size = pending_size
+        self._callbacks: list[Callable[[], None]] = []
+        self.generation = 0
+        self.nc: Client = Client()
+        self.js: JetStreamContext = self.nc.jetstream(timeout=2)
+
+    async def connect(self) -> None:
+        """Connect, waiting for the server as long as it takes (the supervisor may start it after us)."""
+        password = self.settings.nats.password
+        await self.nc.connect(
+            **_options(self.settings, self.service),
+            user=self.settings.nats.user,
+            password=password.get_secret_value() if password else None,
+            pending_size=self._pending_size,
+            error_cb=self._on_error,
+            reconnected_cb=self._on_reconnected,
+            disconnected_cb=self._on_disconnected,
+        )
+        self.generation = 1
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now."""
+        return bool(self.nc.is_connected)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` (quick, not async) after every reconnect."""
+        self._callbacks.append(callback)
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return None if self.connected else "no connection to NATS"
+
+    async def close(self) -> None:
+        """Flush what is buffered and close."""
+        if self.nc.is_closed:
+            return
+        try:
+            if self.nc.is_connected:
+                await self.nc.flush(timeout=1)
+        except TRANSIENT as exc:
+            log.warning("flush_failed", error=repr(exc))
+        await self.nc.close()
+
+    async def _on_error(self, exc: Exception) -> None:
+        log.warning("nats_error", error=repr(exc))
+
+    async def _on_disconnected(self) -> None:
+        if not self.nc.is_closed:
+            log.warning("nats_disconnected")
+
+    async def _on_reconnected(self) -> None:
+        self.generation += 1
+        log.info("nats_reconnected", generation=self.generation)
+        for callback in self._callbacks:
+            callback()
+
+
+def make_broker(settings: Settings, service: str) -> NatsBroker:
+    """A FastStream broker for a service's handlers, as the service's own NATS user."""
+    options = _options(settings, service)
+    password = settings.nats.password
+    if settings.nats.user and password:
+        options["security"] = SASLPlaintext(settings.nats.user, password.get_secret_value(), use_ssl=False)
+    return NatsBroker(**options, logger=None)
+
+
+async def publish_durable(
+    js: JetStreamContext,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str] | None = None,
+    *,
+    patience_s: float = 15.0,
+) -> PubAck:
+    """Publish to a stream until it is acknowledged, with backoff and jitter, under the same headers each time.
+
+    Raises the last error after ``patience_s``; errors that a retry cannot cure are raised at once.
+    """
+    deadline = monotonic() + patience_s
+    delay = 0.05
+    while True:
+        try:
+            return await js.publish(subject, payload, headers=headers, timeout=2)
+        except APIError as exc:
+            if exc.err_code == WRONG_LAST_SEQUENCE or monotonic() + delay > deadline:
+                raise
+        except TRANSIENT:
+            if monotonic() + delay > deadline:
+                raise
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        delay = min(delay * 2, 1.0)
+
+
+async def dead_letter(
+    js: JetStreamContext, *, stream: str, consumer: str, subject: str, sequence: int, payload: bytes, reason: str,
+    deliveries: int = 1,
+) -> None:  # fmt: skip
+    """Put what could not be processed into the DLQ, once for each (stream, consumer, sequence)."""
+    letter = DeadLetter(
+        stream=stream, consumer=consumer, subject=subject, sequence=sequence, reason=reason, deliveries=deliveries,
+        at_ms=now_ms(), payload_b64=base64.b64encode(payload).decode(),
+    )  # fmt: skip
+    log.error("dead_letter", stream=stream, consumer=consumer, sequence=sequence, reason=reason)
+    headers = {"Nats-Msg-Id": f"dlq.{stream}.{consumer}.{sequence}"}
+    await publish_durable(js, subjects.dlq(stream, consumer), letter.model_dump_json().encode(), headers)
+
+
+async def request(nc: Client, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Any:
+    """Core request/reply; raises nats.errors.NoRespondersError, nats.errors.TimeoutError or another NatsError."""
+    return await nc.request(subject, payload, timeout=timeout_s, headers=headers)
+
+
+async def compare_and_set(
+    kv: Any,
+    key: str,
+    change: Callable[[bytes | None], bytes | None] | Callable[[bytes | None], Awaitable[bytes | None]],
+    *,
+    patience_s: float = 15.0,
+) -> tuple[bytes | None, int]:
+    """Read, change and write back one KV key until nobody came between.
+
+    ``change`` gets the present value (None when there is none) and returns the new one, or None to leave it as it
+    is; its exceptions end the attempt. Returns (value now stored, its revision). Raises the last error after
+    ``patience_s``.
+    """
+    deadline = monotonic() + patience_s
+    delay = 0.01
+    while True:
+        try:
+            value, revision = await _read(kv, key)
+            new = change(value)
+            if isinstance(new, Awaitable):
+                new = await new
+            if new is None:
+                return value, revision
+            revision = await kv.update(key, new, last=revision or None)
+            return new, revision
+        except KeyWrongLastSequenceError:
+            if monotonic() > deadline:
+                raise
+        except TRANSIENT:
+            if monotonic() + delay > deadline:
+                raise
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        delay = min(delay * 2, 0.5)
+
+
+async def _read(kv: Any, key: str) -> tuple[bytes | None, int]:
+    try:
+        entry = await kv.get(key)
+    except nats.js.errors.KeyDeletedError as exc:
+        return None, int(exc.entry.revision)
+    except nats.js.errors.KeyNotFoundError:
+        return None, 0
+    return bytes(entry.value or b""), int(entry.revision)

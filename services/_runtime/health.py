@@ -1,0 +1,68 @@
+"""`/health`, `/ready` and `/metrics`, the same for every service."""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from services._runtime.telemetry import render_metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Readiness:
+    """What a process still lacks before it can serve.
+
+    A check is a function that returns None when satisfied, else what is missing, in words.
+    """
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Callable[[], str | None]] = {}
+
+    def add(self, name: str, check: Callable[[], str | None]) -> None:
+        """Add or replace a check."""
+        self._checks[name] = check
+
+    def missing(self) -> dict[str, str]:
+        """What is missing, by check; a check that raises is missing too."""
+        found = {}
+        for name, check in self._checks.items():
+            try:
+                reason = check()
+            except Exception as exc:
+                reason = f"check failed: {type(exc).__name__}"
+            if reason is not None:
+                found[name] = reason
+        return found
+
+
+async def respond(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
+    """One whole HTTP response."""
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def routes(service: str, readiness: Readiness) -> list[tuple[str, AsgiApp]]:
+    """ASGI routes of the three operations endpoints."""
+
+    async def health(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await respond(send, 200, json.dumps({"status": "ok", "service": service}).encode())
+
+    async def ready(_scope: Scope, _receive: Receive, send: Send) -> None:
+        missing = readiness.missing()
+        body = {"status": "unready" if missing else "ready", "service": service, "missing": missing}
+        await respond(send, 503 if missing else 200, json.dumps(body).encode())
+
+    async def metrics(_scope: Scope, _receive: Receive, send: Send) -> None:
+        body, content_type = render_metrics()
+        await respond(send, 200, body, content_type)
+
+    return [("/health", health), ("/ready", ready), ("/metrics", metrics)]

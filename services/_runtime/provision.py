@@ -1,0 +1,61 @@
+"""Makes or updates streams and buckets as `schemas.streams` declares them; idempotent."""
+
+from typing import Any
+
+from nats.js import JetStreamContext
+from nats.js.api import KeyValueConfig, StorageType, StreamConfig
+from nats.js.errors import BucketNotFoundError, NotFoundError
+
+from schemas import streams
+
+
+async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int) -> list[str]:
+    """Create what is missing and bring what exists to its declaration; returns what was done, in words."""
+    done = []
+    for stream in streams.STREAMS:
+        max_age = min(stream.max_age_s, retention_days * streams.DAY) if stream.max_age_s > 31 * streams.DAY else stream.max_age_s
+        config = StreamConfig(
+            name=stream.name,
+            subjects=list(stream.subjects),
+            max_age=max_age,
+            max_bytes=stream.max_bytes,
+            duplicate_window=stream.duplicate_window_s,
+            storage=StorageType.FILE,
+            num_replicas=replicas,
+            allow_direct=True,
+        )
+        done.append(await _stream(js, config))
+    for bucket in streams.BUCKETS:
+        done.append(await _bucket(js, bucket, replicas))
+    return done
+
+
+async def _stream(js: JetStreamContext, config: StreamConfig) -> str:
+    name = str(config.name)
+    try:
+        await js.stream_info(name)
+    except NotFoundError:
+        await js.add_stream(config)
+        return f"stream {name}: created"
+    await js.update_stream(config)
+    return f"stream {name}: up to date"
+
+
+async def _bucket(js: JetStreamContext, bucket: streams.Bucket, replicas: int) -> str:
+    try:
+        await js.key_value(bucket.name)
+    except (BucketNotFoundError, NotFoundError):
+        options: dict[str, Any] = {"ttl": bucket.ttl_s} if bucket.ttl_s else {}
+        await js.create_key_value(
+            KeyValueConfig(
+                bucket=bucket.name,
+                history=bucket.history,
+                max_bytes=bucket.max_bytes,
+                replicas=replicas,
+                direct=True,
+                storage=StorageType.FILE,
+                **options,
+            )
+        )
+        return f"bucket {bucket.name}: created"
+    return f"bucket {bucket.name}: up to date"

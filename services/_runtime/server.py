@@ -1,0 +1,127 @@
+"""Runs one service as a process: settings, logs, uvicorn, signals, no orphan."""
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from services._runtime.settings import ConfigError, load
+from services._runtime.settings_model import Settings
+from services._runtime.telemetry import get_logger, setup_logging
+
+EXIT_CONFIG = 78
+"""sysexits.h EX_CONFIG: the supervisor does not restart a service that cannot read its configuration."""
+
+_PR_SET_PDEATHSIG = 1
+SUPERVISED = "CYPRIA_SUPERVISOR_PID"
+CONFIG_FILE = "CYPRIA_CONFIG_FILE"
+DRAIN_S = 5
+
+
+def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to signal this process when its parent dies, however the parent dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig))
+
+
+def _parent_is_gone() -> bool:
+    supervisor = os.environ.get(SUPERVISED)
+    return supervisor is not None and os.getppid() != int(supervisor)
+
+
+def load_or_exit(config: Path | None) -> Settings:
+    """The settings, or the error on stderr and exit status EXIT_CONFIG."""
+    try:
+        return load(config, os.environ)
+    except ConfigError as exc:
+        sys.stderr.write(f"cypria: configuration refused\n{exc}\n")
+        raise SystemExit(EXIT_CONFIG) from None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; exits with the remedy when the address is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as exc:
+        sys.stderr.write(f"cypria: cannot listen on {host}:{port} ({exc.strerror}): free the port or give another\n")
+        raise SystemExit(EXIT_CONFIG) from None
+    sock.listen(2048)
+    sock.setblocking(False)
+    return sock
+
+
+def main(service: str, build_app: Callable[[Settings], Any], **uvicorn_options: Any) -> None:
+    """`python -m services.NAME [--config FILE]`."""
+    run(service, build_app, _config_argument(sys.argv[1:]), **uvicorn_options)
+
+
+def _config_argument(argv: list[str]) -> Path | None:
+    if not argv:
+        return Path(os.environ[CONFIG_FILE]) if os.environ.get(CONFIG_FILE) else None
+    if len(argv) == 2 and argv[0] == "--config":
+        return Path(argv[1])
+    sys.stderr.write("usage: python -m services.NAME [--config FILE]\n")
+    raise SystemExit(2)
+
+
+def run(service: str, build_app: Callable[[Settings], Any], config: Path | None, **uvicorn_options: Any) -> None:
+    """Run a service until SIGTERM or SIGINT; then drain within DRAIN_S and return."""
+    if os.environ.get(SUPERVISED):
+        die_with_parent()
+        if _parent_is_gone():
+            raise SystemExit(0)
+    settings = load_or_exit(config)
+    setup_logging(service, settings.logging)
+    log = get_logger(__name__)
+    edge = service == "router"
+    sock = bind(*((settings.http.host, settings.http.port) if edge else (settings.ops.host, settings.ops.port)))
+    host, port = sock.getsockname()[:2]
+    _write_run_file(settings, service, host, port)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(settings),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            loop="uvloop",
+            timeout_graceful_shutdown=DRAIN_S,
+            server_header=False,
+            date_header=False,
+            **uvicorn_options,
+        )
+    )
+    log.info("starting", host=host, port=port, pid=os.getpid())
+    with asyncio.Runner(loop_factory=_uvloop) as runner:
+        runner.run(server.serve(sockets=[sock]))
+    log.info("stopped")
+    if not server.started:
+        raise SystemExit(1)
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def _write_run_file(settings: Settings, service: str, host: str, port: int) -> None:
+    """Where this process listens, for `cypria doctor` and people; one file for each process."""
+    folder = settings.data_dir / "run"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{service}.{os.getpid()}.json"
+        path.write_text(json.dumps({"service": service, "pid": os.getpid(), "host": host, "port": port}))
+    except OSError as exc:
+        get_logger(__name__).warning("run_file_not_written", folder=str(folder), error=str(exc))

@@ -1,0 +1,168 @@
+"""Configuration: one YAML file, overridden by the environment, refused whole when anything is wrong.
+
+`load` is the only way in. Nothing is guessed: an unknown key, a wrong type, a duplicate key or a
+contradiction raises ConfigError with the source, the key and the reason.
+"""
+
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from services._runtime.settings_model import Settings
+
+SPEC_ENVIRONMENT = {
+    "APHRODITE_AB_TESTING_ENABLED": ("ab_testing", "enabled"),
+    "AB_TEST_DEFAULT_SPLIT_PERCENT": ("ab_testing", "default_traffic_split_percent"),
+    "AB_TEST_MAX_DURATION_MINUTES": ("ab_testing", "max_test_duration_minutes"),
+    "AB_TEST_MONITORING_INTERVAL": ("monitoring", "check_interval_seconds"),
+    "AB_TEST_ALERT_RETENTION": ("alerts", "retention"),
+    "APHRODITE_LOG_LEVEL": ("logging", "level"),
+    "AB_TEST_DEBUG": ("logging", "debug"),
+    "AB_TEST_VERBOSE_METRICS": ("logging", "verbose_metrics"),
+}
+CONFIG_PATH = "APHRODITE_AB_TESTING_CONFIG_PATH"
+PREFIX = "CYPRIA_"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the source, the key and the reason."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without silently overwritten duplicate keys."""
+
+
+def _no_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise ConfigError(f"key '{key}' stands twice (again on line {line}): keep one of them")
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return typing.cast("dict[Any, Any]", yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_duplicates)
+
+
+def load(config: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The effective settings from a file (or the one that the environment names) and the environment.
+
+    Relative paths in the file are relative to the file. Raises ConfigError.
+    """
+    path = config
+    if path is None and environ.get(CONFIG_PATH):
+        path = Path(environ[CONFIG_PATH])
+    raw = _read(path) if path else {}
+    source = str(path) if path else "defaults"
+    origins = _overlay(raw, environ)
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as exc:
+        raise ConfigError(_explain(exc, source, origins)) from None
+    if path:
+        settings.resolve_paths(path.resolve().parent)
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror}): give the path of a YAML file") from None
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 at byte {exc.start}: save the file as UTF-8") from None
+    try:
+        # _StrictLoader derives from SafeLoader: no object construction.
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from None
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f" on line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}: {getattr(exc, 'problem', exc)}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: the file must hold a mapping of sections, not a {type(data).__name__}")
+    return data
+
+
+def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Write the environment's values over the file's; returns which variable set which key."""
+    origins: dict[tuple[str, ...], str] = {}
+    for name, key in SPEC_ENVIRONMENT.items():
+        if name in environ:
+            _set(raw, key, environ[name], name)
+            origins[key] = name
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and "__" in name:
+            key = tuple(part.lower() for part in name[len(PREFIX) :].split("__"))
+            _set(raw, key, environ[name], name)
+            origins[key] = name
+    return origins
+
+
+def _set(raw: dict[str, Any], key: tuple[str, ...], text: str, variable: str) -> None:
+    annotation: Any = Settings
+    node = raw
+    for depth, part in enumerate(key):
+        model = _model_in(annotation)
+        if model is None or part not in model.model_fields:
+            raise ConfigError(
+                f"environment variable {variable}: there is no setting '{'.'.join(key[: depth + 1])}': "
+                "check its spelling in docs/configuration.md or unset it"
+            )
+        annotation = model.model_fields[part].annotation
+        if depth < len(key) - 1:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"environment variable {variable}: '{part}' in the file is not a section")
+            node = child
+    node[key[-1]] = text if _is_text(annotation) else _scalar(text, variable)
+
+
+def _scalar(text: str, variable: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"environment variable {variable}: '{text}' is not a YAML value") from None
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
+
+
+def _is_text(annotation: Any) -> bool:
+    return any(member in {str, SecretStr, Path} for member in _members(annotation))
+
+
+def _explain(exc: ValidationError, source: str, origins: Mapping[tuple[str, ...], str]) -> str:
+    lines = []
+    for error in exc.errors(include_url=False, include_input=False):
+        loc = error["loc"]
+        key = ".".join(str(part) for part in loc) or "(whole file)"
+        prefix = tuple(str(part) for part in loc)
+        variable = next((v for k, v in origins.items() if prefix[: len(k)] == k), None)
+        where = f"environment variable {variable}" if variable else source
+        reason = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            reason = "unknown key: check its spelling in docs/configuration.md or remove it"
+        lines.append(f"{where}: {key}: {reason}")
+    return "\n".join(lines)

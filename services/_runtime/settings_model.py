@@ -1,0 +1,306 @@
+"""The settings themselves: sections and names as the configuration file has them."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A section refuses keys that it does not know and values of another type."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class StrictSuccess(SuccessCriteria):
+    """`ab_testing.success_criteria`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StrictFailure(FailureCriteria):
+    """`ab_testing.failure_criteria`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StrictThresholds(Thresholds):
+    """`monitoring.thresholds`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AbTesting(Section):
+    """`ab_testing`."""
+
+    enabled: bool = True
+    default_traffic_split_percent: float = Field(default=10.0, ge=0, le=100)
+    max_test_duration_minutes: float = Field(default=1440, gt=0, le=525_600)
+    success_criteria: StrictSuccess = StrictSuccess()
+    failure_criteria: StrictFailure = StrictFailure()
+
+
+class Monitoring(Section):
+    """`monitoring`."""
+
+    enabled: bool = True
+    check_interval_seconds: float = Field(default=30, gt=0, le=86_400)
+    thresholds: StrictThresholds = StrictThresholds()
+
+
+class Destination(Section):
+    """One entry of `alerts.destinations`."""
+
+    type: Literal["slack", "log"]
+    name: str | None = None
+    webhook_url: SecretStr | None = None
+    webhook_url_env: str | None = None
+    channel: str | None = None
+    min_level: Literal["INFO", "WARNING", "CRITICAL", "EMERGENCY"] = "INFO"
+
+    @model_validator(mode="after")
+    def _slack_needs_url(self) -> "Destination":
+        if self.type == "slack" and not (self.webhook_url or self.webhook_url_env):
+            raise ValueError("a slack destination needs webhook_url, or webhook_url_env naming a variable")
+        return self
+
+
+class Alerts(Section):
+    """`alerts`."""
+
+    destinations: list[Destination] = []
+    retention: int = Field(default=1000, ge=1, le=1_000_000)
+
+
+class Nats(Section):
+    """`nats`. Without servers, `cypria up` runs its own nats-server in the data dir."""
+
+    servers: list[str] | None = None
+    replicas: Literal[1, 3, 5] = 1
+    durability: Literal["fast", "power-safe"] = "fast"
+    user: str | None = None
+    password: SecretStr | None = None
+    port: Port = 0
+
+
+class ClickHouse(Section):
+    """`clickhouse`. Without dsn, chDB in the data dir. http_port 0: a free one."""
+
+    dsn: SecretStr | None = None
+    http_enabled: bool = True
+    http_port: Port = 0
+    http_password: SecretStr | None = None
+
+
+class Cost(Section):
+    """Prices in dollars."""
+
+    prompt_per_1k: float = Field(default=0, ge=0)
+    completion_per_1k: float = Field(default=0, ge=0)
+    gpu_second: float = Field(default=0, ge=0)
+
+
+class Model(Section):
+    """One entry of `models`."""
+
+    name: str = Field(min_length=1, max_length=512)
+    engine: Literal["openai", "transformers"]
+    base_url: str | None = None
+    upstream_model: str | None = None
+    api_key_env: str | None = None
+    path: Path | None = None
+    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    engine_args: dict[str, Any] = {}
+    timeout_seconds: Positive = 60
+    total_timeout_seconds: Positive = 600
+    preload: bool = True
+    max_concurrency: int = Field(default=256, ge=1, le=100_000)
+    max_queue: int = Field(default=1024, ge=0, le=1_000_000)
+    cost: Cost = Cost()
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> "Model":
+        if self.engine == "openai":
+            if not self.base_url:
+                raise ValueError(f"model '{self.name}': engine openai needs base_url, such as http://127.0.0.1:8000/v1")
+            if not self.base_url.startswith(("http://", "https://")):
+                raise ValueError(f"model '{self.name}': base_url must start with http:// or https://")
+            if self.path:
+                raise ValueError(f"model '{self.name}': engine openai takes no path: remove it, or name another engine")
+        elif not self.path:
+            raise ValueError(f"model '{self.name}': engine {self.engine} needs path, the model's directory")
+        if self.timeout_seconds > self.total_timeout_seconds:
+            raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
+        return self
+
+
+class ModelSources(Section):
+    """`model_sources`. An empty list allows what the configuration names."""
+
+    allow: list[str] = []
+
+
+class ApiKey(Section):
+    """One entry of `security.api_keys`."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")
+    role: Literal["client", "viewer", "operator", "admin"]
+    key_env: str | None = None
+    key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ApiKey":
+        if (self.key_env is None) == (self.key_sha256 is None):
+            raise ValueError(f"key '{self.name}': give exactly one of key_env and key_sha256")
+        return self
+
+
+class RateLimit(Section):
+    """`security.rate_limit`; 0 means no limit."""
+
+    control_per_minute: int = Field(default=100, ge=0)
+    control_burst: int = Field(default=10, ge=1)
+    inference_per_minute: int = Field(default=0, ge=0)
+
+
+class Security(Section):
+    """`security`."""
+
+    api_keys: list[ApiKey] = []
+    rate_limit: RateLimit = RateLimit()
+    signing_key_env: str | None = None
+    ip_allow: list[str] = []
+
+    @field_validator("api_keys")
+    @classmethod
+    def _names_differ(cls, keys: list[ApiKey]) -> list[ApiKey]:
+        names = [key.name for key in keys]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two keys are named '{name}': give each its own name")
+        return keys
+
+
+class Privacy(Section):
+    """`privacy`."""
+
+    retention_days: int = Field(default=90, ge=1, le=3650)
+    unit_salt_env: str | None = None
+
+
+class Policies(Section):
+    """`policies`."""
+
+    on_no_data: Literal["hold", "rollback", "alert"] = "hold"
+    on_monitor_down: Literal["hold", "rollback"] = "rollback"
+    on_srm: Literal["hold", "rollback", "warn"] = "hold"
+    on_both_arms_bad: Literal["alert", "rollback"] = "alert"
+    fallback_to_stable: bool = True
+
+
+UnitSource = Literal["x_session_id", "user", "x_user_id", "prompt_cache_key", "api_key", "client_address"]
+
+
+class AssignmentSettings(Section):
+    """`assignment`."""
+
+    unit: list[UnitSource] = ["x_session_id", "user", "x_user_id", "prompt_cache_key"]
+
+
+class Http(Section):
+    """`http`: the edge. max_body_bytes bounds request bodies."""
+
+    host: str = "127.0.0.1"
+    port: Port = 2242
+    max_body_bytes: int = Field(default=10 << 20, ge=1024)
+
+
+class Ops(Section):
+    """`ops`: where a service other than the router shows /health, /ready and /metrics; port 0: a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+
+
+class Logging(Section):
+    """`logging`. Format ``auto`` is human on a terminal, JSON elsewhere; debug means level DEBUG."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["auto", "json", "human"] = "auto"
+    debug: bool = False
+    verbose_metrics: bool = False
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+
+class Processes(Section):
+    """`processes`: how many of each service `cypria up` runs."""
+
+    router: Literal[1] = 1
+    inference: int = Field(default=1, ge=0, le=64)
+    metrics: int = Field(default=1, ge=0, le=8)
+    monitor: int = Field(default=1, ge=0, le=8)
+    alerts: int = Field(default=1, ge=0, le=8)
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/cypria`, by default `~/.local/share/cypria`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "cypria"
+
+
+class Settings(Section):
+    """All of the configuration."""
+
+    ab_testing: AbTesting = AbTesting()
+    monitoring: Monitoring = Monitoring()
+    alerts: Alerts = Alerts()
+    nats: Nats = Nats()
+    clickhouse: ClickHouse = ClickHouse()
+    models: list[Model] = []
+    model_sources: ModelSources = ModelSources()
+    security: Security = Security()
+    privacy: Privacy = Privacy()
+    policies: Policies = Policies()
+    assignment: AssignmentSettings = AssignmentSettings()
+    http: Http = Http()
+    ops: Ops = Ops()
+    logging: Logging = Logging()
+    processes: Processes = Processes()
+    data_dir: Path = Field(default_factory=default_data_dir)
+
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: list[Model]) -> list[Model]:
+        names = [model.name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are named '{name}': give each its own name")
+        return models
+
+    def resolve_paths(self, base: Path) -> None:
+        """Make relative paths relative to ``base`` (the configuration file's directory)."""
+        for model in self.models:
+            if model.path and not model.path.is_absolute():
+                model.path = base / model.path
+        if not self.data_dir.is_absolute():
+            self.data_dir = base / self.data_dir
+
+    def model(self, name: str) -> Model | None:
+        """The configured model of that name."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def clickhouse_dsn(self) -> str:
+        """The DSN in force: the configured one, else chDB in the data dir."""
+        if self.clickhouse.dsn:
+            return self.clickhouse.dsn.get_secret_value()
+        return f"chdb://{self.data_dir / 'clickhouse'}"

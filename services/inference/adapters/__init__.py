@@ -1,0 +1,1 @@
+"""One file for each outside thing that the inference service talks to."""

@@ -1,0 +1,1 @@
+"""Pure decisions of the inference service: no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Pure decisions of the metrics service: no I/O, no clock."""

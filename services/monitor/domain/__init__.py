@@ -1,0 +1,1 @@
+"""Pure decisions of the monitor service: no I/O, no clock."""

@@ -1,0 +1,105 @@
+"""Real parts for tests: a nats-server with all users and streams, settings for a service, waiting for conditions."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import nats
+from pydantic import SecretStr
+
+from infra.nats.users import PROVISION
+from services._runtime import nats_server
+from services._runtime.bus import Bus
+from services._runtime.provision import provision_bus
+from services._runtime.server import die_with_parent
+from services._runtime.settings_model import Settings
+
+
+class NatsServer:
+    """A real nats-server on a free loopback port that dies with this process."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.embedded = nats_server.prepare(data_dir, 0, power_safe=False)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.embedded.url
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.embedded.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+        )  # fmt: skip
+
+    def kill(self, sig: int = signal.SIGKILL) -> None:
+        assert self.process is not None
+        self.process.send_signal(sig)
+        if sig in {signal.SIGKILL, signal.SIGTERM}:
+            self.process.wait(15)
+
+    async def provision(self) -> None:
+        nc = await self.connect(PROVISION)
+        try:
+            await provision_bus(nc.jetstream(timeout=10), replicas=1, retention_days=90)
+        finally:
+            await nc.close()
+
+    async def connect(self, user: str, **options: Any) -> nats.NATS:
+        """A plain client as one of the users, once the server answers."""
+        async with asyncio.timeout(20):
+            return await nats.connect(
+                self.url, user=user, password=self.embedded.passwords[user], inbox_prefix=f"_INBOX.{user}",
+                connect_timeout=2, reconnect_time_wait=0.1, max_reconnect_attempts=-1, error_cb=_quiet, **options,
+            )  # fmt: skip
+
+    def settings(self, service: str, **sections: Any) -> Settings:
+        """Settings of a service connected as its own user; keyword arguments are sections of the file."""
+        raw: dict[str, Any] = {"data_dir": str(self.data_dir), **sections}
+        settings = Settings.model_validate(raw)
+        settings.nats.servers = [self.url]
+        settings.nats.user = service
+        settings.nats.password = SecretStr(self.embedded.passwords[service])
+        return settings
+
+    @contextlib.asynccontextmanager
+    async def bus(self, service: str, **sections: Any) -> Any:
+        """A connected Bus of a service."""
+        bus = Bus(self.settings(service, **sections), service)
+        await bus.connect()
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+
+async def _quiet(_exc: Exception) -> None:
+    """Connection errors are expected while a server starts; the caller sees what matters."""
+
+
+async def eventually(
+    check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 20.0, every_s: float = 0.02
+) -> Any:
+    """Poll a condition until it is truthy; its value. Fails with the last value after the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = check()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"condition not met in {timeout_s} s; last value: {value!r}"
+        await asyncio.sleep(every_s)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The process environment without Cypria's own variables, plus ``extra``."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CYPRIA_", "AB_TEST_", "APHRODITE_"))}
+    return {**clean, **extra}
