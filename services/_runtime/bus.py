@@ -45,7 +45,7 @@ def _options(settings: Settings, service: str) -> dict[str, Any]:
 
 def inbox_prefix(settings: Settings, service: str) -> str:
     """Replies come under the NATS user's own prefix, the only one that the user may subscribe to."""
-    return f"_INBOX.{settings.nats.user or service}"
+    return f"_INBOX.{settings.nats.credentials(service)[0] or service}"
 
 
 class Bus:
@@ -66,11 +66,11 @@ class Bus:
 
     async def connect(self) -> None:
         """Connect, waiting for the server as long as it takes (the supervisor may start it after us)."""
-        password = self.settings.nats.password
+        user, password = self.settings.nats.credentials(self.service)
         await self.nc.connect(
             **_options(self.settings, self.service),
-            user=self.settings.nats.user,
-            password=password.get_secret_value() if password else None,
+            user=user,
+            password=password,
             pending_size=self._pending_size,
             error_cb=self._on_error,
             reconnected_cb=self._on_reconnected,
@@ -119,9 +119,9 @@ class Bus:
 def make_broker(settings: Settings, service: str) -> NatsBroker:
     """A FastStream broker for a service's handlers, as the service's own NATS user."""
     options = _options(settings, service)
-    password = settings.nats.password
-    if settings.nats.user and password:
-        options["security"] = SASLPlaintext(settings.nats.user, password.get_secret_value(), use_ssl=False)
+    user, password = settings.nats.credentials(service)
+    if user and password:
+        options["security"] = SASLPlaintext(user, password, use_ssl=False)
     return NatsBroker(**options, logger=None)
 
 

@@ -24,6 +24,7 @@ SPEC_ENVIRONMENT = {
     "APHRODITE_LOG_LEVEL": ("logging", "level"),
     "AB_TEST_DEBUG": ("logging", "debug"),
     "AB_TEST_VERBOSE_METRICS": ("logging", "verbose_metrics"),
+    "CYPRIA_DATA_DIR": ("data_dir",),
 }
 CONFIG_PATH = "APHRODITE_AB_TESTING_CONFIG_PATH"
 PREFIX = "CYPRIA_"

@@ -1,5 +1,6 @@
 """The settings themselves: sections and names as the configuration file has them."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,7 +87,20 @@ class Nats(Section):
     durability: Literal["fast", "power-safe"] = "fast"
     user: str | None = None
     password: SecretStr | None = None
+    credentials_file: Path | None = None
     port: Port = 0
+
+    def credentials(self, service: str) -> tuple[str | None, str | None]:
+        """(user, password) of a service: as configured, else its own from the credentials file (JSON: user to password).
+
+        Raises ValueError when the file has no password for the service.
+        """
+        if self.user or self.credentials_file is None:
+            return self.user, self.password.get_secret_value() if self.password else None
+        known = json.loads(self.credentials_file.read_text())
+        if service not in known:
+            raise ValueError(f"nats.credentials_file {self.credentials_file} has no password for the user '{service}'")
+        return service, str(known[service])
 
 
 class ClickHouse(Section):
@@ -292,6 +306,9 @@ class Settings(Section):
         for model in self.models:
             if model.path and not model.path.is_absolute():
                 model.path = base / model.path
+        credentials = self.nats.credentials_file
+        if credentials and not credentials.is_absolute():
+            self.nats.credentials_file = base / credentials
         if not self.data_dir.is_absolute():
             self.data_dir = base / self.data_dir
 

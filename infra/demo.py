@@ -1,0 +1,195 @@
+"""`make demo`: the main job on real parts. A healthy canary is measured and left alone; a bad one is taken out.
+
+Starts `cypria up` on embedded parts with the models of infra/models, sends real traffic through the edge, and
+prints what happened. Exits 0 when both canaries met the fate they deserve.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from rich.panel import Panel
+
+from services._cli import show
+from services._cli.api import ApiError, acall
+from services._cli.load import Load, Tally, drive
+
+console = Console(highlight=False)
+RATE = 8.0
+SPLIT = 20.0
+HEALTHY_S = 14.0
+BAD_LIMIT_S = 25.0
+
+
+class Demo:
+    """One run against an edge that is up."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self.key = key
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The control API."""
+        return await acall(method, f"/v1/ab-testing/{path}", body=body, base=self.url, token=self.key)
+
+    async def start(self, canary: str) -> str:
+        """Start a test of a canary against ``stable``."""
+        body = {"model_a": "stable", "model_b": canary, "traffic_split_percent": SPLIT, "test_duration_minutes": 60}
+        return str((await self.call("POST", "start", body))["test_id"])
+
+    def load(self, seed: int) -> Load:
+        """Streaming chat requests of many users."""
+        return Load(self.url, self.key, "stable", RATE, stream=True, max_tokens=12, users=400, seed=seed)
+
+    async def healthy(self) -> bool:
+        """A later checkpoint of the same model: measured, and left alone."""
+        console.rule("[bold]1. A healthy canary")
+        test_id = await self.start("canary")
+        console.print(f"{test_id}: [green]stable[/green] against [cyan]canary[/cyan], {SPLIT:.0f} % of {RATE:.0f} requests/s")
+        tally = Tally()
+        running = asyncio.create_task(drive(self.load(1), seconds=HEALTHY_S, tally=tally))
+        await self._follow(running, tally, test_id)
+        state = await self.call("GET", f"status?test_id={test_id}")
+        alive = state["status"] == "running"
+        result = await self.call("POST", "stop", {"test_id": test_id, "reason": "enough seen"})
+        show.result(result)
+        counted = sum(v["request_count"] for v in result["metrics_summary"].values())
+        console.print(f"clients were served {tally.finished} answers; the result counts {counted}; users saw {tally.failed} failures")
+        return alive and counted == tally.finished and tally.failed == 0
+
+    async def bad(self) -> bool:
+        """The same checkpoint after a botched conversion: its generation fails, and it must be taken out."""
+        console.rule("[bold]2. A canary that a botched conversion broke")
+        test_id = await self.start("broken")
+        console.print(f"{test_id}: [green]stable[/green] against [red]broken[/red], {SPLIT:.0f} % of {RATE:.0f} requests/s")
+        tally = Tally()
+        state: dict[str, Any] = {}
+        began = time.monotonic()
+
+        def out() -> bool:
+            return state.get("status") not in {None, "running"}
+
+        running = asyncio.create_task(drive(self.load(2), seconds=BAD_LIMIT_S, tally=tally, stop=out))
+        first_canary = None
+        while not running.done():
+            await asyncio.wait({running}, timeout=0.1)
+            if first_canary is None and tally.by_variant["b"]:
+                first_canary = time.monotonic()
+            if not out():
+                state = await self.call("GET", f"status?test_id={test_id}")
+                if out():
+                    taken = time.monotonic()
+        if not out() or first_canary is None:
+            console.print(f"[red]the canary is still in after {time.monotonic() - began:.0f} s[/red]")
+            return False
+        result = await self.call("GET", f"tests/{test_id}")
+        show.result(result)
+        console.print(
+            f"[bold]out {taken - first_canary:.1f} s after its first answer, after {tally.by_variant['b']} of its own requests "
+            f"({tally.finished} in all)[/bold]; users saw {tally.failed} failures"
+        )
+        return bool(result["status"] == "rolled_back" and tally.failed == 0)
+
+    async def record(self) -> None:
+        """What stays on record."""
+        console.rule("[bold]3. The record")
+        history = await self.call("GET", "history?limit=5")
+        show.rows(history["tests"], ["test_id", "status", "decision", "reason"])
+        alerts = await self.call("GET", "monitoring/alerts?limit=5")
+        show.rows(alerts["alerts"], ["time", "level", "title"])
+
+    async def _follow(self, running: "asyncio.Task[Tally]", tally: Tally, test_id: str) -> None:
+        with console.status("") as line:
+            while not running.done():
+                await asyncio.wait({running}, timeout=1.0)
+                state = await self.call("GET", f"status?test_id={test_id}")
+                summary = (state.get("verdict") or {}).get("summary") or ""
+                line.update(f"sent {tally.sent}, by variant {dict(tally.by_variant)}, failed {tally.failed}  {summary}")
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port when nobody has it, else any free one."""
+    for port in (preferred, 0):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            return int(sock.getsockname()[1])
+    raise SystemExit("demo: no free port on 127.0.0.1")
+
+
+@contextlib.asynccontextmanager
+async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tuple[str, str]]:
+    """`cypria up` as a process of its own; yields (url, admin key)."""
+    log = data_dir / "cypria.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own command, started once
+            [sys.executable, "-m", "services.cli", "up", "--data-dir", str(data_dir), "--port", str(port)],
+            stdout=sink, stderr=sink, start_new_session=keep,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await _wait_ready(process, url, log)
+        yield url, (data_dir / "admin.key").read_text().strip()
+    finally:
+        if keep and process.poll() is None:
+            console.print(f"left running: {url}, pid {process.pid}, key in {data_dir / 'admin.key'}; stop it with kill {process.pid}")
+        else:
+            process.send_signal(signal.SIGTERM)
+            process.wait(15)
+
+
+async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    began = time.monotonic()
+    with console.status("starting") as line:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                if process.poll() is not None:
+                    raise SystemExit(f"demo: cypria up ended with {process.returncode}; its log:\n{log.read_text()[-4000:]}")
+                missing: Any = "starting processes"
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    async with session.get(f"{url}/ready") as response:
+                        if response.status == 200:
+                            break
+                        missing = (await response.json()).get("missing")
+                line.update(f"{time.monotonic() - began:.0f} s: waiting for {missing}")
+                if time.monotonic() - began > 90:
+                    raise SystemExit(f"demo: not ready after 90 s, missing {missing}; log in {log}")
+                await asyncio.sleep(0.2)
+    console.print(f"five services, nats-server and ClickHouse are up after {time.monotonic() - began:.1f} s at {url}")
+
+
+async def main(*, keep: bool) -> int:
+    """Run the demo; the exit status."""
+    began = time.monotonic()
+    data_dir = Path(tempfile.mkdtemp(prefix="cypria-demo-"))
+    async with system(data_dir, free_port(2242), keep=keep) as (url, key):
+        demo = Demo(url, key)
+        try:
+            good = await demo.healthy()
+            bad = await demo.bad()
+            await demo.record()
+        except ApiError as exc:
+            raise SystemExit(f"demo: the edge refused: {exc}; log in {data_dir / 'cypria.log'}") from None
+    fine = good and bad
+    verdict = "[green]both canaries met the fate they deserve[/green]" if fine else f"[red]not as it should be; log in {data_dir}/cypria.log[/red]"
+    console.print(Panel(f"{verdict}   {time.monotonic() - began:.0f} s", expand=False))
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the system running")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    raise SystemExit(asyncio.run(main(keep=parser.parse_args().keep)))

@@ -1,0 +1,81 @@
+"""A small client of the control API for the command line."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import aiohttp
+
+from services._runtime.settings_model import default_data_dir
+
+DEFAULT_URL = "http://127.0.0.1:2242"
+
+
+class ApiError(RuntimeError):
+    """What the edge refused, in its own words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on stderr and an exit status."""
+    sys.stderr.write(f"cypria: {message}\n")
+    raise SystemExit(status)
+
+
+def url() -> str:
+    """`CYPRIA_URL`, by default the local edge."""
+    return os.environ.get("CYPRIA_URL", DEFAULT_URL).rstrip("/")
+
+
+def key() -> str | None:
+    """`CYPRIA_API_KEY`, else the admin key in the data dir where there is one."""
+    if value := os.environ.get("CYPRIA_API_KEY"):
+        return value
+    folder = os.environ.get("CYPRIA_DATA_DIR")
+    path = (Path(folder) if folder else default_data_dir()) / "admin.key"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+async def acall(
+    method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
+    base: str | None = None, token: str | None = None,
+) -> Any:  # fmt: skip
+    """One call; the decoded JSON. Raises ApiError for a refusal and OSError when nobody answers."""
+    headers = {"Accept": "application/json"}
+    if bearer := token or key():
+        headers["Authorization"] = f"Bearer {bearer}"
+    query = {k: str(v) for k, v in (params or {}).items() if v is not None}
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+        session.request(method, (base or url()) + path, json=body, params=query) as response,
+    ):
+        text = await response.text()
+        try:
+            data = json.loads(text) if text else None
+        except ValueError:
+            data = text
+        if response.status >= 400:
+            error = data.get("error", {}) if isinstance(data, dict) else {}
+            raise ApiError(response.status, error.get("message") or f"HTTP {response.status}")
+        return data
+
+
+def call(method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None) -> Any:
+    """`acall` from synchronous code; refusals and an absent edge end the command with a clear line."""
+    try:
+        return asyncio.run(acall(method, path, body=body, params=params))
+    except ApiError as exc:
+        hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
+        fail(f"{exc}{hint}")
+    except (OSError, aiohttp.ClientError) as exc:
+        fail(f"no answer from {url()} ({exc}): is `cypria up` running? CYPRIA_URL names another edge")

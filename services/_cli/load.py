@@ -1,0 +1,116 @@
+"""An open-loop traffic generator: requests leave on schedule whatever the answers take."""
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from services._runtime.clock import monotonic
+
+PROMPTS = (
+    "Tell me a short story about a dog.", "What is the colour of the sky?", "Who lives in the old house?",
+    "How do I make tea?", "Where did the little boat go?", "Say something kind.",
+)  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """What clients saw, by variant (``-`` when a response named none)."""
+
+    sent: int = 0
+    finished: int = 0
+    in_flight: int = 0
+    failed: int = 0
+    by_variant: Counter[str] = field(default_factory=Counter)
+    by_status: Counter[str] = field(default_factory=Counter)
+    latency_ms: dict[str, list[float]] = field(default_factory=dict)
+    last_error: str = ""
+
+    def record(self, variant: str, status: str, seconds: float, *, ok: bool) -> None:
+        """Count one answer."""
+        self.finished += 1
+        self.by_variant[variant] += 1
+        self.by_status[status] += 1
+        self.failed += not ok
+        self.latency_ms.setdefault(variant, []).append(seconds * 1000)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send: ``rate`` requests a second to ``url``, as ``users`` different users (0: none named)."""
+
+    url: str
+    key: str
+    model: str
+    rate: float
+    stream: bool = False
+    max_tokens: int = 16
+    users: int = 0
+    timeout_s: float = 60.0
+    seed: int = 1
+
+
+async def drive(
+    load: Load, *, seconds: float | None = None, requests: int | None = None, tally: Tally | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Tally:  # fmt: skip
+    """Send until ``seconds``, ``requests`` or ``stop`` end it, then wait for what is in flight."""
+    tally = tally or Tally()
+    rng = random.Random(load.seed)  # noqa: S311 - a load, not a secret
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=load.timeout_s)
+    headers = {"Authorization": f"Bearer {load.key}"}
+    begin = monotonic()
+    tasks: set[asyncio.Task[None]] = set()
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+        for index in itertools.count():
+            due = begin + index / load.rate
+            if (requests is not None and index >= requests) or (seconds is not None and due - begin >= seconds):
+                break
+            if stop is not None and stop():
+                break
+            await asyncio.sleep(max(0.0, due - monotonic()))
+            task = asyncio.create_task(_one(session, load, _body(load, rng), tally))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.gather(*tasks)
+    return tally
+
+
+def _body(load: Load, rng: random.Random) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": load.model,
+        "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
+        "max_tokens": load.max_tokens,
+        "stream": load.stream,
+    }
+    if load.users:
+        body["user"] = f"user-{rng.randrange(load.users)}"
+    return body
+
+
+async def _one(session: aiohttp.ClientSession, load: Load, body: dict[str, Any], tally: Tally) -> None:
+    tally.sent += 1
+    tally.in_flight += 1
+    begin = monotonic()
+    variant, status, ok = "-", "none", False
+    try:
+        async with session.post(f"{load.url}/v1/chat/completions", json=body) as response:
+            variant = response.headers.get("X-AB-Test-Variant", "-")
+            payload = await response.read()
+            status = str(response.status)
+            ok = response.status == 200 and (not load.stream or b"data: [DONE]" in payload)
+            if not ok:
+                tally.last_error = payload[:300].decode("utf-8", "replace")
+    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+        status = type(exc).__name__
+        tally.last_error = str(exc)[:300]
+    finally:
+        tally.in_flight -= 1
+    tally.record(variant, status, monotonic() - begin, ok=ok)

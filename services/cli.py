@@ -1,0 +1,223 @@
+"""`cypria`: the processes, the control API from a shell, and the load generator."""
+
+import asyncio
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services._cli import api, show
+from services._cli.load import Load, Tally, drive
+from services._runtime.server import load_or_exit, run
+from services._runtime.telemetry import setup_logging
+
+app = typer.Typer(
+    name="cypria", no_args_is_help=True, pretty_exceptions_enable=False,
+    help="A/B testing and progressive delivery for LLM serving.",
+)  # fmt: skip
+
+DEMO_CONFIG = Path(__file__).resolve().parent.parent / "infra" / "config" / "demo.yaml"
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The YAML configuration file.")]
+TestOption = Annotated[str | None, typer.Option("--test-id", help="By default the running test.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept in the record.")]
+
+
+def _config(option: Path | None) -> Path | None:
+    if option is None and os.environ.get("APHRODITE_AB_TESTING_CONFIG_PATH"):
+        return Path(os.environ["APHRODITE_AB_TESTING_CONFIG_PATH"])
+    return option
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port of the edge; 2242 by default.")] = None,
+) -> None:
+    """Run the whole system in the foreground on embedded parts."""
+    from services._runtime.up import up as run_up
+
+    path = _config(config) or DEMO_CONFIG
+    settings = load_or_exit(path)
+    if data_dir is not None:
+        settings.data_dir = data_dir.resolve()
+    if port is not None:
+        settings.http.port = port
+    setup_logging("up", settings.logging)
+    raise SystemExit(asyncio.run(run_up(settings, path)))
+
+
+def _service(name: str) -> None:
+    @app.command(name, help=f"Run the {name} service alone (same as python -m services.{name}).")
+    def command(config: ConfigOption = None) -> None:
+        module = importlib.import_module(f"services.{name}.app")
+        run(name, module.build_app, _config(config), **getattr(module, "UVICORN_OPTIONS", {}))
+
+
+for _name in ("router", "inference", "metrics", "monitor"):
+    _service(_name)
+
+
+@app.command()
+def provision(config: ConfigOption = None) -> None:
+    """Create or migrate NATS streams and KV buckets; metrics migrates ClickHouse when it starts. Idempotent."""
+    from services._runtime.up import provision as run_provision
+
+    settings = load_or_exit(_config(config))
+    setup_logging("provision", settings.logging)
+    asyncio.run(run_provision(settings))
+
+
+@app.command()
+def start(
+    model_a: str,
+    model_b: str,
+    split: Annotated[float | None, typer.Option("--split", help="Percent of traffic to B.")] = None,
+    duration: Annotated[float | None, typer.Option("--duration", help="Minutes.")] = None,
+    auto_rollback: Annotated[bool, typer.Option("--auto-rollback/--no-auto-rollback")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Start a test of MODEL_B against MODEL_A."""
+    body: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "auto_rollback": auto_rollback}
+    if split is not None:
+        body["traffic_split_percent"] = split
+    if duration is not None:
+        body["test_duration_minutes"] = duration
+    _done(api.call("POST", "/v1/ab-testing/start", body=body), json_)
+
+
+@app.command()
+def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
+    """Show the running test and both variants' figures."""
+    data = api.call("GET", "/v1/ab-testing/status", params={"test_id": test_id})
+    show.as_json(data) if json_ else show.status(data)
+
+
+@app.command()
+def stop(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOption = False) -> None:
+    """Stop a test and show its decision."""
+    data = api.call("POST", "/v1/ab-testing/stop", body=_body(test_id=test_id, reason=reason))
+    show.as_json(data) if json_ else show.result(data)
+
+
+@app.command()
+def rollback(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOption = False) -> None:
+    """Take the canary out now."""
+    _done(api.call("POST", "/v1/ab-testing/rollback", body=_body(test_id=test_id, reason=reason)), json_)
+
+
+@app.command()
+def pause(test_id: TestOption = None, json_: JsonOption = False) -> None:
+    """Pause a test."""
+    _done(api.call("POST", "/v1/ab-testing/pause", body=_body(test_id=test_id)), json_)
+
+
+@app.command()
+def resume(test_id: TestOption = None, json_: JsonOption = False) -> None:
+    """Resume a paused test."""
+    _done(api.call("POST", "/v1/ab-testing/resume", body=_body(test_id=test_id)), json_)
+
+
+@app.command()
+def split(percent: float, test_id: TestOption = None, json_: JsonOption = False) -> None:
+    """Set the percentage of traffic that B gets."""
+    body = _body(test_id=test_id, traffic_split_percent=percent)
+    _done(api.call("PATCH", "/v1/ab-testing/traffic-split", body=body), json_)
+
+
+@app.command()
+def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None:
+    """List ended tests, newest first."""
+    data = api.call("GET", "/v1/ab-testing/history", params={"limit": limit, "offset": offset})
+    if json_:
+        show.as_json(data)
+    else:
+        show.rows(data["tests"], ["test_id", "status", "decision", "end_time", "reason"])
+
+
+@app.command("alerts")
+def alerts_command(
+    config: ConfigOption = None,
+    limit: Annotated[int, typer.Option("--limit")] = 20,
+    list_: Annotated[bool, typer.Option("--list", help="List recent alerts instead of running the service.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Run the alerts service; with --list, show recent alerts."""
+    if not list_ and not json_:
+        module = importlib.import_module("services.alerts.app")
+        run("alerts", module.build_app, _config(config))
+        return
+    data = api.call("GET", "/v1/ab-testing/monitoring/alerts", params={"limit": limit})
+    if json_:
+        show.as_json(data)
+    else:
+        show.rows(data["alerts"], ["time", "level", "title", "message"])
+
+
+@app.command()
+def models(json_: JsonOption = False) -> None:
+    """List models, their state and digest."""
+    data = api.call("GET", "/v1/ab-testing/models")
+    show.as_json(data) if json_ else show.rows(data["models"], ["name", "state", "engine", "workers", "digest"])
+
+
+@app.command()
+def audit(
+    limit: int = 50, actor: Annotated[str | None, typer.Option("--actor")] = None, json_: JsonOption = False
+) -> None:
+    """Show who did what."""
+    data = api.call("GET", "/v1/ab-testing/audit", params={"limit": limit, "actor": actor})
+    show.as_json(data) if json_ else show.rows(data["records"], ["time", "actor", "action", "status", "target"])
+
+
+@app.command()
+def load(
+    model: str,
+    rate: Annotated[float, typer.Option("--rate", help="Requests a second.")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds")] = 30,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream")] = False,
+    users: Annotated[int, typer.Option("--users", help="How many users to name; 0 names none.")] = 0,
+    max_tokens: int = 16,
+) -> None:
+    """Send open-loop traffic to the edge and show what clients saw."""
+    token = api.key() or api.fail("no key: set CYPRIA_API_KEY")
+    target = Load(api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens)
+    tally = asyncio.run(_drive(target, seconds))
+    show.console.print(
+        f"sent {tally.sent}, failed {tally.failed}, by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
+    )
+    raise SystemExit(1 if tally.failed else 0)
+
+
+async def _drive(target: Load, seconds: float) -> Tally:
+    tally = Tally()
+    run_load = asyncio.create_task(drive(target, seconds=seconds, tally=tally))
+    with show.console.status("") as line:
+        while not run_load.done():
+            await asyncio.wait({run_load}, timeout=0.5)
+            line.update(f"sent {tally.sent}  finished {tally.finished}  failed {tally.failed}  {dict(tally.by_variant)}")
+    return await run_load
+
+
+def _body(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _done(data: dict[str, Any], json_: bool) -> None:
+    if json_:
+        show.as_json(data)
+    else:
+        show.console.print("  ".join(f"{name} [bold]{value}[/bold]" for name, value in data.items()))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Children come back, stop in order, and never outlive their supervisor."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from services._runtime.server import EXIT_CONFIG
+from services._runtime.supervisor import Child, Supervisor
+from tests.harness import eventually
+
+SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
+
+
+async def test_a_killed_child_comes_back_and_a_stopped_one_does_not() -> None:
+    supervisor = Supervisor()
+    child = Child("sleeper", SLEEPER, os.environ)
+    await supervisor.start([child])
+    try:
+        assert child.process
+        first = child.process.pid
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: child.process and child.process.pid != first and child.process.returncode is None)
+    finally:
+        await supervisor.stop()
+    assert child.process.returncode is not None
+    assert child.restarts == 1
+
+
+async def test_a_child_that_ignores_sigterm_is_killed() -> None:
+    stubborn = [sys.executable, "-c", "import signal,sys; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"]
+    supervisor = Supervisor()
+    child = Child("stubborn", stubborn, os.environ, stop_s=0.3)
+    await supervisor.start([child])
+    await supervisor.stop()
+    assert child.process
+    assert child.process.returncode in {-signal.SIGKILL, -signal.SIGTERM}
+
+
+async def test_refused_configuration_is_reported_not_retried() -> None:
+    supervisor = Supervisor()
+    child = Child("picky", [sys.executable, "-c", f"raise SystemExit({EXIT_CONFIG})"], os.environ)
+    await supervisor.start([child])
+    async with asyncio.timeout(20):
+        assert await supervisor.wait_for_refusal() == "picky"
+    assert child.restarts == 0
+    await supervisor.stop()
+
+
+async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import asyncio, os, sys\n"
+        "from services._runtime.supervisor import Child, Supervisor\n"
+        "async def main():\n"
+        "    s = Supervisor()\n"
+        "    c = Child('c', [sys.executable, '-c', 'import signal; signal.pause()'], os.environ)\n"
+        "    await s.start([c])\n"
+        "    print('PID', c.process.pid, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    assert parent.stdout
+    pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith(b"PID"))
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.wait(10)
+    await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)

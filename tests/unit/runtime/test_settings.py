@@ -1,0 +1,133 @@
+"""Configuration: the spec's file works, the environment wins, anything wrong is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from services._runtime.settings import ConfigError, load
+
+SPEC = """
+ab_testing:
+  enabled: true
+  default_traffic_split_percent: 10.0
+  max_test_duration_minutes: 1440
+  success_criteria:
+    min_improvement_threshold: 5.0
+    max_error_rate_increase_percent: 50.0
+    max_latency_increase_percent: 20.0
+    min_sample_size: 100
+  failure_criteria:
+    max_error_rate_percent: 5.0
+    max_latency_ms: 5000.0
+    max_consecutive_errors: 10
+monitoring:
+  enabled: true
+  check_interval_seconds: 30
+  thresholds:
+    critical_error_rate: 10.0
+    warning_error_rate: 5.0
+    critical_latency_ms: 3000.0
+    warning_latency_ms: 1500.0
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "cypria.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_specs_file_loads_and_equals_the_defaults(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, SPEC), {})
+    assert loaded.ab_testing == load(None, {}).ab_testing
+    assert loaded.monitoring == load(None, {}).monitoring
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "path", "expected"),
+    [
+        ("APHRODITE_AB_TESTING_ENABLED", "false", ("ab_testing", "enabled"), False),
+        ("AB_TEST_DEFAULT_SPLIT_PERCENT", "12.5", ("ab_testing", "default_traffic_split_percent"), 12.5),
+        ("AB_TEST_MAX_DURATION_MINUTES", "720", ("ab_testing", "max_test_duration_minutes"), 720.0),
+        ("AB_TEST_MONITORING_INTERVAL", "5", ("monitoring", "check_interval_seconds"), 5.0),
+        ("AB_TEST_ALERT_RETENTION", "77", ("alerts", "retention"), 77),
+        ("APHRODITE_LOG_LEVEL", "debug", ("logging", "level"), "DEBUG"),
+        ("AB_TEST_DEBUG", "true", ("logging", "debug"), True),
+        ("AB_TEST_VERBOSE_METRICS", "true", ("logging", "verbose_metrics"), True),
+        ("CYPRIA_HTTP__PORT", "8080", ("http", "port"), 8080),
+        ("CYPRIA_NATS__SERVERS", '["nats://h:1"]', ("nats", "servers"), ["nats://h:1"]),
+        ("CYPRIA_POLICIES__ON_MONITOR_DOWN", "hold", ("policies", "on_monitor_down"), "hold"),
+    ],
+)
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path, variable: str, value: str, path: tuple[str, str], expected: object
+) -> None:
+    settings = load(write(tmp_path, SPEC), {variable: value})
+    assert getattr(getattr(settings, path[0]), path[1]) == expected
+
+
+def test_a_text_setting_stays_text_whatever_it_looks_like() -> None:
+    settings = load(None, {"CYPRIA_NATS__PASSWORD": "0123"})
+    assert settings.nats.password is not None
+    assert settings.nats.password.get_secret_value() == "0123"
+
+
+def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "ab_testing: {default_traffic_split_percent: 3}")
+    assert load(None, {"APHRODITE_AB_TESTING_CONFIG_PATH": str(path)}).ab_testing.default_traffic_split_percent == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("ab_testing: {enabeld: true}", "ab_testing.enabeld"),
+        ("ab_testing: {default_traffic_split_percent: much}", "ab_testing.default_traffic_split_percent"),
+        ("ab_testing: {default_traffic_split_percent: 101}", "ab_testing.default_traffic_split_percent"),
+        ("monitoring: {thresholds: {warning_error_rate: 50}}", "warning_error_rate is above critical_error_rate"),
+        ("models: [{name: m, engine: openai}]", "needs base_url"),
+        ("models: [{name: m, engine: transformers}]", "needs path"),
+        ("models: [{name: m, engine: openai, base_url: 'ftp://x'}]", "base_url must start with"),
+        ("models:\n- &m {name: m, engine: openai, base_url: 'http://x'}\n- *m", "two models are named 'm'"),
+        ("security: {api_keys: [{name: a, role: root, key_env: K}]}", "security.api_keys.0.role"),
+        ("security: {api_keys: [{name: a, role: admin}]}", "exactly one of key_env and key_sha256"),
+        ("a: 1\na: 2", "stands twice"),
+        ("[1, 2]", "mapping of sections"),
+        ("ab_testing: [", "not valid YAML"),
+        ("unknown: {}", "unknown: unknown key"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: str, named: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_wrong_environment_variable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="environment variable CYPRIA_HTTP__PROT: there is no setting 'http.prot'"):
+        load(None, {"CYPRIA_HTTP__PROT": "1"})
+    with pytest.raises(ConfigError, match="environment variable AB_TEST_DEFAULT_SPLIT_PERCENT: ab_testing"):
+        load(write(tmp_path, SPEC), {"AB_TEST_DEFAULT_SPLIT_PERCENT": "-1"})
+
+
+def test_a_missing_file_and_bad_bytes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.yaml", {})
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(path, {})
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "models: [{name: m, engine: transformers, path: weights}]\ndata_dir: d")
+    settings = load(path, {})
+    assert settings.models[0].path == tmp_path / "weights"
+    assert settings.data_dir == tmp_path / "d"
+
+
+def test_secrets_do_not_show() -> None:
+    settings = load(None, {"CYPRIA_NATS__PASSWORD": "hunter2", "CYPRIA_CLICKHOUSE__DSN": "clickhouse://u:hunter2@h/d"})
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
