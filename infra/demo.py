@@ -57,7 +57,9 @@ class Demo:
         """A later checkpoint of the same model: measured, and left alone."""
         console.rule("[bold]1. A healthy canary")
         test_id = await self.start("canary")
-        console.print(f"{test_id}: [green]stable[/green] against [cyan]canary[/cyan], {SPLIT:.0f} % of {RATE:.0f} requests/s")
+        console.print(
+            f"{test_id}: [green]stable[/green] against [cyan]canary[/cyan], {SPLIT:.0f} % of {RATE:.0f} requests/s"
+        )
         tally = Tally()
         running = asyncio.create_task(drive(self.load(1), seconds=HEALTHY_S, tally=tally))
         await self._follow(running, tally, test_id)
@@ -66,14 +68,18 @@ class Demo:
         result = await self.call("POST", "stop", {"test_id": test_id, "reason": "enough seen"})
         show.result(result)
         counted = sum(v["request_count"] for v in result["metrics_summary"].values())
-        console.print(f"clients were served {tally.finished} answers; the result counts {counted}; users saw {tally.failed} failures")
+        console.print(
+            f"clients were served {tally.finished} answers; the result counts {counted}; users saw {tally.failed} failures"
+        )
         return alive and counted == tally.finished and tally.failed == 0
 
     async def bad(self) -> bool:
         """The same checkpoint after a botched conversion: its generation fails, and it must be taken out."""
         console.rule("[bold]2. A canary that a botched conversion broke")
         test_id = await self.start("broken")
-        console.print(f"{test_id}: [green]stable[/green] against [red]broken[/red], {SPLIT:.0f} % of {RATE:.0f} requests/s")
+        console.print(
+            f"{test_id}: [green]stable[/green] against [red]broken[/red], {SPLIT:.0f} % of {RATE:.0f} requests/s"
+        )
         tally = Tally()
         state: dict[str, Any] = {}
         began = time.monotonic()
@@ -144,7 +150,9 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
         yield url, (data_dir / "admin.key").read_text().strip()
     finally:
         if keep and process.poll() is None:
-            console.print(f"left running: {url}, pid {process.pid}, key in {data_dir / 'admin.key'}; stop it with kill {process.pid}")
+            console.print(
+                f"left running: {url}, pid {process.pid}, key in {data_dir / 'admin.key'}; stop it with kill {process.pid}"
+            )
         else:
             process.send_signal(signal.SIGTERM)
             process.wait(15)
@@ -156,7 +164,9 @@ async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
         async with aiohttp.ClientSession() as session:
             while True:
                 if process.poll() is not None:
-                    raise SystemExit(f"demo: cypria up ended with {process.returncode}; its log:\n{log.read_text()[-4000:]}")
+                    raise SystemExit(
+                        f"demo: cypria up ended with {process.returncode}; its log:\n{log.read_text()[-4000:]}"
+                    )
                 missing: Any = "starting processes"
                 with contextlib.suppress(aiohttp.ClientError, OSError):
                     async with session.get(f"{url}/ready") as response:
@@ -183,7 +193,11 @@ async def main(*, keep: bool) -> int:
         except ApiError as exc:
             raise SystemExit(f"demo: the edge refused: {exc}; log in {data_dir / 'cypria.log'}") from None
     fine = good and bad
-    verdict = "[green]both canaries met the fate they deserve[/green]" if fine else f"[red]not as it should be; log in {data_dir}/cypria.log[/red]"
+    verdict = (
+        "[green]both canaries met the fate they deserve[/green]"
+        if fine
+        else f"[red]not as it should be; log in {data_dir}/cypria.log[/red]"
+    )
     console.print(Panel(f"{verdict}   {time.monotonic() - began:.0f} s", expand=False))
     return 0 if fine else 1
 

@@ -199,7 +199,9 @@ async def _drive(target: Load, seconds: float) -> Tally:
     with show.console.status("") as line:
         while not run_load.done():
             await asyncio.wait({run_load}, timeout=0.5)
-            line.update(f"sent {tally.sent}  finished {tally.finished}  failed {tally.failed}  {dict(tally.by_variant)}")
+            line.update(
+                f"sent {tally.sent}  finished {tally.finished}  failed {tally.failed}  {dict(tally.by_variant)}"
+            )
     return await run_load
 
 

@@ -36,7 +36,7 @@ class NatsServer:
     def start(self) -> None:
         self.process = subprocess.Popen(
             self.embedded.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+            preexec_fn=lambda: die_with_parent(signal.SIGKILL),
         )  # fmt: skip
 
     def kill(self, sig: int = signal.SIGKILL) -> None:

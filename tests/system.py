@@ -71,7 +71,9 @@ class System:
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 line = " ".join(child.cmdline())
-                if (f"services.{service}" in line or (service == "nats-server" and "nats-server" in line)) and child.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    f"services.{service}" in line or (service == "nats-server" and "nats-server" in line)
+                ) and child.status() != psutil.STATUS_ZOMBIE:
                     found.append(child.pid)
         return found
 

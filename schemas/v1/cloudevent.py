@@ -27,7 +27,7 @@ class CloudEvent(Message, Generic[T]):
 
 def envelope(event_type: str, event_id: str, source: str, now_ms: int, data: T, subject: str | None = None) -> "CloudEvent[T]":
     """An event of type ``cypria.<event_type>.v1`` around its data."""
-    return CloudEvent[type(data)](  # type: ignore[misc]
+    return CloudEvent[T](
         id=event_id, source=f"cypria/{source}", type=f"cypria.{event_type}.v1", time=rfc3339(now_ms),
         subject=subject, data=data,
     )  # fmt: skip

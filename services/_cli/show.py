@@ -22,14 +22,14 @@ def as_json(data: Any) -> None:
 def number(value: Any, digits: int = 1) -> str:
     """A figure, or a dash where there is none."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
 def styled(word: str | None) -> str:
     """A word in the colour of its meaning."""
     style = _STYLE.get(word or "")
-    return f"[{style}]{word}[/{style}]" if style else (word or "–")
+    return f"[{style}]{word}[/{style}]" if style else (word or "-")
 
 
 def variants(metrics: dict[str, dict[str, Any]], models: dict[str, str] | None = None) -> Table:
@@ -82,5 +82,5 @@ def rows(items: list[dict[str, Any]], columns: list[str]) -> None:
     for column in columns:
         table.add_column(column)
     for item in items:
-        table.add_row(*(styled(str(item.get(c))) if item.get(c) is not None else "–" for c in columns))
+        table.add_row(*(styled(str(item.get(c))) if item.get(c) is not None else "-" for c in columns))
     console.print(table)

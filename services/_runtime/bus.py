@@ -166,7 +166,9 @@ async def dead_letter(
     await publish_durable(js, subjects.dlq(stream, consumer), letter.model_dump_json().encode(), headers)
 
 
-async def request(nc: Client, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Any:
+async def request(
+    nc: Client, subject: str, payload: bytes, timeout_s: float, headers: dict[str, str] | None = None
+) -> Any:
     """Core request/reply; raises nats.errors.NoRespondersError, nats.errors.TimeoutError or another NatsError."""
     return await nc.request(subject, payload, timeout=timeout_s, headers=headers)
 

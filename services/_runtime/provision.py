@@ -13,7 +13,11 @@ async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int
     """Create what is missing and bring what exists to its declaration; returns what was done, in words."""
     done = []
     for stream in streams.STREAMS:
-        max_age = min(stream.max_age_s, retention_days * streams.DAY) if stream.max_age_s > 31 * streams.DAY else stream.max_age_s
+        max_age = (
+            min(stream.max_age_s, retention_days * streams.DAY)
+            if stream.max_age_s > 31 * streams.DAY
+            else stream.max_age_s
+        )
         config = StreamConfig(
             name=stream.name,
             subjects=list(stream.subjects),

@@ -42,9 +42,18 @@ async def up(settings: Settings, config: Path | None) -> int:
         common = _environment(settings, _admin_key(settings))
         passwords = await _bus(settings, supervisor, common)
         await provision(settings, passwords.get(PROVISION))
-        await supervisor.start([_child(s, i, settings, config, common, passwords) for s, i in _plan(settings, ("metrics", "monitor", "alerts"))])
-        await supervisor.start([_child(s, i, settings, config, common, passwords) for s, i in _plan(settings, ("inference",))])
-        await supervisor.start([_child(s, i, settings, config, common, passwords) for s, i in _plan(settings, ("router",))])
+        await supervisor.start(
+            [
+                _child(s, i, config, common, passwords)
+                for s, i in _plan(settings, ("metrics", "monitor", "alerts"))
+            ]
+        )
+        await supervisor.start(
+            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("inference",))]
+        )
+        await supervisor.start(
+            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("router",))]
+        )
         announce = asyncio.create_task(_announce_ready(settings))
         stopped = asyncio.create_task(stop.wait())
         refused = asyncio.create_task(supervisor.wait_for_refusal())
@@ -70,7 +79,9 @@ async def provision(settings: Settings, password: str | None = None) -> None:
     async with asyncio.timeout(30):
         await bus.connect()
     try:
-        for line in await provision_bus(bus.nc.jetstream(timeout=10), settings.nats.replicas, settings.privacy.retention_days):
+        for line in await provision_bus(
+            bus.nc.jetstream(timeout=10), settings.nats.replicas, settings.privacy.retention_days
+        ):
             log.info("provisioned", what=line)
     finally:
         await bus.close()
@@ -131,7 +142,7 @@ def _plan(settings: Settings, services: tuple[str, ...]) -> list[tuple[str, int]
 
 
 def _child(
-    service: str, index: int, settings: Settings, config: Path | None, common: dict[str, str], passwords: dict[str, str]
+    service: str, index: int, config: Path | None, common: dict[str, str], passwords: dict[str, str]
 ) -> Child:
     own = dict(common)
     if service in passwords:

@@ -32,7 +32,11 @@ async def test_a_killed_child_comes_back_and_a_stopped_one_does_not() -> None:
 
 
 async def test_a_child_that_ignores_sigterm_is_killed() -> None:
-    stubborn = [sys.executable, "-c", "import signal,sys; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"]
+    stubborn = [
+        sys.executable,
+        "-c",
+        "import signal,sys; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()",
+    ]
     supervisor = Supervisor()
     child = Child("stubborn", stubborn, os.environ, stop_s=0.3)
     await supervisor.start([child])
@@ -65,7 +69,9 @@ async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> 
         "asyncio.run(main())\n"
     )
     root = Path(__file__).resolve().parents[2]
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
     assert parent.stdout
     pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith(b"PID"))
     assert psutil.pid_exists(pid)
