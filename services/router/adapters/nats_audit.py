@@ -1,0 +1,79 @@
+"""Audit records to `cypria.audit.router`: kept in memory until the stream has them, never in anybody's way."""
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+
+from nats.errors import Error as NatsError
+from prometheus_client import Counter
+
+from schemas import subjects
+from schemas.v1.alerts import AuditRecord
+from schemas.v1.cloudevent import binary_headers
+from services._runtime.bus import Bus, publish_durable
+from services._runtime.telemetry import get_logger
+
+log = get_logger(__name__)
+
+_LIMIT = 10_000
+_DROPPED = Counter("cypria_audit_dropped_total", "Audit records dropped because too many waited for the bus")
+
+
+class AuditLog:
+    """A bounded spool and one task that publishes it in order."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._spool: deque[tuple[str, bytes]] = deque()
+        self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._task = asyncio.create_task(self._run(), name="audit")
+
+    async def stop(self, timeout_s: float = 1.0) -> None:
+        """Publish what waits, for at most ``timeout_s``, and end."""
+        if self._task is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._drained.wait()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self._spool:
+            log.error("audit_records_lost", count=len(self._spool))
+
+    def record(self, record: AuditRecord) -> None:
+        """Take a record; returns at once. The oldest goes when too many wait."""
+        if len(self._spool) >= _LIMIT:
+            self._spool.popleft()
+            _DROPPED.inc()
+        self._spool.append((f"audit.{secrets.token_hex(12)}", record.model_dump_json().encode()))
+        self._drained.clear()
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            while self._spool:
+                event_id, payload = self._spool[0]
+                try:
+                    await publish_durable(
+                        self._bus.js,
+                        subjects.audit("router"),
+                        payload,
+                        binary_headers("audit", event_id, "router"),
+                    )
+                except (NatsError, TimeoutError, OSError) as exc:
+                    log.warning("audit_not_published", waiting=len(self._spool), error=repr(exc))
+                    await asyncio.sleep(0.5)
+                    continue
+                if self._spool and self._spool[0][0] == event_id:
+                    self._spool.popleft()
+            self._wake.clear()
+            self._drained.set()

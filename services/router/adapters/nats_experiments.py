@@ -1,0 +1,217 @@
+"""The KV bucket `experiments`: a mirror in memory, and compare-and-set with retries."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from nats.errors import Error as NatsError
+from pydantic import ValidationError
+
+from schemas import streams, subjects
+from schemas.v1.common import TestStatus
+from schemas.v1.experiment import Experiment, TestResult
+from services._runtime.bus import Bus, compare_and_set
+from services._runtime.clock import now_ms
+from services._runtime.kv import KvMirror
+from services._runtime.telemetry import get_logger
+from services.router.domain.commands import Command
+from services.router.domain.experiment import apply, without_events
+from services.router.domain.refusals import Unavailable
+
+log = get_logger(__name__)
+
+MakeCommand = Callable[[Experiment | None], Command]
+PATIENCE_S = 15.0
+"""How long a change is tried: a NATS cluster may elect a leader for 8 s."""
+
+
+class NatsExperiments:
+    """The experiments of all ``model_a``; reads come from memory, changes are compare-and-set.
+
+    ``on_change`` callbacks get every entry that changed (quick, not async).
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._mirror = KvMirror(bus, streams.EXPERIMENTS.name, self._took)
+        self._kv: Any = None
+        self._by_key: dict[str, Experiment] = {}
+        self._live: dict[str, Experiment] = {}
+        self._by_id: dict[str, Experiment] = {}
+        self._waiting: dict[str, list[asyncio.Future[Experiment]]] = {}
+        self._callbacks: list[Callable[[Experiment], None]] = []
+
+    async def start(self) -> None:
+        """Read the bucket and begin to watch it. Raises TimeoutError when the bus does not answer in time."""
+        await self._mirror.start()
+
+    async def stop(self) -> None:
+        """End the watch."""
+        await self._mirror.stop()
+        for futures in self._waiting.values():
+            for future in futures:
+                future.cancel()
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return self._mirror.missing()
+
+    def on_change(self, callback: Callable[[Experiment], None]) -> None:
+        """Call ``callback`` with every entry that changes from now on."""
+        self._callbacks.append(callback)
+
+    # ports.Experiments ------------------------------------------------------------------------------------
+
+    def current(self, model_a: str) -> Experiment | None:
+        """The live experiment whose ``model_a`` this is."""
+        return self._live.get(model_a)
+
+    def by_id(self, test_id: str) -> Experiment | None:
+        """The experiment of that id: live, or the last one of its key."""
+        return self._by_id.get(test_id)
+
+    def live(self) -> list[Experiment]:
+        """All live experiments, oldest start first."""
+        return sorted(self._live.values(), key=lambda e: (e.started_ms or e.created_ms, e.test_id))
+
+    # what else the control side reads ---------------------------------------------------------------------
+
+    def running(self) -> list[Experiment]:
+        """Live experiments that have begun, oldest start first."""
+        return [test for test in self.live() if test.status is not TestStatus.SCHEDULED]
+
+    def entries(self) -> list[Experiment]:
+        """Every entry, live or ended."""
+        return list(self._by_key.values())
+
+    def results(self) -> list[TestResult]:
+        """Results that entries still hold."""
+        return [r for entry in self._by_key.values() for r in (entry.result, *entry.recent) if r is not None]
+
+    def result(self, test_id: str) -> TestResult | None:
+        """The result of an ended test, if an entry still holds it."""
+        return next((r for r in self.results() if r.test_id == test_id), None)
+
+    async def ended(self, test_id: str, timeout_s: float) -> Experiment | None:
+        """Wait until a test has ended; its entry, or None when it goes on (or is unknown) after ``timeout_s``."""
+        test = self._by_id.get(test_id)
+        if test is not None and not test.live:
+            return test
+        future: asyncio.Future[Experiment] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(test_id, []).append(future)
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            waiting = self._waiting.get(test_id, [])
+            if future in waiting:
+                waiting.remove(future)
+            if not waiting:
+                self._waiting.pop(test_id, None)
+
+    # changes ----------------------------------------------------------------------------------------------
+
+    async def change(
+        self, model_a: str, command: MakeCommand, *, patience_s: float = PATIENCE_S
+    ) -> Experiment:
+        """Apply a command to the entry of ``model_a`` and return the entry as it now stands.
+
+        ``command`` is asked again with the present state whenever somebody came between. Raises what the reducer
+        raises (Refused), and Unavailable when the bus does not take the change within ``patience_s``.
+        """
+
+        def act(state: Experiment | None) -> Experiment:
+            new, _events = apply(state, command(state), now_ms())
+            return new
+
+        changed = await self._set(model_a, act, patience_s)
+        if changed is None:
+            raise Unavailable(f"the entry of '{model_a}' is empty", retry_after_s=1)
+        return changed
+
+    async def clear_outbox(self, model_a: str, published: list[str]) -> None:
+        """Take published events out of the outbox."""
+
+        def act(state: Experiment | None) -> Experiment | None:
+            return None if state is None else without_events(state, published)
+
+        await self._set(model_a, act, PATIENCE_S)
+
+    async def _set(
+        self, model_a: str, act: Callable[[Experiment | None], Experiment | None], patience_s: float
+    ) -> Experiment | None:
+        written: Experiment | None = None
+        result: Experiment | None = None
+
+        def change(raw: bytes | None) -> bytes | None:
+            nonlocal written, result
+            state = Experiment.model_validate_json(raw) if raw else None
+            if written is not None and state is not None and _same(state, written):
+                result = state  # the write before, whose answer never came, got through
+                return None
+            result = act(state)
+            if result is None or result is state:
+                return None
+            written = result
+            return result.model_dump_json().encode()
+
+        key = subjects.token(model_a)
+        try:
+            kv = await self._bucket()
+            value, revision = await compare_and_set(kv, key, change, patience_s=patience_s)
+        except (NatsError, TimeoutError, OSError) as exc:
+            log.warning("experiment_not_written", error=repr(exc))
+            raise Unavailable(
+                "the bus did not take the change in time: try again; GET /ready tells what is missing",
+                retry_after_s=2,
+            ) from exc
+        if value is not None:
+            self._mirror.apply_own(key, value, revision)
+        return result
+
+    async def _bucket(self) -> Any:
+        if self._kv is None:
+            self._kv = await self._bus.js.key_value(streams.EXPERIMENTS.name)
+        return self._kv
+
+    # the mirror's changes -----------------------------------------------------------------------------------
+
+    def _took(self, key: str, value: bytes | None, _revision: int) -> None:
+        before = self._by_key.get(key)
+        if value is None:
+            self._by_key.pop(key, None)
+            if before is not None:
+                self._by_id.pop(before.test_id, None)
+                self._live.pop(before.model_a, None)
+            return
+        try:
+            entry = Experiment.model_validate_json(value)
+        except ValidationError as exc:
+            # The last good state stays in force; an entry written by a newer version must not stop traffic.
+            log.error("experiment_entry_unreadable", key=key, errors=exc.error_count())
+            return
+        if before is not None and before.test_id != entry.test_id:
+            self._by_id.pop(before.test_id, None)
+            self._wake(before.test_id, before)
+        self._by_key[key] = entry
+        self._by_id[entry.test_id] = entry
+        if entry.live:
+            self._live[entry.model_a] = entry
+        else:
+            self._live.pop(entry.model_a, None)
+            self._wake(entry.test_id, entry)
+        for callback in self._callbacks:
+            callback(entry)
+
+    def _wake(self, test_id: str, entry: Experiment) -> None:
+        for future in self._waiting.pop(test_id, []):
+            if not future.done():
+                future.set_result(entry)
+
+
+def _same(stored: Experiment, written: Experiment) -> bool:
+    """Whether a stored entry is what was written, but for events that have been published since."""
+    if stored.test_id != written.test_id or stored.version != written.version:
+        return False
+    return stored.model_dump(exclude={"outbox"}) == written.model_dump(exclude={"outbox"})

@@ -1,0 +1,127 @@
+"""Puts the control side together."""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from faststream.nats import NatsBroker
+
+from schemas.v1.control import MonitoringState
+from schemas.v1.experiment import Experiment, RollbackOrder
+from services._runtime.bus import Bus
+from services._runtime.settings_model import Settings
+from services.router.adapters.nats_audit import AuditLog
+from services.router.adapters.nats_experiments import NatsExperiments
+from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_monitoring import NatsMonitoring
+from services.router.adapters.nats_outbox import Outbox
+from services.router.adapters.nats_queries import Queries
+from services.router.adapters.nats_rollbacks import Rollbacks
+from services.router.control import bus as control_bus
+from services.router.control.dispatch import Dispatcher
+from services.router.control.handlers import Handlers
+from services.router.control.http import build_app
+from services.router.control.lifecycle import STEP_S, Lifecycle
+from services.router.control.parts import Late, Parts
+from services.router.domain.auth import KeyRing
+from services.router.domain.ratelimit import RateLimiter
+from services.router.ports import RequestPath
+
+
+class RoutedExperiments(NatsExperiments):
+    """`ports.Experiments`, whole: reads from memory, and rollback orders of the request path."""
+
+    rollbacks: Rollbacks
+
+    def request_rollback(self, test_id: str, order: RollbackOrder) -> None:
+        """Roll back for the breaker or a lapsed lease; returns at once and tries until the test has ended."""
+        self.rollbacks.request(test_id, order)
+
+
+@dataclass(slots=True)
+class Control:
+    """The control side: ``experiments`` for the request path, ``app`` for HTTP."""
+
+    experiments: RoutedExperiments
+    app: FastAPI
+    dispatcher: Dispatcher
+    parts: Parts
+    lifecycle: Lifecycle
+
+    @property
+    def monitoring(self) -> MonitoringState:
+        """Whether verdicts act, and how often the monitor checks; for `on_monitor_down`."""
+        return self.parts.monitoring.state
+
+    def attach(self, path: RequestPath) -> None:
+        """Say where the request path is."""
+        self.parts.path.value = path
+
+    def subscribe(self, broker: NatsBroker) -> None:
+        """Answer `cypria.control.<verb>`; before the broker starts."""
+        control_bus.subscribe(broker, self.dispatcher)
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return self.experiments.missing()
+
+    async def start(self) -> None:
+        """Read the state and begin to act on it. Raises TimeoutError when the bus does not answer in time."""
+        self.parts.path()
+        await self.experiments.start()
+        await self.parts.monitoring.start()
+        await self.parts.rollbacks.start()
+        self.parts.outbox.start()
+        self.parts.audit.start()
+        self.lifecycle.start()
+
+    async def stop(self) -> None:
+        """End event streams, timers and watches; publish what waits."""
+        await self.parts.feed.stop()
+        await self.lifecycle.stop()
+        await self.parts.rollbacks.stop()
+        await self.parts.outbox.stop()
+        await self.parts.audit.stop()
+        await self.parts.monitoring.stop()
+        await self.experiments.stop()
+
+
+def build_control(
+    settings: Settings, bus: Bus, ring: KeyRing, *, source_salt: bytes, step_s: float = STEP_S
+) -> Control:
+    """The control side on a connected (or yet to be connected) bus.
+
+    ``source_salt`` salts the hash of callers' addresses in audit records: the same on every router, or two routers
+    show one caller as two. ``step_s`` is the time between the steps of a gradual rollback.
+    """
+    experiments = RoutedExperiments(bus)
+    late = Late()
+    outbox = Outbox(bus, experiments)
+
+    def block(test_id: str) -> None:
+        late().block(test_id)
+
+    def rolled_back(entry: Experiment) -> None:
+        outbox.kick(entry.model_a)
+
+    rollbacks = Rollbacks(bus, experiments, block, rolled_back)
+    experiments.rollbacks = rollbacks
+    monitoring = MonitoringState(
+        active=settings.monitoring.enabled, check_interval_seconds=settings.monitoring.check_interval_seconds
+    )
+    parts = Parts(
+        settings=settings,
+        experiments=experiments,
+        outbox=outbox,
+        rollbacks=rollbacks,
+        queries=Queries(bus),
+        monitoring=NatsMonitoring(bus, monitoring),
+        audit=AuditLog(bus),
+        feed=Feed(bus),
+        path=late,
+    )
+    lifecycle = Lifecycle(parts, step_s)
+    limits = settings.security.rate_limit
+    limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
+    dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt)
+    app = build_app(dispatcher, parts.feed, settings.http.max_body_bytes)
+    return Control(experiments, app, dispatcher, parts, lifecycle)

@@ -1,0 +1,236 @@
+"""From raw bytes to a handler and back, the same for HTTP and the bus: key, limit, role, parameters, audit."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import Counter
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from schemas.v1.alerts import AuditRecord
+from services._runtime.clock import monotonic, now_ms
+from services._runtime.telemetry import get_logger
+from services.router.adapters.nats_audit import AuditLog
+from services.router.control.base import Done
+from services.router.control.handlers import Handlers
+from services.router.control.verbs import Verb
+from services.router.domain.auth import KeyRing, Principal, authenticate, require
+from services.router.domain.ratelimit import RateLimiter
+from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
+
+log = get_logger(__name__)
+
+BUS = "bus"
+_AUDITED_BODY = 64 << 10
+_NOT_AUDITED = Counter(
+    "cypria_audit_skipped_total", "Calls without a good key that came too fast to be audited"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as it came in. ``peer`` is the caller's address, or 'bus'; it is only ever kept as a salted hash."""
+
+    authorization: str | None
+    request_id: str
+    peer: str
+    body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    path: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status, JSON body and headers beyond the usual."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Checks a call, carries it out and writes it to the audit log."""
+
+    def __init__(
+        self, handlers: Handlers, ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes
+    ) -> None:
+        self._handlers = handlers
+        self._ring = ring
+        self._limiter = limiter
+        self._audit = audit
+        self._salt = source_salt
+        self._anonymous = RateLimiter(per_minute=60, burst=60)
+
+    async def dispatch(self, verb: Verb, call: Call) -> Reply:
+        """Carry out a verb. Never raises: what goes wrong is in the reply."""
+        who: Principal | None = None
+        done = Done(None)
+        try:
+            who = self._admit(call)
+            require(who, verb.role)
+            params = parse(verb.takes, call)
+            done = await getattr(self._handlers, verb.handler)(who, params)
+            reply = Reply(200, _encode(done.body))
+            outcome = "ok"
+        except Refused as exc:
+            reply, outcome = refusal(exc), exc.code
+        except Exception:
+            log.exception("control_failed", verb=verb.name, request_id=call.request_id)
+            body = error_body(
+                f"something went wrong inside; the log has it under request id {call.request_id}",
+                "server_error", None, "internal_error",
+            )  # fmt: skip
+            reply, outcome = Reply(500, json.dumps(body).encode()), "internal_error"
+        if verb.changes or reply.status in {401, 403}:
+            test_id = done.test_id or _named(call, "test_id")
+            self._record(
+                verb.name, call, who, reply.status, outcome, test_id, done.target or _named(call, "name")
+            )
+        return reply
+
+    def admit(self, verb: Verb, call: Call) -> Principal:
+        """Key, limit and role alone, for verbs whose reply is a stream; refusals are audited. Raises Refused."""
+        who: Principal | None = None
+        try:
+            who = self._admit(call)
+            require(who, verb.role)
+        except Refused as exc:
+            self._record(verb.name, call, who, exc.status, exc.code, None, None)
+            raise
+        return who
+
+    def _admit(self, call: Call) -> Principal:
+        who = authenticate(self._ring, call.authorization)
+        wait = self._limiter.take(who.name, monotonic())
+        if wait is not None:
+            raise TooMany(
+                f"key '{who.name}' is over its limit of control requests: wait {wait} s", retry_after_s=wait
+            )
+        return who
+
+    def _record(
+        self, action: str, call: Call, who: Principal | None, status: int, outcome: str, test_id: str | None,
+        target: str | None,
+    ) -> None:  # fmt: skip
+        source = call.peer if call.peer == BUS else self._hashed(call.peer)
+        # Whoever has no key must not be able to push everybody else's records out of the stream.
+        if who is None and self._anonymous.take(source, monotonic()) is not None:
+            _NOT_AUDITED.inc()
+            return
+        self._audit.record(
+            AuditRecord(
+                at_ms=now_ms(),
+                actor=who.name if who else "anonymous",
+                role=who.role.label if who else "none",
+                action=action,
+                target=target,
+                test_id=test_id,
+                source=source,
+                status=status,
+                outcome=outcome,
+                request_id=call.request_id,
+            )
+        )
+
+    def _hashed(self, peer: str) -> str:
+        return hmac.new(self._salt, peer.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def parse(model: type[BaseModel], call: Call) -> Any:
+    """Path, query and body as one set of parameters.
+
+    Raises BadRequest for a body that is not a JSON object and Unprocessable naming the field that does not fit.
+    Bodies are taken strictly (a number in quotes is no number), query strings as what they spell.
+    """
+    fields = _body(call.body)
+    loose = {**call.query, **call.path}
+    doubled = next((name for name in loose if name in fields and str(fields[name]) != loose[name]), None)
+    if doubled is not None:
+        raise Unprocessable(f"{doubled} is given twice with different values: give it once", param=doubled)
+    try:
+        if fields:
+            rest = {
+                name: value
+                for name, value in loose.items()
+                if name in model.model_fields and name not in fields
+            }
+            if rest:
+                fields |= _spelt(model, rest)
+            return model.model_validate_json(json.dumps(fields), strict=True)
+        return model.model_validate(loose)
+    except ValidationError as exc:
+        raise _explained(exc, model) from None
+
+
+def _spelt(model: type[BaseModel], rest: Mapping[str, str]) -> dict[str, Any]:
+    """Values of query strings as what they spell, by the type of their field; the others stay text."""
+    spelt: dict[str, Any] = {}
+    for name, text in rest.items():
+        spelt[name] = text
+        if "str" not in str(model.model_fields[name].annotation):
+            try:
+                spelt[name] = json.loads(text)
+            except ValueError:
+                continue
+    return spelt
+
+
+def _body(raw: bytes) -> dict[str, Any]:
+    if not raw.strip():
+        return {}
+    try:
+        value = from_json(raw, allow_inf_nan=False)
+    except ValueError as exc:
+        raise BadRequest(
+            f"the body is not valid JSON ({exc}): send a JSON object", code="invalid_json"
+        ) from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"the body is a JSON {_kind(value)}: send a JSON object", code="invalid_json")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {list: "array", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
+
+
+def _explained(exc: ValidationError, model: type[BaseModel]) -> Refused:
+    """The first error, with the field's path, what is wrong, and what would be right."""
+    first = exc.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "missing":
+        return Unprocessable(f"{where} is missing: give it", param=where, code="missing_field")
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(model.model_fields)) or "no field at all"
+        return Unprocessable(
+            f"{where} is not a field that this version knows: check its spelling or leave it out (known here: {known})",
+            param=where, code="unknown_field",
+        )  # fmt: skip
+    text = first["msg"].removeprefix("Value error, ")
+    return Unprocessable(f"{where}: {text[:1].lower()}{text[1:]}", param=where)
+
+
+def _named(call: Call, name: str) -> str | None:
+    """A name for the audit, also when the call was refused before its parameters were read."""
+    value: Any = call.path.get(name) or call.query.get(name)
+    if value is None and len(call.body) <= _AUDITED_BODY:
+        try:
+            body = from_json(call.body) if call.body.strip() else {}
+        except ValueError:
+            return None
+        value = body.get(name) if isinstance(body, dict) else None
+    return value[:128] if isinstance(value, str) else None
+
+
+def refusal(exc: Refused) -> Reply:
+    """A refusal as a reply."""
+    return Reply(exc.status, json.dumps(exc.body()).encode(), exc.headers())
+
+
+def _encode(body: Any) -> bytes:
+    if isinstance(body, BaseModel):
+        return body.model_dump_json().encode()
+    return json.dumps(body).encode()

@@ -1,0 +1,68 @@
+"""Server-sent events: what happens on the bus, one event each, and a comment now and then to keep the line."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from services.router.adapters.nats_feed import Feed, Happening
+
+KEEP_ALIVE_S = 15.0
+
+
+async def stream(feed: Feed, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
+    """Chunks of `text/event-stream`; ends when the router stops or the listener does not keep up."""
+    async with feed.listen() as queue:
+        yield b": connected\n\n"
+        while True:
+            try:
+                happening = await asyncio.wait_for(queue.get(), keep_alive_s)
+            except TimeoutError:
+                yield b": keep-alive\n\n"
+                continue
+            if happening is None:
+                return
+            chunk = encode(happening)
+            if chunk is not None:
+                yield chunk
+
+
+def encode(happening: Happening) -> bytes | None:
+    """One event, or None for what nobody watching needs: unreadable messages and windows in which nothing happened.
+
+    The event's name is ``event``, ``rollback``, ``alert`` or ``window``; its data is one line of JSON. Windows are
+    shown without unit hashes and bins.
+    """
+    try:
+        data: Any = json.loads(happening.data)
+    except ValueError:
+        return None
+    name = happening.subject.split(".")[1]
+    event_id = data.get("id") if isinstance(data, dict) else None
+    if name == "window":
+        data = _window(data)
+        if data is None:
+            return None
+    lines = [f"event: {name}"]
+    if isinstance(event_id, str) and event_id.isprintable():
+        lines.append(f"id: {event_id}")
+    lines.append(f"data: {json.dumps(data, separators=(',', ':'))}")
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _window(data: Any) -> dict[str, Any] | None:
+    cells = data.get("cells") if isinstance(data, dict) else None
+    if not cells:
+        return None
+    shown = ("test", "variant", "share_bp", "admitted", "done", "overdue", "fallback", "outcomes")
+    return {
+        "partition": data.get("partition"),
+        "cells": [
+            {
+                **{name: cell.get(name) for name in shown},
+                "latency_n": cell.get("latency", {}).get("n", 0),
+                "latency_total_us": cell.get("latency", {}).get("total", 0),
+            }
+            for cell in cells
+        ],
+    }

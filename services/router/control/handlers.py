@@ -1,0 +1,173 @@
+"""Carry out commands: decode, ask the domain, write. No policy here."""
+
+import secrets
+
+from schemas.v1 import control as c
+from schemas.v1.experiment import Experiment, RollbackOrder
+from services._runtime.clock import now_ms
+from services._runtime.settings_model import Settings
+from services.router.control.base import Done
+from services.router.control.lifecycle import Lifecycle
+from services.router.control.params import ModelParams
+from services.router.control.parts import Parts
+from services.router.control.reads import Reads
+from services.router.domain import commands
+from services.router.domain.auth import Principal
+from services.router.domain.experiment import new_test_id
+from services.router.domain.refusals import Conflict, NotFound, Unprocessable
+from services.router.domain.starting import StartDefaults, resolve, share_bp
+
+OPERATOR_RULE = "operator"
+
+
+class Handlers(Reads):
+    """One method for each verb: ``(principal, params) -> Done``. All raise Refused."""
+
+    def __init__(self, parts: Parts, lifecycle: Lifecycle) -> None:
+        super().__init__(parts)
+        self._lifecycle = lifecycle
+
+    async def start(self, who: Principal, params: c.StartRequest) -> Done:
+        """409 when one runs on that model_a, 404 for an unknown model, 400 for the same model twice, 422."""
+        now = now_ms()
+        monitoring = self._parts.monitoring.state
+        command = resolve(
+            params,
+            defaults(self._parts.settings, monitoring.check_interval_seconds),
+            {model.name: model.digest for model in self._parts.path().models()},
+            test_id=new_test_id(now, secrets.token_bytes(4)),
+            salt=secrets.token_hex(16),
+            actor=who.name,
+        )
+        test = await self._parts.experiments.change(params.model_a, lambda _state: command)
+        self._parts.outbox.kick(test.model_a)
+        return Done(c.StartReply(test_id=test.test_id), test.test_id, params.model_a)
+
+    async def stop(self, who: Principal, params: c.StopCommand) -> Done:
+        """The result; 404 when nothing runs."""
+        test = self._target(params.test_id)
+        result = await self._lifecycle.stop_test(test, params.reason or f"stopped by {who.name}", who.name)
+        return Done(result, test.test_id, test.model_a)
+
+    async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:
+        """Immediate: blocked on every router before it is written. Gradual: half of the share every 10 s."""
+        if params.at is not None:
+            raise Unprocessable(
+                "at: rollbacks at a given time are not offered by this version: leave it out to roll back now, "
+                "or send the request at that time",
+                param="at", code="not_supported",
+            )  # fmt: skip
+        test = self._target(params.test_id)
+        order = RollbackOrder(
+            rule=OPERATOR_RULE,
+            reason=params.reason or f"rolled back by {who.name}",
+            actor=who.name,
+            at_ms=now_ms(),
+            decided_on=test.version,
+        )
+        if params.speed == "gradual":
+            test = await self._change(test, commands.BeginRollback(test.test_id, order))
+        else:
+            try:
+                test = await self._parts.rollbacks.carry_out(test, order)
+            except NotFound:
+                # Another router or rule took the canary out in the meantime: what was asked for has happened.
+                found = self._parts.experiments.by_id(test.test_id)
+                if found is None or found.rollback is None:
+                    raise
+                test = found
+        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+
+    async def traffic_split(self, who: Principal, params: c.SplitCommand) -> Done:
+        """Units only move from A to B when the share grows, and back, last first, when it shrinks."""
+        share = share_bp(params.traffic_split_percent)
+        test = self._target(params.test_id)
+        test = await self._change(test, commands.ChangeSplit(test.test_id, share, who.name))
+        body = {"status": "updated", "traffic_split_percent": test.share_bp / 100, "test_id": test.test_id}
+        return Done(body, test.test_id, test.model_a)
+
+    async def pause(self, who: Principal, params: c.TestRef) -> Done:
+        """Hold the split; 409 unless running."""
+        test = self._target(params.test_id)
+        test = await self._change(test, commands.Pause(test.test_id, who.name))
+        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+
+    async def resume(self, who: Principal, params: c.TestRef) -> Done:
+        """End a pause; 409 unless paused."""
+        test = self._target(params.test_id)
+        test = await self._change(test, commands.Resume(test.test_id, who.name))
+        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+
+    async def approve(self, _who: Principal, params: c.TestRef) -> Done:
+        """409: no step of a test waits for approval in this version."""
+        test = self._target(params.test_id)
+        raise Conflict(
+            f"test '{test.test_id}' waits for no approval: there is nothing to do", code="nothing_to_approve"
+        )
+
+    async def monitoring_start(self, who: Principal, params: c.MonitoringCommand) -> Done:
+        """Let verdicts act, from now on."""
+        return await self._switch(who, params, active=True)
+
+    async def monitoring_stop(self, who: Principal, params: c.MonitoringCommand) -> Done:
+        """Verdicts only alert, from now on."""
+        return await self._switch(who, params, active=False)
+
+    async def models_load(self, _who: Principal, params: ModelParams) -> Done:
+        """Ask the workers to load a model."""
+        return await self._model("load", params.name)
+
+    async def models_unload(self, _who: Principal, params: ModelParams) -> Done:
+        """Ask the workers to unload a model; 409 while a test runs on it."""
+        for test in self._parts.experiments.live():
+            if params.name in {test.model_a, test.model_b}:
+                raise Conflict(
+                    f"test '{test.test_id}' runs on model '{params.name}': stop it first", param="name",
+                    code="model_in_use",
+                )  # fmt: skip
+        return await self._model("unload", params.name)
+
+    # ------------------------------------------------------------------------------------------------------
+
+    async def _change(self, test: Experiment, command: commands.Command) -> Experiment:
+        changed = await self._parts.experiments.change(test.model_a, lambda _state: command)
+        self._parts.outbox.kick(test.model_a)
+        return changed
+
+    async def _switch(self, who: Principal, params: c.MonitoringCommand, *, active: bool) -> Done:
+        state = await self._parts.monitoring.switch(
+            active=active, check_interval_seconds=params.check_interval_seconds, actor=who.name
+        )
+        body = {
+            "status": "started" if active else "stopped",
+            "monitoring_active": state.active,
+            "check_interval_seconds": state.check_interval_seconds,
+        }
+        return Done(body, target="monitoring")
+
+    async def _model(self, verb: str, name: str) -> Done:
+        if all(model.name != name for model in self._parts.path().models()):
+            raise NotFound(
+                f"model '{name}' is unknown: GET /v1/ab-testing/models lists the models", param="name",
+                code="model_not_found",
+            )  # fmt: skip
+        return Done(await self._parts.queries.model(verb, name), target=name)
+
+
+def defaults(settings: Settings, check_interval_seconds: float) -> StartDefaults:
+    """What the configuration says about tests, as the domain wants it."""
+    ab = settings.ab_testing
+    named = {f"success_criteria.{name}" for name in ab.success_criteria.model_fields_set}
+    named |= {f"failure_criteria.{name}" for name in ab.failure_criteria.model_fields_set}
+    named |= {f"thresholds.{name}" for name in settings.monitoring.thresholds.model_fields_set}
+    return StartDefaults(
+        enabled=ab.enabled,
+        split_percent=ab.default_traffic_split_percent,
+        max_duration_minutes=ab.max_test_duration_minutes,
+        success_criteria=ab.success_criteria,
+        failure_criteria=ab.failure_criteria,
+        thresholds=settings.monitoring.thresholds,
+        configured=frozenset(named),
+        policies=settings.policies.model_dump(mode="json"),
+        check_interval_seconds=check_interval_seconds,
+    )

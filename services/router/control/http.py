@@ -1,0 +1,230 @@
+"""The control API over HTTP: a FastAPI app whose routes all go through the dispatcher."""
+
+import json
+import secrets
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from services._runtime.telemetry import get_logger
+from services.router.adapters.nats_feed import Feed
+from services.router.control.dispatch import Call, Dispatcher, Reply, refusal
+from services.router.control.events import stream
+from services.router.control.verbs import EVENTS, VERBS, Verb
+from services.router.domain.refusals import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    Refused,
+    TooLarge,
+    error_body,
+)
+
+log = get_logger(__name__)
+
+DESCRIPTION = (
+    "Start, watch and stop tests of one model against another. Errors: `{error: {message, type, param, code}}`."
+)
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_STATUSES = {
+    400: "Not a JSON object, or it makes no sense", 401: "No good key", 403: "The key's role is too small",
+    404: "No such thing, or nothing running", 409: "It does not fit the present state", 413: "The body is too large",
+    422: "A value out of range, of another type, or an unknown field", 429: "Over the rate limit",
+    503: "A part that is needed does not answer now", 504: "A part that is needed took too long",
+}  # fmt: skip
+
+
+def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
+    """The ASGI app: control routes, /docs, /openapi.json, and errors in one shape for everything else."""
+    app = FastAPI(title="Cypria", version="1", description=DESCRIPTION, redoc_url=None)
+    for verb in VERBS:
+        _add(app, verb, dispatcher, max_body)
+    _add_events(app, dispatcher, feed)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Exception, _broken)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> None:
+    async def endpoint(request: Request) -> Response:
+        call = await _call(request, max_body)
+        return _response(await dispatcher.dispatch(verb, call), call.request_id)
+
+    app.add_api_route(
+        verb.http_path, endpoint, methods=[verb.method], name=verb.name, summary=verb.summary, tags=[verb.tag],
+        operation_id=verb.handler, response_model=None,
+        responses={200: {"model": verb.gives} if verb.gives else {"description": "Done"}},
+        openapi_extra=_documented(verb),
+    )  # fmt: skip
+
+
+def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
+    async def endpoint(request: Request) -> Response:
+        call = await _call(request, 0)
+        try:
+            dispatcher.admit(EVENTS, call)
+        except Refused as exc:
+            return _response(refusal(exc), call.request_id)
+        headers = {"X-Request-ID": call.request_id, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream(feed), media_type="text/event-stream", headers=headers)
+
+    app.add_api_route(
+        EVENTS.http_path, endpoint, methods=["GET"], name="events", summary=EVENTS.summary, tags=[EVENTS.tag],
+        operation_id="events", response_model=None,
+        responses={200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}},
+        openapi_extra=_documented(EVENTS),
+    )  # fmt: skip
+
+
+async def _call(request: Request, max_body: int) -> Call:
+    body = bytearray()
+    if request.method != "GET":
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > max_body:
+            raise _too_large(max_body)
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_body:
+                    raise _too_large(max_body)
+        except ClientDisconnect:
+            raise BadRequest("the body ended before its announced length: send all of it") from None
+    return Call(
+        authorization=request.headers.get("authorization"),
+        request_id=_request_id(request),
+        peer=request.client.host if request.client else "unknown",
+        body=bytes(body),
+        query=dict(request.query_params),
+        path={name: str(value) for name, value in request.path_params.items()},
+    )
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is over {limit} bytes: send a smaller one")
+
+
+def _request_id(request: Request) -> str:
+    """The caller's own id where it can go into a header and a log line, else a new one."""
+    own = request.headers.get("x-request-id", "")
+    return (
+        own if 0 < len(own) <= 128 and own.isascii() and own.isprintable() else f"req_{secrets.token_hex(12)}"
+    )
+
+
+def _response(reply: Reply, request_id: str) -> Response:
+    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(reply.body, reply.status, {**headers, **reply.headers}, media_type="application/json")
+
+
+async def _refused(request: Request, exc: Exception) -> Response:
+    if not isinstance(exc, Refused):
+        raise exc
+    return _response(refusal(exc), _request_id(request))
+
+
+async def _http_error(request: Request, exc: Exception) -> Response:
+    if not isinstance(exc, HTTPException):
+        raise exc
+    headers = dict(exc.headers or {})
+    refused: Refused
+    if exc.status_code == 404:
+        refused = NotFound(
+            f"there is nothing at {request.url.path}: /docs lists what there is", code="unknown_path"
+        )
+    elif exc.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        refused = MethodNotAllowed(f"{request.method} is not offered at {request.url.path}: use {allowed}")
+    else:
+        body = error_body(str(exc.detail), "invalid_request_error", None, "http_error")
+        return _response(Reply(exc.status_code, json.dumps(body).encode(), headers), _request_id(request))
+    reply = refusal(refused)
+    return _response(Reply(reply.status, reply.body, {**headers, **reply.headers}), _request_id(request))
+
+
+async def _broken(request: Request, exc: Exception) -> Response:
+    request_id = _request_id(request)
+    log.error("request_failed", request_id=request_id, path=request.url.path, error=repr(exc))
+    message = f"something went wrong inside; the log has it under request id {request_id}"
+    body = error_body(message, "server_error", None, "internal_error")
+    return _response(Reply(500, json.dumps(body).encode()), request_id)
+
+
+def _documented(verb: Verb) -> dict[str, Any]:
+    """What FastAPI cannot see: parameters and body of a verb, its errors and its key."""
+    extra: dict[str, Any] = {
+        "description": f"Role: `{verb.role.label}`.",
+        "security": [{"key": []}],
+        "responses": {
+            str(status): {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+            for status, text in _STATUSES.items()
+        },
+    }
+    schema = _flat(verb.takes)
+    required = set(schema.get("required", []))
+    in_path = {name for name in verb.takes.model_fields if "{" + name in verb.path}
+    parameters = [
+        {"name": n, "in": "path", "required": True, "schema": schema["properties"][n]}
+        for n in sorted(in_path)
+    ]
+    others = [name for name in verb.takes.model_fields if name not in in_path]
+    if verb.method == "GET":
+        parameters += [
+            {"name": n, "in": "query", "required": n in required, "schema": schema["properties"][n]}
+            for n in others
+        ]
+    elif others:
+        content = {"application/json": {"schema": schema}}
+        extra["requestBody"] = {"required": bool(required), "content": content}
+    if parameters:
+        extra["parameters"] = parameters
+    return extra
+
+
+def _flat(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON Schema with its definitions put in place, as a part of an OpenAPI document needs them."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inline(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return inline(definitions[node["$ref"].rsplit("/", 1)[-1]])
+            return {key: inline(value) for key, value in node.items()}
+        return [inline(item) for item in node] if isinstance(node, list) else node
+
+    flat: dict[str, Any] = inline(schema)
+    return flat
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if not app.openapi_schema:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        document.setdefault("components", {})["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"}
+        }
+        app.openapi_schema = document
+    return app.openapi_schema

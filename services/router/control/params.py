@@ -1,0 +1,57 @@
+"""Parameters of questions, as `schemas.v1.control` has the bodies of commands."""
+
+from datetime import datetime
+
+from pydantic import Field, field_validator
+
+from schemas.v1.control import Command
+
+
+class NoParams(Command):
+    """Nothing."""
+
+
+class TestParams(Command):
+    """One test by id."""
+
+    __test__ = False
+
+    test_id: str = Field(min_length=1, max_length=128)
+
+
+class HistoryParams(Command):
+    """A page of ended tests."""
+
+    limit: int = Field(default=50, ge=1, le=1000)
+    offset: int = Field(default=0, ge=0, le=1_000_000)
+
+
+class AlertsParams(Command):
+    """Alerts, newest first."""
+
+    limit: int = Field(default=50, ge=1, le=10_000)
+    test_id: str | None = Field(default=None, min_length=1, max_length=128)
+
+
+class AuditParams(Command):
+    """Audit records, newest first; ``since`` is RFC 3339."""
+
+    since: str | None = None
+    actor: str | None = Field(default=None, min_length=1, max_length=128)
+    limit: int = Field(default=100, ge=1, le=10_000)
+
+    @field_validator("since")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("not a time: give RFC 3339, such as 2025-01-01T12:00:00Z") from None
+        return value
+
+
+class ModelParams(Command):
+    """One model by name."""
+
+    name: str = Field(min_length=1, max_length=512)

@@ -1,0 +1,45 @@
+"""What the control side is made of, in one place for handlers and timers."""
+
+from dataclasses import dataclass
+
+from services._runtime.settings_model import Settings
+from services.router.adapters.nats_audit import AuditLog
+from services.router.adapters.nats_experiments import NatsExperiments
+from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_monitoring import NatsMonitoring
+from services.router.adapters.nats_outbox import Outbox
+from services.router.adapters.nats_queries import Queries
+from services.router.adapters.nats_rollbacks import Rollbacks
+from services.router.ports import RequestPath
+
+
+class NotAttached(RuntimeError):  # noqa: N818 - a wiring mistake, named as such
+    """`Control.attach` was not called before `Control.start`."""
+
+
+@dataclass(slots=True)
+class Late:
+    """The request path, which is built after the control side because it reads the experiments."""
+
+    value: RequestPath | None = None
+
+    def __call__(self) -> RequestPath:
+        """The request path; raises NotAttached before it is known."""
+        if self.value is None:
+            raise NotAttached("call Control.attach(request_path) before Control.start()")
+        return self.value
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything a handler may use."""
+
+    settings: Settings
+    experiments: NatsExperiments
+    outbox: Outbox
+    rollbacks: Rollbacks
+    queries: Queries
+    monitoring: NatsMonitoring
+    audit: AuditLog
+    feed: Feed
+    path: Late

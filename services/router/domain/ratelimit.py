@@ -1,0 +1,34 @@
+"""Token buckets, one for each key."""
+
+import math
+from collections import OrderedDict
+
+_MAX_BUCKETS = 10_000
+
+
+class RateLimiter:
+    """Allows ``per_minute`` calls on average and ``burst`` at once for each key; per_minute 0 allows everything.
+
+    A bucket holds at most ``burst`` tokens and gains ``per_minute / 60`` each second.
+    """
+
+    def __init__(self, per_minute: float, burst: int) -> None:
+        self._rate = per_minute / 60.0
+        self._burst = float(max(1, burst))
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str, now_s: float) -> int | None:
+        """None when the call may go on; else whole seconds (at least 1) until the next one may."""
+        if self._rate <= 0:
+            return None
+        tokens, since = self._buckets.pop(key, (self._burst, now_s))
+        tokens = min(self._burst, tokens + max(0.0, now_s - since) * self._rate)
+        wait = None
+        if tokens >= 1.0:
+            tokens -= 1.0
+        else:
+            wait = max(1, math.ceil((1.0 - tokens) / self._rate))
+        self._buckets[key] = (tokens, now_s)
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return wait

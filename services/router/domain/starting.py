@@ -1,0 +1,139 @@
+"""From what an operator sends to a complete Start command: defaults filled in, limits checked."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.v1.control import StartRequest
+from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
+from services.router.domain.commands import Start
+from services.router.domain.refusals import BadRequest, Conflict, NotFound, Unprocessable
+
+
+@dataclass(frozen=True, slots=True)
+class StartDefaults:
+    """What the configuration says about tests. Split in percent, duration in minutes.
+
+    ``configured`` names the limits that the configuration file sets itself.
+    """
+
+    enabled: bool = True
+    split_percent: float = 10.0
+    max_duration_minutes: float = 1440.0
+    success_criteria: SuccessCriteria = field(default_factory=SuccessCriteria)
+    failure_criteria: FailureCriteria = field(default_factory=FailureCriteria)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    configured: frozenset[str] = frozenset()
+    policies: Mapping[str, Any] = field(default_factory=dict)
+    check_interval_seconds: float = 30.0
+
+
+def share_bp(percent: float, param: str = "traffic_split_percent") -> int:
+    """A percentage in hundredths of a percent; raises Unprocessable when it is finer than that or out of range."""
+    if not 0 <= percent <= 100:
+        raise Unprocessable(f"{param} is {percent:g}: give a value from 0 to 100", param=param)
+    exact = percent * 100
+    whole = round(exact)
+    if abs(exact - whole) > 1e-6:
+        raise Unprocessable(
+            f"{param} is {percent:g}: splits go in steps of 0.01, such as {whole / 100:g}", param=param
+        )
+    return whole
+
+
+def resolve(
+    request: StartRequest,
+    defaults: StartDefaults,
+    digests: Mapping[str, str],
+    *,
+    test_id: str,
+    salt: str,
+    actor: str,
+) -> Start:
+    """The command behind a start request.
+
+    ``digests`` holds every known model's digest ('' where the engine tells none). Raises Conflict when testing is
+    switched off, BadRequest for a model against itself, Unprocessable for values out of range, NotFound for a model
+    that nobody serves.
+    """
+    if not defaults.enabled:
+        raise Conflict(
+            "A/B testing is switched off: set ab_testing.enabled (APHRODITE_AB_TESTING_ENABLED) to true and restart",
+            code="ab_testing_disabled",
+        )
+    if request.model_a == request.model_b:
+        raise BadRequest(
+            f"model_a and model_b are both '{request.model_a}': a test compares two models", param="model_b",
+            code="same_models",
+        )  # fmt: skip
+    minutes = request.test_duration_minutes
+    if minutes is not None and minutes > defaults.max_duration_minutes:
+        raise Unprocessable(
+            f"test_duration_minutes is {minutes:g}, above max_test_duration_minutes "
+            f"({defaults.max_duration_minutes:g}): give a shorter duration or raise the limit in the configuration",
+            param="test_duration_minutes",
+        )
+    percent = (
+        defaults.split_percent if request.traffic_split_percent is None else request.traffic_split_percent
+    )
+    share = share_bp(percent)
+    for param, name in (("model_a", request.model_a), ("model_b", request.model_b)):
+        if name not in digests:
+            raise NotFound(
+                f"{param} '{name}' is unknown: GET /v1/ab-testing/models lists the models", param=param,
+                code="model_not_found",
+            )  # fmt: skip
+    success = _patched(defaults.success_criteria, request.success_criteria)
+    failure = _patched(defaults.failure_criteria, request.failure_criteria)
+    named = set(defaults.configured)
+    for section, patch in (
+        ("success_criteria", request.success_criteria),
+        ("failure_criteria", request.failure_criteria),
+    ):
+        if patch is not None:
+            named |= {f"{section}.{name}" for name in patch.model_dump(exclude_none=True)}
+    effective = {
+        "share_bp": share,
+        "duration_minutes": defaults.max_duration_minutes if minutes is None else minutes,
+        "auto_rollback": request.auto_rollback,
+        "success_criteria": success,
+        "failure_criteria": failure,
+        "thresholds": defaults.thresholds,
+        "policies": dict(defaults.policies),
+        "check_interval_seconds": defaults.check_interval_seconds,
+        "primary_metric": request.primary_metric or "latency",
+        "configured": tuple(sorted(named)),
+    }
+    return Start(
+        test_id=test_id,
+        model_a=request.model_a,
+        model_b=request.model_b,
+        salt=salt,
+        actor=actor,
+        digests={"a": digests[request.model_a], "b": digests[request.model_b]},
+        config_hash=config_hash({**effective, "model_a": request.model_a, "model_b": request.model_b}),
+        tags=dict(request.tags),
+        **effective,
+    )
+
+
+def config_hash(effective: Mapping[str, Any]) -> str:
+    """``sha256:`` and the digest of the settings as canonical JSON (sorted keys, no spaces)."""
+    canonical = json.dumps(effective, sort_keys=True, separators=(",", ":"), default=_plain)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def _patched(base: Any, patch: BaseModel | None) -> Any:
+    changes = patch.model_dump(exclude_none=True) if patch is not None else {}
+    plain = SuccessCriteria if isinstance(base, SuccessCriteria) else FailureCriteria
+    return plain.model_validate({**base.model_dump(), **changes})

@@ -1,0 +1,115 @@
+"""What callers see of experiments: status, results and history, assembled from facts; pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from schemas.v1.control import StatusReply
+from schemas.v1.experiment import Experiment, TestResult, VariantSummary
+
+MINUTE_MS = 60_000
+
+
+def by_variant(totals: Mapping[str, VariantSummary]) -> dict[str, VariantSummary]:
+    """Totals under the API's names: ``a`` becomes ``variant_a``."""
+    return {
+        name if name.startswith("variant_") else f"variant_{name}": summary
+        for name, summary in totals.items()
+    }
+
+
+def complete_totals(
+    totals: Mapping[str, VariantSummary], in_flight: Mapping[str, int]
+) -> dict[str, VariantSummary]:
+    """Both arms, also one without any request yet, with what this router has in flight now.
+
+    Facts arrive a little after requests end, so the larger of the two counts of requests in flight is shown.
+    """
+    complete = {"variant_a": VariantSummary(), "variant_b": VariantSummary()}
+    complete |= {name: summary.model_copy() for name, summary in by_variant(totals).items()}
+    for name, summary in complete.items():
+        summary.in_flight = max(summary.in_flight, in_flight.get(name.removeprefix("variant_"), 0))
+    return complete
+
+
+def status(
+    test: Experiment,
+    now_ms: int,
+    *,
+    metrics: Mapping[str, VariantSummary] | None,
+    effective_bp: int,
+    verdict: dict[str, Any] | None,
+    running: Iterable[str],
+    degraded: Sequence[str],
+) -> StatusReply:
+    """The status of one test. ``metrics`` None says that nobody could tell them."""
+    started = test.started_ms if test.started_ms is not None else test.created_ms
+    until = test.ended_ms if test.ended_ms is not None else now_ms
+    remaining = None
+    if test.live and test.ends_ms is not None:
+        remaining = round(max(0, test.ends_ms - now_ms) / MINUTE_MS, 3)
+    return StatusReply(
+        test_id=test.test_id,
+        status=test.status.value,
+        elapsed_minutes=round(max(0, until - started) / MINUTE_MS, 3),
+        traffic_split_percent=test.share_bp / 100,
+        metrics=None if metrics is None else dict(metrics),
+        models={"variant_a": test.model_a, "variant_b": test.model_b},
+        effective_split_percent=(effective_bp if test.live else 0) / 100,
+        remaining_minutes=remaining,
+        auto_rollback=test.auto_rollback,
+        verdict=verdict,
+        digests=dict(test.digests) or None,
+        version=test.version,
+        running_tests=list(running),
+        degraded=list(degraded) or None,
+    )
+
+
+def status_of_result(result: TestResult, running: Iterable[str]) -> StatusReply:
+    """The status of a test of which only its result is left."""
+    return StatusReply(
+        test_id=result.test_id,
+        status=result.status.value,
+        traffic_split_percent=result.traffic_split_percent,
+        metrics=dict(result.metrics_summary),
+        models=dict(result.models) or None,
+        effective_split_percent=0.0,
+        verdict=result.verdict.model_dump(mode="json") if result.verdict else None,
+        version=result.version,
+        running_tests=list(running),
+    )
+
+
+def merge_history(
+    held: Iterable[TestResult], page: Sequence[TestResult], total: int, limit: int, offset: int
+) -> tuple[list[TestResult], int]:
+    """(one page of results newest first, how many there are in all).
+
+    ``page`` is the first ``offset + limit`` results of the history and ``total`` their number in all; ``held`` are
+    results that routers still hold, some of which the history may not have taken yet.
+    """
+    by_id = {result.test_id: result for result in page}
+    whole = len(page) >= total
+    oldest = min((_age(result) for result in page), default=("", ""))
+    extra = 0
+    for result in held:
+        known = by_id.get(result.test_id)
+        if known is not None:
+            if result.version >= known.version:
+                by_id[result.test_id] = _fuller(result, known)
+        elif whole or _age(result) > oldest:
+            # Younger than what the history shows but not in it: the history has yet to take it.
+            by_id[result.test_id] = result
+            extra += 1
+    merged = sorted(by_id.values(), key=_age, reverse=True)
+    return merged[offset : offset + limit], total + extra
+
+
+def _age(result: TestResult) -> tuple[str, str]:
+    return (result.end_time or "", result.test_id)
+
+
+def _fuller(result: TestResult, known: TestResult) -> TestResult:
+    if result.metrics_summary or not known.metrics_summary:
+        return result
+    return result.model_copy(update={"metrics_summary": known.metrics_summary})
