@@ -180,11 +180,6 @@ class ControlHistory:
         ranks: Ints = self._below[low] + self._below[high]
         return ranks
 
-    def mid_cdf(self, bins: Ints) -> Floats:
-        """Return the mid-CDF of each bin, within [0, 1]; only for ``total`` > 0."""
-        scores: Floats = self.twice_rank(bins) / (2.0 * self.total)
-        return scores
-
     def percentile_bin(self, percent: int) -> int:
         """Return the lowest bin with at least ``percent`` % of control at or below it."""
         position = int(np.searchsorted(self._below[1:], -(-self.total * percent // 100), side="left"))

@@ -1,8 +1,9 @@
-"""One latency-like guardrail: the mean of three e-values (whole distribution, p95, p99).
+"""One latency-like guardrail: the weighted mean of three e-values (whole distribution, p95, p99).
 
-A mean of e-processes is an e-process (Vovk & Wang, "E-values: calibration, combination and
-applications", arXiv 1912.06116), so one level covers shift and tail; it costs at most ln 3.
-Used for latency, time to first token, time per output token and cost.
+A mean of e-processes, whatever its weights, is an e-process (Vovk & Wang, "E-values: calibration, combination and
+applications", arXiv 1912.06116), so one level covers shift and tail.
+The ranks carry most of the weight because their alternatives include tails (see ``mann_whitney``); the
+exceedances say in plain terms *what* got worse. Used for latency, time to first token, time per output token and cost.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from services.monitor.domain.statistics.mann_whitney import MannWhitney
 from services.monitor.domain.statistics.start_mixture import log_sum_exp
 from services.monitor.domain.statistics.tails import P95, P99, TailExceedance
 
-_LOG_PARTS = math.log(3.0)
+WEIGHTS = {"ranks": 0.8, "p95": 0.1, "p99": 0.1}
 
 
 class LatencyEvidence:
@@ -56,8 +57,8 @@ class LatencyEvidence:
             self.history.add(hist_a)
 
     def log_e(self) -> float:
-        """Return ln of the mean of the three e-values."""
-        return log_sum_exp(np.array(list(self.parts().values()))) - _LOG_PARTS
+        """Return ln of the weighted mean of the three e-values."""
+        return log_sum_exp(np.array([log_e + math.log(WEIGHTS[name]) for name, log_e in self.parts().items()]))
 
     def parts(self) -> dict[str, float]:
         """Return ln E of each part, to say *what* is slower: ``ranks``, ``p95``, ``p99``."""
@@ -72,8 +73,9 @@ class LatencyEvidence:
 
     def paths(self) -> tuple[Floats, Floats]:
         """Return (ln mass, ln growth since the epoch began) of every bet of all parts, for planning."""
-        masses, growths = zip(*(part.paths() for part in (self.ranks, self.p95, self.p99)), strict=True)
-        return np.concatenate(masses) - _LOG_PARTS, np.concatenate(growths)
+        paths = {"ranks": self.ranks.paths(), "p95": self.p95.paths(), "p99": self.p99.paths()}
+        masses = [mass + math.log(WEIGHTS[name]) for name, (mass, _) in paths.items()]
+        return np.concatenate(masses), np.concatenate([growth for _, growth in paths.values()])
 
     def to_dict(self) -> State:
         """Return the checkpoint of this evidence."""

@@ -1,12 +1,19 @@
-"""Core B: sequential Mann-Whitney test by betting, for values with heavy tails.
+"""Core B: sequential rank test by betting, for values with heavy tails.
 
-Source: our composition of betting on bounded scores (Waudby-Smith & Ramdas, "Estimating means of bounded
-random variables by betting", arXiv 2010.09686; Shekhar & Ramdas on two-sample betting, arXiv 2112.09162)
-with the mid-rank against control's earlier windows as the score, and the start-time mixture.
+Sources: betting on two samples (Shekhar & Ramdas, arXiv 2112.09162; Waudby-Smith & Ramdas, arXiv
+2010.09686) with the mid-rank y of a value among control's earlier observations as its score, as in the
+Mann-Whitney test; the conditional form of Core A (Lindon & Malek, arXiv 2011.03567) with a density ratio
+that depends on y; normal scores as in van der Waerden's test. The composition is our own.
 
-For one request that goes to B with probability pi, the factor is 1 + kappa*(y - c) if it went to B and
-1 - kappa*pi/(1-pi)*(y - c) if it went to A. Whatever c and kappa are (both known before the tick), its
-expectation is exactly 1 when the arms are equal, at every moment of a drifting day.
+For one request that goes to B with probability pi and has score y, alternative j says that B has values
+like this one g_j(y)/c_j times as often as A, so that B served it with probability
+theta = pi*g/(pi*g + (1-pi)*c). The factor is theta/pi if B did and (1-theta)/(1-pi) if A did. Whatever
+g and c are (both known before the tick), its expectation over the assignment is exactly 1 when the
+arms are equal, at every moment of a drifting day. g_j grows with y, so with B stochastically smaller the
+expectation is below 1: that is why a margin may simply lower B's bins.
+
+c_j is the exponentially weighted mean of g_j over control's recent observations. It carries the bets
+through a level that moves (for a lognormal level exactly), and changes nothing in their validity.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from scipy.special import ndtri
 
 from services.monitor.domain.statistics.histogram import (
     ControlHistory,
@@ -26,28 +34,52 @@ from services.monitor.domain.statistics.histogram import (
     margin_shift,
     merge_by_share,
 )
-from services.monitor.domain.statistics.start_mixture import GRID_SIZE, StartMixture
+from services.monitor.domain.statistics.start_mixture import StartMixture
 
 MIN_CONTROL = 50
-CENTRE_BOUNDS = (0.1, 0.9)
-CENTRE_MEMORY = 1000.0
+SHIFTS: Floats = np.exp(np.linspace(math.log(0.2), math.log(2.0), 13))
+"""B's values are higher by so many of control's standard deviations (of ln x, were it normal)."""
+TAIL_SHARES: Floats = np.array([0.02, 0.06, 0.2])
+"""So large a share of B's values lies far out in control's upper tail."""
+TAIL_POWER = 0.1
+ALTERNATIVES = len(SHIFTS) + len(TAIL_SHARES)
+
+CENTRE_MEMORY = 2000.0
 """Observations after which the weight of a score in the centre has fallen to 1/e."""
+CENTRE_PRIOR = 100.0
+"""Pseudo-observations of g = 1, its mean on a stationary day, with which the centre starts."""
+_MAX_SCORE = 7.0
+_MAX_RATIO = 30.0
 
-_TINY = 1e-300
 
-BET_FRACTIONS: Floats = 0.95 * np.exp(np.linspace(math.log(0.02), 0.0, GRID_SIZE))
+def mid_rank(twice_rank: Floats, total: Floats | float) -> Floats:
+    """Return y from 2*(observations below) + (observations equal), kept off 0 and 1."""
+    y: Floats = (twice_rank + 1.0) / (2.0 * (total + 1.0))
+    return y
 
 
-def bets(centre: Floats | float, pi: Floats | float) -> Floats:
-    """Return kappa_j: fractions of the largest bet that can never lose everything.
+def log_ratios(y: Floats) -> Floats:
+    """Return ln g_j(y) of every alternative; shape (*y.shape, ALTERNATIVES).
 
-    0.95 * min(1/c, (1-pi)/(pi*(1-c))) * exp(linspace(ln 0.02, 0, 16)).
+    Shifts by d: exp(d*s - d^2/2) with s the normal score of y. Tails of share q: 1 - q + q*0.1*(1-y)^-0.9.
+    Both have mean 1 for a uniform y and grow with y.
     """
-    # The smallest normal number keeps a share that underflows from dividing by zero.
-    hedge = (1.0 - pi) / np.maximum(pi * (1.0 - centre), _TINY)
-    limit = np.minimum(1.0 / centre, hedge)
-    kappa: Floats = limit * BET_FRACTIONS
-    return kappa
+    shift = ndtri(y)[..., np.newaxis] * SHIFTS - 0.5 * SHIFTS * SHIFTS
+    far = TAIL_POWER * (1.0 - y[..., np.newaxis]) ** (TAIL_POWER - 1.0)
+    return np.concatenate((shift, np.log1p(TAIL_SHARES * (far - 1.0))), axis=-1)
+
+
+def centre_scores(log_g: Floats) -> Floats:
+    """Return g_j for the centre, capped so that one extreme value cannot move it for long."""
+    scores: Floats = np.exp(np.minimum(log_g, _MAX_SCORE))
+    return scores
+
+
+def log_bets(log_ratio: Floats, pi: float) -> tuple[Floats, Floats]:
+    """Return the log factors (if A served, if B served) at ln(g_j/c_j) and share pi in (0, 1)."""
+    ratio = np.clip(log_ratio, -_MAX_RATIO, _MAX_RATIO)
+    if_a: Floats = -np.log1p(pi * np.expm1(ratio))
+    return if_a, ratio + if_a
 
 
 class MannWhitney:
@@ -69,17 +101,12 @@ class MannWhitney:
             ValueError: margin, w0 or steps is out of range.
         """
         self.shift = margin_shift(margin)
-        self.mixture = StartMixture(w0, steps)
+        self.mixture = StartMixture(w0, steps, ALTERNATIVES)
         self.history = ControlHistory()
-        self._score_sum = 0.5
-        self._score_weight = 1.0
-        self._pending_sum = 0.0
+        self._score_sum: Floats = np.full(ALTERNATIVES, CENTRE_PRIOR)
+        self._score_weight = CENTRE_PRIOR
+        self._pending_sum: Floats = np.zeros(ALTERNATIVES)
         self._pending_count = 0
-
-    @property
-    def centre(self) -> float:
-        """c: exponentially weighted mean score of earlier ticks, clipped to [0.1, 0.9]."""
-        return min(max(self._score_sum / self._score_weight, CENTRE_BOUNDS[0]), CENTRE_BOUNDS[1])
 
     def update(self, tick: int, rows: Iterable[HistogramRow]) -> None:
         """Take in one tick.
@@ -105,19 +132,16 @@ class MannWhitney:
             self._move_centre()
         if history.total < MIN_CONTROL:
             return
+        log_centre = np.log(self._score_sum / self._score_weight)
         for pi, hist_a, hist_b in rows:
-            if not hist_a and not hist_b:
-                continue
-            y_a, n_a = self._scores(hist_a, history, 0)
-            y_b, n_b = self._scores(hist_b, history, self.shift)
-            if 0.0 < pi < 1.0:
-                centre = self.centre
-                kappa = bets(centre, pi)
-                gain = np.log1p(np.outer(kappa, y_b - centre)) * n_b
-                loss = np.log1p(np.outer(kappa * (-pi / (1.0 - pi)), y_a - centre)) * n_a
-                self.mixture.multiply(gain.sum(axis=1) + loss.sum(axis=1))
-            self._pending_sum += float((y_a * n_a).sum() + (y_b * n_b).sum())
-            self._pending_count += int(n_a.sum() + n_b.sum())
+            log_a, n_a = self._scores(hist_a, history, 0)
+            if 0.0 < pi < 1.0 and (hist_a or hist_b):
+                log_b, n_b = self._scores(hist_b, history, self.shift)
+                if_a, _ = log_bets(log_a - log_centre, pi)
+                _, if_b = log_bets(log_b - log_centre, pi)
+                self.mixture.multiply((if_a * n_a).sum(axis=0) + (if_b * n_b).sum(axis=0))
+            self._pending_sum = self._pending_sum + (centre_scores(log_a) * n_a).sum(axis=0)
+            self._pending_count += sum(hist_a.values())
 
     def log_e(self) -> float:
         """Return ln E; reject at ln E >= ln(1/alpha_k)."""
@@ -143,7 +167,10 @@ class MannWhitney:
             "shift": self.shift,
             "mixture": self.mixture.to_dict(),
             "history": self.history.to_dict(),
-            "centre": [self._score_sum, self._score_weight, self._pending_sum, self._pending_count],
+            "score_sum": [float(value) for value in self._score_sum],
+            "score_weight": self._score_weight,
+            "pending_sum": [float(value) for value in self._pending_sum],
+            "pending_count": self._pending_count,
         }
 
     @classmethod
@@ -153,8 +180,10 @@ class MannWhitney:
         process.shift = state["shift"]
         process.mixture = StartMixture.from_dict(state["mixture"])
         process.history = ControlHistory.from_dict(state["history"])
-        process._score_sum, process._score_weight = state["centre"][:2]
-        process._pending_sum, process._pending_count = state["centre"][2:]
+        process._score_sum = np.array(state["score_sum"], dtype=np.float64)
+        process._score_weight = state["score_weight"]
+        process._pending_sum = np.array(state["pending_sum"], dtype=np.float64)
+        process._pending_count = state["pending_count"]
         return process
 
     def _move_centre(self) -> None:
@@ -163,9 +192,10 @@ class MannWhitney:
         decay = math.exp(-self._pending_count / CENTRE_MEMORY)
         self._score_sum = self._score_sum * decay + self._pending_sum
         self._score_weight = self._score_weight * decay + self._pending_count
-        self._pending_sum, self._pending_count = 0.0, 0
+        self._pending_sum, self._pending_count = np.zeros(ALTERNATIVES), 0
 
     @staticmethod
     def _scores(histogram: Histogram, history: ControlHistory, shift: int) -> tuple[Floats, Floats]:
         bins, counts = as_arrays(histogram)
-        return history.mid_cdf(bins - shift), counts
+        ranks = history.twice_rank(bins - shift).astype(np.float64)
+        return log_ratios(mid_rank(ranks, history.total)), counts[:, np.newaxis]
