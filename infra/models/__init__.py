@@ -1,0 +1,1 @@
+"""The demo's models: their text, tokenizer, training script, digests and weights."""
