@@ -51,7 +51,7 @@ class Demo:
 
     def load(self, seed: int) -> Load:
         """Streaming chat requests of many users."""
-        return Load(self.url, self.key, "stable", RATE, stream=True, max_tokens=12, users=400, seed=seed)
+        return Load(self.url, self.key, "stable", RATE, stream=True, max_tokens=64, users=400, seed=seed)
 
     async def healthy(self) -> bool:
         """A later checkpoint of the same model: measured, and left alone."""

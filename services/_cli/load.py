@@ -13,8 +13,8 @@ import aiohttp
 from services._runtime.clock import monotonic
 
 PROMPTS = (
-    "Tell me a short story about a dog.", "What is the colour of the sky?", "Who lives in the old house?",
-    "How do I make tea?", "Where did the little boat go?", "Say something kind.",
+    "Tell me a short story about a dog.", "What is rain?", "Tell me a story about a fox.",
+    "How do I make tea?", "How do I make bread?", "Say something kind.",
 )  # fmt: skip
 
 

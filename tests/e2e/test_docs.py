@@ -1,0 +1,53 @@
+"""Every command and snippet of the README runs, in order, against a running system; `make demo` does its job."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import environment
+from tests.system import ROOT, System
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(sh|python|yaml)\n(.*?)```", README, re.DOTALL)
+STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")
+
+
+def runnable(text: str) -> str:
+    """A block without the lines that set up what the fixture has already set up."""
+    lines = [line for line in text.splitlines() if not line.startswith(STARTED_BY_THE_FIXTURE)]
+    return "\n".join(lines).replace(".venv/bin/cypria", f"{sys.executable} -m services.cli")
+
+
+def run_block(kind: str, text: str, env: dict[str, str]) -> str:
+    command = ["bash", "-euo", "pipefail", "-c", text] if kind == "sh" else [sys.executable, "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    assert '"error"' not in done.stdout, f"{text}\n{done.stdout}"
+    return done.stdout
+
+
+def test_the_readme_runs_from_top_to_bottom(system: System) -> None:
+    env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=system.key, PYTHONPATH=str(ROOT))
+    outputs = [run_block(kind, runnable(text), env) for kind, text in BLOCKS if kind != "yaml" and runnable(text).strip()]
+    assert len(outputs) >= 5
+    assert any("ab_test_" in output for output in outputs)
+
+
+def test_every_linked_page_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "services").rglob("README.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}, which is not there"
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_does_its_job(tmp_path: Path) -> None:
+    env = environment(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path), COLUMNS="150")
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.demo"], capture_output=True, text=True, env=env, cwd=os.fspath(ROOT), timeout=220
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "both canaries met the fate they deserve" in done.stdout

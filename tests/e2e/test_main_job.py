@@ -1,0 +1,141 @@
+"""The main job as its users run it: split, count, decide, take out."""
+
+import asyncio
+import math
+from typing import Any
+
+import openai
+import pytest
+
+from services._cli.load import Load, Tally, drive
+from tests.e2e.conftest import engine_config
+from tests.fakes.openai_server import FakeOpenAI
+from tests.harness import eventually
+from tests.system import System, running
+
+
+async def totals(system: System, test_id: str) -> dict[str, int]:
+    """request_count by variant."""
+    metrics = (await system.status(test_id))["metrics"] or {}
+    return {name.removeprefix("variant_"): figures["request_count"] for name, figures in metrics.items()}
+
+
+async def counted(system: System, test_id: str, expected: dict[str, int]) -> bool:
+    return await totals(system, test_id) == expected
+
+
+async def test_three_thousand_requests_are_split_as_asked_and_counted_exactly(system: System) -> None:
+    test_id = await system.start_test(traffic_split_percent=20)
+    plain = await drive(Load(system.url, system.key, "stable", 150, users=0), requests=2400)
+    streamed = await drive(Load(system.url, system.key, "stable", 100, stream=True, seed=2), requests=400)
+    by_sdk = Tally()
+    client = openai.AsyncOpenAI(base_url=f"{system.url}/v1", api_key=system.key, max_retries=0)
+    for index in range(200):
+        await through_sdk(client, by_sdk, stream=index % 2 == 0)
+    await client.close()
+    assert plain.failed == streamed.failed == by_sdk.failed == 0
+    seen = plain.by_variant + streamed.by_variant + by_sdk.by_variant
+    assert set(seen) == {"a", "b"}
+    assert sum(seen.values()) == 3000
+    assert abs(seen["b"] - 600) <= 4 * math.sqrt(3000 * 0.2 * 0.8)
+    await eventually(lambda: counted(system, test_id, dict(seen)), 20, 0.2)
+    result = await system.api("POST", "stop", {"test_id": test_id})
+    summary = {name.removeprefix("variant_"): v["request_count"] for name, v in result["metrics_summary"].items()}
+    assert summary == dict(seen)
+    history = await system.api("GET", "history")
+    assert history["tests"][0]["test_id"] == test_id
+    assert history["tests"][0]["decision"] == result["decision"]
+
+
+async def through_sdk(client: openai.AsyncOpenAI, tally: Tally, *, stream: bool) -> None:
+    """One request as an application makes it."""
+    messages: Any = [{"role": "user", "content": "Say something kind."}]
+    raw = await client.chat.completions.with_raw_response.create(
+        model="stable", messages=messages, max_tokens=16, stream=stream
+    )
+    text = ""
+    if stream:
+        async for chunk in raw.parse():
+            text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+    else:
+        text = raw.parse().choices[0].message.content or ""
+    tally.record(raw.headers["x-ab-test-variant"], "200", 0.0, ok=bool(text))
+
+
+async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(
+    system: System, upstreams: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    _, canary = upstreams
+    canary.status = 500
+    test_id = await system.start_test(traffic_split_percent=20)
+    tally = Tally()
+    state: dict[str, Any] = {}
+    load = asyncio.create_task(
+        drive(
+            Load(system.url, system.key, "stable", 50),
+            seconds=30,
+            tally=tally,
+            stop=lambda: state.get("status") == "rolled_back",
+        )
+    )
+
+    async def rolled_back() -> bool:
+        state.update(await system.status(test_id))
+        return state["status"] == "rolled_back"
+
+    await eventually(rolled_back, 30, 0.1)
+    await load
+    before = canary.requests
+    after = await drive(Load(system.url, system.key, "stable", 50), requests=50)
+    assert tally.failed == after.failed == 0
+    assert canary.requests == before
+    result = await system.api("GET", f"tests/{test_id}")
+    assert result["status"] == "rolled_back"
+    assert result["decision"] == "rollback"
+    assert result["reason"]
+    alerts = (await system.api("GET", "monitoring/alerts"))["alerts"]
+    await eventually(lambda: any_rollback_alert(system, test_id), 10, 0.2)
+    assert len([a for a in alerts if a["level"] == "EMERGENCY" and a["test_id"] == test_id]) <= 1
+
+
+async def any_rollback_alert(system: System, test_id: str) -> bool:
+    alerts = (await system.api("GET", "monitoring/alerts"))["alerts"]
+    return any(a["level"] == "EMERGENCY" and a["test_id"] == test_id for a in alerts)
+
+
+async def test_a_test_ends_by_itself_with_a_decision_and_survives_a_restart_before_that(
+    tmp_path_factory: pytest.TempPathFactory, upstreams: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    folder = tmp_path_factory.mktemp("restarted")
+    async with running(folder, engine_config(*upstreams)) as system:
+        test_id = await system.start_test(traffic_split_percent=50, test_duration_minutes=0.75)
+        tally = await drive(Load(system.url, system.key, "stable", 20), requests=60)
+        await eventually(lambda: counted(system, test_id, dict(tally.by_variant)), 20, 0.2)
+        assert system.stop() == 0
+        await system.start()
+        state = await system.status(test_id)
+        assert state["status"] == "running"
+        assert state["traffic_split_percent"] == 50
+        await eventually(lambda: counted(system, test_id, dict(tally.by_variant)), 20, 0.2)
+
+        async def ended() -> bool:
+            return (await system.status(test_id))["status"] == "completed"
+
+        await eventually(ended, 70, 0.5)
+        result = await system.api("GET", f"tests/{test_id}")
+        assert result["decision"] in {"inconclusive", "keep_a", "promote_b"}
+        assert any(character.isdigit() for character in result["reason"])
+
+
+async def test_the_system_stops_cleanly_and_leaves_nobody_behind(
+    tmp_path_factory: pytest.TempPathFactory, upstreams: tuple[FakeOpenAI, FakeOpenAI]
+) -> None:
+    import psutil
+
+    async with running(tmp_path_factory.mktemp("clean"), engine_config(*upstreams)) as system:
+        assert system.process
+        children = psutil.Process(system.process.pid).children(recursive=True)
+        assert len(children) >= 6
+        system.process.kill()
+        system.process.wait(5)
+        await eventually(lambda: not any(c.is_running() and c.status() != "zombie" for c in children), 15)
