@@ -36,7 +36,7 @@ _PUBLISH: dict[str, tuple[str, ...]] = {
 _SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "router": (
         subjects.REQUEST, subjects.CONTROL, subjects.HEARTBEAT, subjects.LEASE, subjects.ROLLBACK, subjects.EVENT,
-        subjects.ALERT,
+        subjects.ALERT, subjects.WINDOW,
     ),
     "inference": (subjects.INFER, subjects.FLOW, subjects.MODELS),
     "metrics": (subjects.QUERY,),

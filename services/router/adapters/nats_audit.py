@@ -13,6 +13,7 @@ from schemas.v1.alerts import AuditRecord
 from schemas.v1.cloudevent import binary_headers
 from services._runtime.bus import Bus, publish_durable
 from services._runtime.telemetry import get_logger
+from services.router.adapters.tasks import end
 
 log = get_logger(__name__)
 
@@ -42,9 +43,7 @@ class AuditLog:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._drained.wait()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end(self._task)
         if self._spool:
             log.error("audit_records_lost", count=len(self._spool))
 

@@ -100,7 +100,8 @@ class NatsExperiments:
         future: asyncio.Future[Experiment] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(test_id, []).append(future)
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError:
             return None
         finally:

@@ -12,6 +12,7 @@ from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_experiments import NatsExperiments
+from services.router.adapters.tasks import end
 from services.router.domain.refusals import Refused
 
 log = get_logger(__name__)
@@ -37,10 +38,7 @@ class Outbox:
 
     async def stop(self) -> None:
         """Publish what this router has just written, if the bus takes it at once, and end."""
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
         if self._bus.connected:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -54,7 +52,8 @@ class Outbox:
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._wake.wait()
             self._wake.clear()
             await self._round()
 

@@ -1,7 +1,6 @@
 """Rollback orders: every router takes each of them itself, blocks the canary first and then writes it down."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from nats.aio.msg import Msg
@@ -16,6 +15,7 @@ from services._runtime.bus import Bus, dead_letter, publish_durable
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_experiments import NatsExperiments
+from services.router.adapters.tasks import end
 from services.router.domain.commands import Rollback
 from services.router.domain.refusals import NotFound, Refused
 
@@ -47,12 +47,7 @@ class Rollbacks:
 
     async def stop(self) -> None:
         """Give up what is under way: another router, or this one after a restart, takes the repeated order."""
-        tasks = [*self._orders.values(), *self._announcing]
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(*self._orders.values(), *self._announcing)
 
     def request(self, test_id: str, order: RollbackOrder) -> None:
         """An order of this router's own; returns at once, tries until the test has ended."""

@@ -16,7 +16,8 @@ async def stream(feed: Feed, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterato
         yield b": connected\n\n"
         while True:
             try:
-                happening = await asyncio.wait_for(queue.get(), keep_alive_s)
+                async with asyncio.timeout(keep_alive_s):
+                    happening = await queue.get()
             except TimeoutError:
                 yield b": keep-alive\n\n"
                 continue

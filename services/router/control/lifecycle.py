@@ -1,15 +1,14 @@
 """Stops, and what happens to experiments by time alone: end of duration, schedules, steps, stops left behind."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from schemas.v1.common import Decision, TestStatus
 from schemas.v1.experiment import Experiment, TestResult, VariantSummary
 from schemas.v1.query import FinalVerdictQuery
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
+from services.router.adapters.tasks import end
 from services.router.control.parts import Parts
 from services.router.domain.commands import BeginStop, Command, Complete, Launch, StepRollback
 from services.router.domain.experiment import result_of
@@ -49,14 +48,7 @@ class Lifecycle:
 
     async def stop(self) -> None:
         """End; a stop that is under way is finished by another router or after a restart."""
-        tasks: list[asyncio.Task[Any]] = [*self._work.values()]
-        if self._task:
-            tasks.append(self._task)
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await end(self._task, *self._work.values())
 
     async def stop_test(self, test: Experiment, reason: str, actor: str) -> TestResult:
         """Stop a test and wait for its result, at most some seconds; a caller that leaves does not end the stop.
@@ -148,7 +140,14 @@ class Lifecycle:
             mine = state is None or state.stopping is None
             return BeginStop(test.test_id, reason, actor)
 
-        stopping = await self._parts.experiments.change(test.model_a, command)
+        try:
+            stopping = await self._parts.experiments.change(test.model_a, command)
+        except NotFound:
+            # Ended between the look-up and the change: what was asked for has happened.
+            found = self._parts.experiments.result(test.test_id)
+            if found is None:
+                raise
+            return found
         if mine:
             return await self._finish(stopping)
         ended = await self._parts.experiments.ended(test.test_id, ABANDONED_MS / 1000 + 1)

@@ -20,6 +20,7 @@ class Lifetime(RuleBasedStateMachine):
         self.now = 1_000_000
         self.tests = 0
         self.ids: list[str] = []
+        self.refused: list[Refused] = []
         self.state: Experiment | None = None
         self.start(share, delay)
 
@@ -28,9 +29,8 @@ class Lifetime(RuleBasedStateMachine):
         self.now += 1
         try:
             new, events = apply(before, command, self.now)
-        except Refused as refused:
-            assert refused.status in {404, 409}
-            assert refused.message
+        except Refused as exc:
+            self.refused.append(exc)
             return
         frozen = before.model_dump_json() if before else None
         if new is before:
@@ -115,6 +115,7 @@ class Lifetime(RuleBasedStateMachine):
         assert (state.status in LIVE) == (state.result is None) == (state.ended_ms is None)
         assert state.stopping is None or state.live
         assert len(set(self.ids)) == len(self.ids)
+        assert all(refused.status in {404, 409} and refused.message for refused in self.refused)
 
 
 TestLifetime = Lifetime.TestCase

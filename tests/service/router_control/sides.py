@@ -1,0 +1,191 @@
+"""Control sides on a real nats-server, with a small request path of their own and the other services' answers."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import nats
+from faststream.nats import NatsBroker
+from nats.aio.msg import Msg
+
+from schemas import subjects
+from schemas.v1.common import Decision
+from schemas.v1.experiment import Experiment, VariantSummary, VerdictRecord
+from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
+from services._runtime.bus import Bus, make_broker
+from services.router.adapters.keys import load_keys
+from services.router.control import Control, build_control
+from services.router.ports import ModelInfo
+from tests.harness import NatsServer
+
+ROLES = ("client", "viewer", "operator", "admin")
+KEYS = {f"KEY_{role.upper()}": f"secret-{role}" for role in ROLES}
+SECURITY = {
+    "api_keys": [{"name": role, "role": role, "key_env": f"KEY_{role.upper()}"} for role in ROLES],
+    "rate_limit": {"control_per_minute": 0},
+}
+
+
+@dataclass
+class SmallPath:
+    """A request path that serves nobody but remembers what it was told."""
+
+    names: tuple[str, ...] = ("stable", "canary", "other")
+    blocked: list[str] = field(default_factory=list)
+    flushes: int = 0
+    busy: dict[str, int] = field(default_factory=dict)
+
+    def models(self) -> list[ModelInfo]:
+        return [ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names]
+
+    def block(self, test_id: str) -> None:
+        if test_id not in self.blocked:
+            self.blocked.append(test_id)
+
+    def effective_share_bp(self, experiment: Experiment) -> int:
+        return 0 if experiment.test_id in self.blocked else experiment.share_bp
+
+    def in_flight(self, _test_id: str) -> dict[str, int]:
+        return self.busy
+
+    async def flush_facts(self, _timeout_s: float) -> dict[str, dict[int, int]]:
+        self.flushes += 1
+        return {"r1-1": {0: 7}}
+
+    def degraded(self) -> list[str]:
+        return []
+
+
+@dataclass
+class Side:
+    """One router's control side and a client for its HTTP app."""
+
+    control: Control
+    path: SmallPath
+    bus: Bus
+    broker: NatsBroker
+    http: httpx.AsyncClient
+
+    async def call(self, method: str, path: str, role: str | None = "admin", **options: Any) -> httpx.Response:
+        headers = {**({"Authorization": f"Bearer secret-{role}"} if role else {}), **options.pop("headers", {})}
+        return await self.http.request(method, f"/v1/ab-testing{path}", headers=headers, **options)
+
+    async def get(self, path: str, **options: Any) -> Any:
+        reply = await self.call("GET", path, **options)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    async def post(self, path: str, body: Any = None, **options: Any) -> Any:
+        reply = await self.call("POST", path, json=body, **options)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    async def start_test(self, **fields: Any) -> str:
+        body = {"model_a": "stable", "model_b": "canary", **fields}
+        return (await self.post("/start", body))["test_id"]
+
+
+@contextlib.asynccontextmanager
+async def side(server: NatsServer, *, step_s: float = 10.0, **sections: Any) -> AsyncIterator[Side]:
+    settings = server.settings("router", **{"security": SECURITY, **sections})
+    bus = Bus(settings, "router")
+    await bus.connect()
+    broker = make_broker(settings, "router")
+    control = build_control(settings, bus, load_keys(settings.security.api_keys, KEYS), source_salt=b"pepper", step_s=step_s)
+    path = SmallPath()
+    control.attach(path)
+    control.subscribe(broker)
+    await control.start()
+    await broker.start()
+    transport = httpx.ASGITransport(control.app, raise_app_exceptions=False)
+    http = httpx.AsyncClient(transport=transport, base_url="http://router", timeout=60)
+    try:
+        yield Side(control, path, bus, broker, http)
+    finally:
+        await http.aclose()
+        await broker.stop()
+        await control.stop()
+        await bus.close()
+
+
+class Others:
+    """What metrics, monitor and alerts would answer; as their own NATS users."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[Any], Any]] = {}
+        self.asked: list[tuple[str, Any]] = []
+        self._clients: list[nats.NATS] = []
+
+    async def open(self, server: NatsServer, *patterns: tuple[str, str]) -> None:
+        for user, pattern in patterns:
+            nc = await server.connect(user)
+            await nc.subscribe(pattern, cb=self._answer)
+            await nc.flush()
+            self._clients.append(nc)
+
+    async def _answer(self, msg: Msg) -> None:
+        question = json.loads(msg.data)
+        self.asked.append((msg.subject, question))
+        make = self.answers.get(msg.subject)
+        answer = make(question) if make else QueryError(message="not prepared")
+        if answer is None:
+            return
+        headers = {"Cypria-Error": "1"} if isinstance(answer, QueryError) else None
+        await msg._client.publish(msg.reply, answer.model_dump_json().encode(), headers=headers)
+
+    async def close(self) -> None:
+        for nc in self._clients:
+            await nc.close()
+
+
+def totals(requests_b: int = 40) -> Callable[[Any], TotalsReply]:
+    summary = {"a": VariantSummary(request_count=60), "b": VariantSummary(request_count=requests_b, error_rate=2.5)}
+    return lambda question: TotalsReply(tests=dict.fromkeys(question["tests"], summary))
+
+
+def final(decision: Decision = Decision.PROMOTE_B) -> Callable[[Any], FinalVerdict]:
+    def answer(_question: Any) -> FinalVerdict:
+        verdict = VerdictRecord(decision=decision, reason="B is 8 % faster", rule="promotion", at_ms=1, n_a=60, n_b=40)
+        return FinalVerdict(verdict=verdict, metrics_summary={"a": VariantSummary(request_count=60)})
+
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def others(server: NatsServer, *, monitor: bool = True) -> AsyncIterator[Others]:
+    """Everybody there: totals of 60 and 40 requests, an empty history, a verdict for B."""
+    these = Others()
+    these.answers = {
+        subjects.query("totals"): totals(),
+        subjects.query("history"): lambda _q: HistoryReply(),
+        subjects.query("test"): lambda _q: TestReply(),
+        subjects.verdict("status"): lambda q: VerdictStatus(test_id=q["test_id"], n_b=40, summary="holds"),
+        subjects.verdict("final"): final(),
+    }
+    patterns = [("metrics", subjects.QUERY)]
+    if monitor:
+        patterns.append(("monitor", subjects.VERDICT))
+    await these.open(server, *patterns)
+    try:
+        yield these
+    finally:
+        await these.close()
+
+
+async def stream_messages(server: NatsServer, user: str, stream: str, subject: str) -> list[Msg]:
+    """Everything that a stream holds under a subject, read with an ephemeral consumer."""
+    nc = await server.connect(user)
+    try:
+        js = nc.jetstream(timeout=5)
+        subscription = await js.subscribe(subject, stream=stream, ordered_consumer=True)
+        found: list[Msg] = []
+        info = await subscription.consumer_info()
+        held = info.num_pending + info.delivered.consumer_seq
+        while len(found) < held:
+            found.append(await subscription.next_msg(timeout=5))
+        return found
+    finally:
+        await nc.close()

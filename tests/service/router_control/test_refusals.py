@@ -1,0 +1,199 @@
+"""Roles, limits and bad input: a clear error each, in one shape, naming the field."""
+
+import json
+
+import pytest
+
+from schemas import subjects
+from tests.harness import NatsServer, eventually
+from tests.service.router_control.sides import KEYS, ROLES, SECURITY, Side, others, side, stream_messages
+
+NEEDS = {
+    "viewer": [("GET", "/status"), ("GET", "/history"), ("GET", "/tests/x"), ("GET", "/models"), ("GET", "/events"),
+               ("GET", "/monitoring/status"), ("GET", "/monitoring/alerts")],
+    "operator": [("POST", "/start"), ("POST", "/stop"), ("POST", "/rollback"), ("PATCH", "/traffic-split"),
+                 ("POST", "/pause"), ("POST", "/resume"), ("POST", "/approve"), ("POST", "/monitoring/start"),
+                 ("POST", "/monitoring/stop")],
+    "admin": [("GET", "/config"), ("GET", "/audit"), ("POST", "/models/meta-llama/x/load"), ("POST", "/models/x/unload")],
+}  # fmt: skip
+
+
+def error(reply) -> dict:
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert reply.headers["x-request-id"]
+    return body["error"]
+
+
+async def test_each_endpoint_needs_its_role(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for needed, endpoints in NEEDS.items():
+            for method, path in endpoints:
+                reply = await router.call(method, path, role=None)
+                assert (reply.status_code, error(reply)["type"]) == (401, "authentication_error"), path
+                assert reply.headers["www-authenticate"].startswith("Bearer")
+                for role in ROLES[: ROLES.index(needed)]:
+                    reply = await router.call(method, path, role=role)
+                    assert (reply.status_code, error(reply)["type"]) == (403, "permission_error"), (path, role)
+                    assert needed in error(reply)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        ({"model_a": "stable", "model_b": "stable"}, 400, "model_b", "compares two models"),
+        ({"model_a": "stable", "model_b": "nobody"}, 404, "model_b", "'nobody' is unknown"),
+        ({"model_a": "stable"}, 422, "model_b", "is missing"),
+        ({"model_a": "stable", "model_b": "canary", "traffic_split_percent": 101}, 422, "traffic_split_percent", "100"),
+        ({"model_a": "stable", "model_b": "canary", "traffic_split_percent": "10"}, 422, "traffic_split_percent", "number"),
+        ({"model_a": "stable", "model_b": "canary", "traffic_split_percent": 0.001}, 422, "traffic_split_percent", "0.01"),
+        ({"model_a": "stable", "model_b": "canary", "test_duration_minutes": 0}, 422, "test_duration_minutes", "greater"),
+        ({"model_a": "stable", "model_b": "canary", "test_duration_minutes": 1e5}, 422, "test_duration_minutes", "1440"),
+        ({"model_a": "stable", "model_b": "canary", "auto_rollback": "yes"}, 422, "auto_rollback", "boolean"),
+        ({"model_a": "stable", "model_b": "canary", "variants": []}, 422, "variants", "not a field"),
+        ({"model_a": "stable", "model_b": "canary", "shadow": True}, 422, "shadow", "not a field"),
+        (
+            {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency_ms": -1}},
+            422, "failure_criteria.max_latency_ms", "greater than 0",
+        ),
+    ],
+)  # fmt: skip
+async def test_start_refuses(nats_server: NatsServer, body: dict, status: int, param: str, says: str) -> None:
+    async with side(nats_server) as router:
+        reply = await router.call("POST", "/start", json=body)
+        assert reply.status_code == status, reply.text
+        assert error(reply)["param"] == param
+        assert says in error(reply)["message"]
+        assert router.control.experiments.live() == []
+
+
+async def test_what_is_not_json_is_400_and_other_bodies_too_large_413(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for content in (b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"model_a": NaN}', b"[" * 100_000):
+            reply = await router.call("POST", "/start", content=content)
+            assert (reply.status_code, error(reply)["code"]) == (400, "invalid_json"), content[:20]
+        reply = await router.call("POST", "/start", content=b" " * (11 << 20))
+        assert (reply.status_code, error(reply)["code"]) == (413, "body_too_large")
+        assert (await router.call("GET", "/status", role="viewer")).status_code == 200
+
+
+async def test_nothing_running_is_404_and_status_all_null(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for method, path, body in (
+            ("POST", "/stop", None), ("POST", "/rollback", None), ("PATCH", "/traffic-split", {"traffic_split_percent": 5}),
+            ("POST", "/pause", {}), ("POST", "/resume", {}), ("POST", "/approve", {}), ("POST", "/stop", {"test_id": "x"}),
+        ):  # fmt: skip
+            reply = await router.call(method, path, json=body)
+            assert (reply.status_code, error(reply)["type"]) == (404, "not_found_error"), path
+        status = await router.get("/status")
+        assert set(status.values()) == {None}
+        assert {"test_id", "status", "elapsed_minutes", "traffic_split_percent", "metrics", "models"} <= set(status)
+
+
+async def test_a_second_test_on_the_same_model_is_409(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        test_id = await router.start_test()
+        reply = await router.call("POST", "/start", json={"model_a": "stable", "model_b": "other"})
+        assert reply.status_code == 409
+        assert test_id in error(reply)["message"]
+        assert error(await router.call("POST", "/resume"))["code"] == "not_paused"
+        assert error(await router.call("POST", "/approve"))["code"] == "nothing_to_approve"
+        reply = await router.call("POST", "/models/canary/unload")
+        assert (reply.status_code, error(reply)["code"]) == (409, "model_in_use")
+
+
+async def test_switched_off_start_is_409(nats_server: NatsServer) -> None:
+    async with side(nats_server, ab_testing={"enabled": False}) as router:
+        reply = await router.call("POST", "/start", json={"model_a": "stable", "model_b": "canary"})
+        assert (reply.status_code, error(reply)["code"]) == (409, "ab_testing_disabled")
+
+
+async def test_a_rollback_at_a_time_is_refused_naming_the_field(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        await router.start_test()
+        reply = await router.call("POST", "/rollback", json={"at": "2030-01-01T00:00:00Z"})
+        assert (reply.status_code, error(reply)["param"]) == (422, "at")
+        assert error(await router.call("POST", "/rollback", json={"speed": "slow"}))["param"] == "speed"
+
+
+async def test_unknown_paths_methods_and_query_parameters(nats_server: NatsServer) -> None:
+    async with others(nats_server), side(nats_server) as router:
+        assert error(await router.call("GET", "/nothing"))["code"] == "unknown_path"
+        reply = await router.call("DELETE", "/status")
+        assert (reply.status_code, error(reply)["code"]) == (405, "method_not_allowed")
+        assert reply.headers["allow"] == "GET"
+        reply = await router.call("GET", "/history", params={"limt": "5"})
+        assert (reply.status_code, error(reply)["param"]) == (422, "limt")
+        assert error(await router.call("GET", "/history", params={"limit": "0"}))["param"] == "limit"
+        assert error(await router.call("GET", "/audit", params={"since": "yesterday"}))["param"] == "since"
+        assert (await router.call("GET", "/tests/ab_test_none")).status_code == 404
+        assert (await router.call("GET", "/status", params={"test_id": "ab_test_none"})).status_code == 404
+
+
+async def test_a_part_that_is_away_is_503_and_status_goes_on(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        await router.start_test()
+        status = await router.get("/status")
+        assert status["status"] == "running"
+        assert status["metrics"] is None
+        assert [word.split(":")[0] for word in status["degraded"]] == ["metrics", "monitor"]
+        for path in ("/history", "/monitoring/alerts", "/audit"):
+            reply = await router.call("GET", path)
+            assert reply.status_code == 503, path
+            assert reply.headers["retry-after"]
+
+
+async def test_over_the_limit_is_429_with_a_time_to_wait(nats_server: NatsServer) -> None:
+    limited = {**SECURITY, "rate_limit": {"control_per_minute": 60, "control_burst": 3}}
+    async with side(nats_server, security=limited) as router:
+        replies = [await router.call("GET", "/models", role="viewer") for _ in range(4)]
+        assert [r.status_code for r in replies] == [200, 200, 200, 429]
+        assert int(replies[-1].headers["retry-after"]) >= 1
+        assert error(replies[-1])["type"] == "rate_limit_error"
+        assert (await router.call("GET", "/models", role="admin")).status_code == 200
+
+
+async def audited(router: Side, server: NatsServer, count: int) -> list[dict]:
+    async def records() -> list[dict] | None:
+        found = await stream_messages(server, "metrics", "AUDIT", subjects.audit("router"))
+        return [json.loads(m.data) for m in found] if len(found) >= count else None
+
+    return await eventually(records)
+
+
+async def test_commands_and_refusals_are_audited_without_bodies_or_addresses(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        await router.call("GET", "/status", role=None)
+        await router.call("POST", "/start", role="viewer", json={"model_a": "stable", "model_b": "canary"})
+        test_id = await router.start_test()
+        await router.call("POST", "/start", json={"model_a": "stable", "model_b": "canary"})
+        await router.call("POST", "/pause", json={"test_id": "x"}, headers={"X-Request-ID": "mine-1"})
+        await router.get("/status")
+        records = await audited(router, nats_server, 5)
+        assert [(r["action"], r["actor"], r["status"], r["outcome"]) for r in records] == [
+            ("status", "anonymous", 401, "missing_api_key"),
+            ("start", "viewer", 403, "insufficient_role"),
+            ("start", "admin", 200, "ok"),
+            ("start", "admin", 409, "test_already_running"),
+            ("pause", "admin", 404, "test_not_running"),
+        ]
+        assert records[2]["test_id"] == test_id
+        assert records[2]["target"] == "stable"
+        assert (records[4]["test_id"], records[4]["request_id"]) == ("x", "mine-1")
+        assert all("127.0.0.1" not in str(r) and len(r["source"]) == 16 for r in records)
+        assert all(key not in str(r) for r in records for key in KEYS.values())
+
+
+async def test_a_flood_without_a_key_cannot_flood_the_audit(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for _ in range(200):
+            assert (await router.call("GET", "/status", role=None)).status_code == 401
+        await router.start_test()
+
+        async def started() -> list[dict] | None:
+            records = await audited(router, nats_server, 2)
+            return records if records[-1]["action"] == "start" else None
+
+        assert len([r for r in await eventually(started) if r["actor"] == "anonymous"]) < 100

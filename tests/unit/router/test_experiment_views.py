@@ -1,0 +1,74 @@
+"""Status, results and history as callers see them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.v1.common import TestStatus
+from schemas.v1.experiment import TestResult, VariantSummary
+from services._runtime.settings_model import Settings
+from services.router.control.config_view import MASK, masked
+from services.router.domain import commands as c
+from services.router.domain import views
+from services.router.domain.experiment import apply
+
+
+def result(n: int, version: int = 3, **fields: object) -> TestResult:
+    return TestResult(
+        test_id=f"t{n:03}", status=TestStatus.COMPLETED, end_time=f"2025-01-01T00:00:00.{n:03}Z", version=version, **fields
+    )
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20), st.integers(0, 20))
+def test_history_is_the_same_wherever_the_newest_results_are_kept(n: int, lag: int, limit: int, offset: int) -> None:
+    everything = [result(i) for i in range(n)]
+    stored = everything[: max(0, n - lag)][::-1]
+    held = everything[-20:]
+    if lag > len(held):
+        return
+    page = stored[: offset + limit]
+    tests, total = views.merge_history(held, page, len(stored), limit, offset)
+    assert total == n
+    assert tests == everything[::-1][offset : offset + limit]
+
+
+def test_the_newer_version_of_a_result_wins_and_keeps_known_totals() -> None:
+    summary = {"variant_b": VariantSummary(request_count=4)}
+    (merged,), total = views.merge_history([result(1, 4)], [result(1, 3, metrics_summary=summary)], 1, 10, 0)
+    assert total == 1
+    assert merged.version == 4
+    assert merged.metrics_summary == summary
+
+
+def test_both_arms_are_shown_before_the_first_request_and_in_flight_ones_are_counted() -> None:
+    complete = views.complete_totals({"b": VariantSummary(request_count=2, in_flight=1)}, {"a": 3, "b": 0})
+    assert complete["variant_a"].in_flight == 3
+    assert (complete["variant_b"].request_count, complete["variant_b"].in_flight) == (2, 1)
+
+
+def test_status_counts_minutes_and_says_what_is_really_applied() -> None:
+    test, _ = apply(None, c.Start("t", "m", "n", 1500, 60, "s", "ops"), 0)
+    reply = views.status(test, 90_000, metrics=None, effective_bp=0, verdict=None, running=["t"], degraded=[])
+    assert (reply.elapsed_minutes, reply.remaining_minutes) == (1.5, 58.5)
+    assert (reply.traffic_split_percent, reply.effective_split_percent) == (15.0, 0.0)
+    assert reply.degraded is None
+
+
+def test_the_configuration_is_shown_without_its_secrets() -> None:
+    settings = Settings.model_validate({
+        "nats": {"servers": ["nats://user:hunter2@host:4222"], "password": "hunter2"},
+        "clickhouse": {"dsn": "http://user:hunter2@host:8123/cypria"},
+        "alerts": {"destinations": [{"type": "slack", "webhook_url": "https://hooks/hunter2"}]},
+        "security": {"api_keys": [{"name": "a", "role": "admin", "key_sha256": "ab" * 32}]},
+        "models": [{
+            "name": "m", "engine": "openai", "base_url": "http://u:hunter2@host/v1", "api_key_env": "UPSTREAM",
+            "engine_args": {"token": "hunter2", "max_model_len": 4},
+        }],
+    })  # fmt: skip
+    shown = masked(settings)
+    assert "hunter2" not in str(shown)
+    assert "abab" not in str(shown)
+    assert shown["nats"]["servers"] == [f"nats://{MASK}@host:4222"]
+    assert shown["models"][0]["api_key_env"] == "UPSTREAM"
+    assert shown["models"][0]["engine_args"]["max_model_len"] == 4
+    assert shown["assignment"]["unit"][0] == "x_session_id"
+    assert shown["ab_testing"]["max_test_duration_minutes"] == 1440
