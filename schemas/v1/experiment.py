@@ -197,6 +197,12 @@ class Experiment(Message):
         return self.status in {TestStatus.RUNNING, TestStatus.PAUSED, TestStatus.ROLLING_BACK} and self.stopping is None
 
     @property
+    def duration_seconds(self) -> int:
+        """Planned duration in whole seconds, at least 1."""
+        return max(1, round(self.duration_minutes * 60))
+
+    @property
     def epoch_seconds(self) -> int:
-        """Length of a unit epoch: a 24th of the planned duration, at least ten minutes."""
-        return max(600, int(self.duration_minutes * 60 / 24))
+        """Length of a unit epoch: 24 epochs for a test, fewer when each would last less than ten minutes."""
+        count = max(1, min(24, self.duration_seconds // 600))
+        return -(-self.duration_seconds // count)

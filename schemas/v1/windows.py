@@ -38,12 +38,14 @@ class UnitEvidence(Message):
 
 
 class Bucket(Message):
-    """Sums of one of the 128 unit buckets: requests, errors, and latency on the ln scale (10**-6)."""
+    """Sums of one of the 128 unit buckets: requests, errors, and latency, TTFT and cost on the ln scale (10**-6)."""
 
     n: int = 0
     errors: int = 0
     latency_n: int = 0
     latency_ln: int = 0
+    ttft_n: int = 0
+    ttft_ln: int = 0
     cost_n: int = 0
     cost_ln: int = 0
 

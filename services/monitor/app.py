@@ -1,0 +1,39 @@
+"""Wires the monitor together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from faststream.asgi import AsgiFastStream
+
+from services._runtime import health
+from services._runtime.bus import Bus, make_broker
+from services._runtime.settings_model import Settings
+from services.monitor import handlers
+from services.monitor.settings import monitor_settings
+from services.monitor.watcher import Watcher
+
+SERVICE = "monitor"
+
+
+def build_app(settings: Settings) -> AsgiFastStream:
+    """The monitor as an ASGI application; it connects when its lifespan begins."""
+    readiness = health.Readiness()
+    readiness.add("bus", lambda: "not connected to NATS yet")
+    broker = make_broker(settings, SERVICE)
+    bus = Bus(settings, SERVICE)
+    watcher = Watcher(bus, monitor_settings(settings))
+    handlers.register(broker, watcher)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        await bus.connect()
+        readiness.add("bus", bus.missing)
+        readiness.add("windows", watcher.missing)
+        await watcher.start()
+        try:
+            yield
+        finally:
+            await watcher.stop()
+            await bus.close()
+
+    return AsgiFastStream(broker, lifespan=lifespan, asgi_routes=health.routes(SERVICE, readiness))

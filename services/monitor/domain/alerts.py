@@ -1,0 +1,95 @@
+"""From findings to alerts and rollback orders; ids and words are the same on every replica."""
+
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel
+from schemas.v1.events import RollbackRequested
+from schemas.v1.experiment import Experiment, RollbackOrder
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.findings import Finding
+from services.monitor.domain.verdict import rollback_record
+
+_LEVELS: dict[str, AlertLevel] = {
+    "rollback": AlertLevel.EMERGENCY,
+    "warning": AlertLevel.WARNING,
+    "both_arms": AlertLevel.CRITICAL,
+    "sample_ratio": AlertLevel.WARNING,
+    "no_data": AlertLevel.WARNING,
+    "check_failing": AlertLevel.CRITICAL,
+    "check_recovered": AlertLevel.INFO,
+}
+
+_TITLES: dict[str, str] = {
+    "rollback": "Rollback required",
+    "warning": "Warning limit exceeded",
+    "both_arms": "Both variants are bad",
+    "sample_ratio": "Sample ratio mismatch",
+    "no_data": "No data",
+    "check_failing": "Monitoring check failing",
+    "check_recovered": "Monitoring check works again",
+}
+
+
+def acts(experiment: Experiment, *, monitoring_active: bool) -> bool:
+    """Whether a fired verdict takes the canary out, or only alerts."""
+    return monitoring_active and experiment.auto_rollback and experiment.live and experiment.stopping is None
+
+
+def alert_id(experiment: Experiment, finding: Finding) -> str:
+    """Event id of a finding's alert."""
+    return f"{experiment.test_id}.alert.{finding.key}"
+
+
+def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: bool) -> Alert:
+    """The alert that makes a finding known. What fails and recovers is one incident."""
+    family = "check" if finding.kind.startswith("check_") else finding.kind
+    numbers = {
+        name: value
+        for name in ("log_e", "limit", "value_a", "value_b")
+        if (value := getattr(finding, name)) is not None
+    }
+    message = finding.text
+    if finding.kind == "rollback":
+        message += f"; {_consequence(experiment, monitoring_active=monitoring_active)}"
+    return Alert(
+        incident=f"{experiment.test_id}.{family}.{finding.rule}.{finding.number}",
+        level=_LEVELS[finding.kind],
+        title=f"{_TITLES[finding.kind]}: {finding.rule}",
+        message=message,
+        test_id=experiment.test_id,
+        rule=finding.rule,
+        at_ms=finding.tick * 1000,
+        resolved=finding.kind == "check_recovered",
+        value=finding.value,
+        bound=finding.bound,
+        threshold=finding.threshold,
+        n=finding.n_b or None,
+        tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
+        numbers=numbers | {"n_a": finding.n_a, "n_b": finding.n_b, "split_percent": finding.share_bp / 100},
+    )
+
+
+def _consequence(experiment: Experiment, *, monitoring_active: bool) -> str:
+    if acts(experiment, monitoring_active=monitoring_active):
+        return "the canary is being taken out"
+    if not experiment.auto_rollback:
+        return "auto_rollback is off: roll back by POST /v1/ab-testing/rollback"
+    if not monitoring_active:
+        return "monitoring is stopped: POST /v1/ab-testing/monitoring/start, or roll back by hand"
+    return "the test is being stopped"
+
+
+def rollback_request(evaluator: TestEvaluator, finding: Finding) -> tuple[str, RollbackRequested]:
+    """(event id, order) of a fired rollback, decided on the present version of the test."""
+    experiment = evaluator.experiment
+    record = rollback_record(evaluator, finding)
+    order = RollbackOrder(
+        rule=finding.rule, reason=record.reason, actor="monitor", at_ms=record.at_ms, decided_on=experiment.version,
+        verdict=record,
+    )  # fmt: skip
+    request = RollbackRequested(test_id=experiment.test_id, model_a=experiment.model_a, order=order)
+    return event_id(request), request
+
+
+def event_id(request: RollbackRequested) -> str:
+    """Identity of a rollback request: test and the version that it was decided on."""
+    return f"{request.test_id}.{request.order.decided_on}.rollback"

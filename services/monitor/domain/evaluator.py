@@ -1,0 +1,303 @@
+"""The state machine of one test's evidence: ticks in, findings out. No clock, no I/O; its state is JSON."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from schemas.v1.experiment import Experiment
+from schemas.v1.query import GuardrailStatus
+from services.monitor.domain import guardrails
+from services.monitor.domain.checks import Check
+from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick
+from services.monitor.domain.findings import BOTH_ARMS, MONITORING_FAILURE, NO_DATA, SAMPLE_RATIO, Finding, Kind
+from services.monitor.domain.health import FAILURES, CheckHealth
+from services.monitor.domain.statistics import RateEProcess, SampleRatio
+from services.monitor.domain.totals import Totals
+
+FORMAT = 1
+"""Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
+
+_SRM = "sample_ratio"
+_NON_INFERIOR = "error_non_inferiority"
+
+
+class StateError(ValueError):
+    """A checkpoint that does not belong to this test or this version of the checks."""
+
+
+class TestEvaluator:
+    """All evidence about one test.
+
+    Invariants: the same windows in the same order give the same state bit for bit, whatever was checkpointed and
+    restored in between; a tick that came before changes nothing; a check that raises affects only itself.
+    """
+
+    __test__ = False
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.checks, self.levels = guardrails.build(experiment)
+        self.started_s = (experiment.started_ms or experiment.created_ms) // 1000
+        self.epoch = 0
+        self.epoch_requests = 0
+        self.second: int | None = None
+        self.sequence = 0
+        self.ticks = 0
+        self.share_bp = 0
+        self.totals = Totals()
+        self.sample_ratio = SampleRatio()
+        self.non_inferiority = RateEProcess.non_inferiority(
+            1.0 + experiment.success_criteria.max_error_rate_increase_percent / 100.0
+        )
+        self.findings: list[Finding] = []
+        self.health = CheckHealth()
+        self.exceptions: list[tuple[str, Exception]] = []
+        """Of the last tick, for the log."""
+        self._last_data: int | None = None
+
+    @property
+    def fired(self) -> Finding | None:
+        """The finding that calls for a rollback, once there is one; it is final."""
+        return next((finding for finding in self.findings if finding.kind == "rollback"), None)
+
+    @property
+    def limit(self) -> float:
+        """Level (ln E) at which a guardrail fires in the present epoch."""
+        return self.levels.limit(self.epoch)
+
+    def policy(self, name: str, default: str) -> str:
+        """A policy of the test."""
+        return str(self.experiment.policies.get(name, default))
+
+    def tick(self, tick: Tick) -> list[Finding]:
+        """Take in a closed tick; what it newly shows."""
+        if tick.sequence <= self.sequence:
+            return []
+        self.exceptions = []
+        known = len(self.findings)
+        self.second = second = tick.second if self.second is None else max(tick.second, self.second)
+        self.sequence = tick.sequence
+        self.ticks += 1
+        phases = tick.phases()
+        self.totals.add(second, tick.cells)
+        self._note_share(phases)
+        self._whole_test(second, phases)
+        for epoch in sorted({self.epoch, *(phase.epoch for phase in phases if phase.epoch > self.epoch)}):
+            if epoch > self.epoch:
+                self._start_epoch(epoch)
+            self._epoch(second, [phase for phase in phases if phase.epoch == epoch])
+        self._watch_data(second, tick)
+        self._watch_checks(second)
+        return self.findings[known:]
+
+    def _note_share(self, phases: Sequence[Phase]) -> None:
+        for phase in phases:
+            if phase.pi > 0.0 and phase.a.done + phase.b.done:
+                self.share_bp = round(phase.pi * FULL_SHARE)
+
+    def _whole_test(self, second: int, phases: Sequence[Phase]) -> None:
+        tick = second - self.started_s
+        self._run(
+            _SRM, lambda: self.sample_ratio.update(tick, [(p.pi, p.a.new_test, p.b.new_test) for p in phases])
+        )
+        self._run(
+            _NON_INFERIOR,
+            lambda: self.non_inferiority.update(
+                tick, [(p.pi, p.a.first_errors_test, p.b.first_errors_test) for p in phases]
+            ),
+        )
+        if self.sample_ratio.mismatch():
+            self._mismatch()
+
+    def _start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.epoch_requests = 0
+        for check in self.checks:
+            check.start_epoch(self.levels.plan.steps)
+
+    def _epoch(self, second: int, phases: Sequence[Phase]) -> None:
+        tick = second - self.started_s - self.levels.plan.start(self.epoch)
+        self.epoch_requests += sum(phase.a.done + phase.b.done for phase in phases)
+        reached: list[tuple[float, Check]] = []
+        for check in self.checks:
+
+            def step(check: Check = check) -> None:
+                check.update(tick, phases)
+                log_e = check.log_e()
+                if math.isnan(log_e):
+                    raise ArithmeticError("ln E is not a number")
+                if log_e >= self.limit:
+                    reached.append((log_e, check))
+
+            self._run(check.name, step)
+        # The strongest evidence names the rule; the sort is stable, so equal ones go by the checks' order.
+        reached.sort(key=lambda pair: -pair[0])
+        for _, check in reached:
+            if check.action == "rollback":
+                self._run(check.name, partial(self._rollback, check))
+        for _, check in reached:
+            if check.action == "warn":
+                self._run(check.name, partial(self._warn, check))
+
+    def _run(self, name: str, step: Callable[[], None]) -> None:
+        """Run one step of one check; its failure is that check's alone."""
+        try:
+            step()
+        except Exception as exc:
+            self.exceptions.append((name, exc))
+
+    def _rollback(self, check: Check) -> None:
+        both = check.absolute and check.control_bad()
+        if both and self.policy("on_both_arms_bad", "alert") != "rollback":
+            self._find_check("both_arms", f"{BOTH_ARMS}.{check.family}", check, "both arms exceed the limit, ")
+        elif self.fired is None and check.bad_units() >= guardrails.MIN_BAD_UNITS:
+            self._find_check("rollback", check.name, check)
+
+    def _warn(self, check: Check) -> None:
+        fired = self.fired
+        if fired is not None and fired.tick == self.second and fired.rule == check.name.removesuffix("_warning"):
+            return
+        prefix = "both arms, " if check.absolute and check.control_bad() else ""
+        self._find_check("warning", check.name, check, prefix)
+
+    def _find_check(self, kind: Kind, rule: str, check: Check, prefix: str = "") -> None:
+        if any(finding.kind == kind and finding.rule == rule for finding in self.findings):
+            return
+        limit, log_e = self.limit, check.log_e()
+        measure = check.measure(limit)
+        self._find(
+            kind, rule, f"{prefix}{measure.text} (ln E {log_e:.2f}, needed {limit:.2f})", log_e=log_e, limit=limit,
+            value=measure.value, bound=measure.bound, threshold=measure.threshold, unit=measure.unit,
+            value_a=measure.value_a, value_b=measure.value_b, n_a=measure.n_a, n_b=measure.n_b,
+            bad_units=check.bad_units(),
+        )  # fmt: skip
+
+    def _find(self, kind: Kind, rule: str, text: str, **numbers: Any) -> None:
+        finding = Finding(
+            kind=kind, rule=rule, text=text, tick=self.second or 0, sequence=self.sequence, epoch=self.epoch,
+            share_bp=self.share_bp, **numbers,
+        )  # fmt: skip
+        if all(known.key != finding.key for known in self.findings):
+            self.findings.append(finding)
+
+    def _mismatch(self) -> None:
+        a, b = self.totals.of("a").units, self.totals.of("b").units
+        log_e, limit = self.sample_ratio.log_e(), -math.log(self.sample_ratio.alpha)
+        share = 100.0 * b / (a + b) if a + b else 0.0
+        kind: Kind = "rollback" if self.policy("on_srm", "hold") == "rollback" else "sample_ratio"
+        if kind == "rollback" and self.fired is not None:
+            return
+        self._find(
+            kind, SAMPLE_RATIO,
+            f"sample ratio mismatch: {b} of {a + b} units ({share:.2f} %) are B's at a configured share of "
+            f"{self.share_bp / 100:g} % (ln E {log_e:.2f}, needed {limit:.2f})",
+            log_e=log_e, limit=limit, value=share, threshold=self.share_bp / 100, unit="%", n_a=a, n_b=b,
+        )  # fmt: skip
+
+    def _watch_data(self, second: int, tick: Tick) -> None:
+        if self._last_data is None or any(cell.done or cell.admitted or cell.overdue for cell in tick.cells):
+            self._last_data = second
+        policy = self.policy("on_no_data", "hold")
+        patience = 5.0 * self.experiment.check_interval_seconds
+        if policy == "hold" or self.experiment.share_bp == 0 or second - self._last_data < patience:
+            return
+        if policy == "rollback" and self.fired is not None:
+            return
+        self._find(
+            "rollback" if policy == "rollback" else "no_data", NO_DATA,
+            f"no request for {second - self._last_data} s, more than 5 checks of "
+            f"{self.experiment.check_interval_seconds:g} s",
+            value=float(second - self._last_data), threshold=patience, unit="s",
+        )  # fmt: skip
+
+    def _watch_checks(self, second: int) -> None:
+        failed = dict(self.exceptions)
+        names = [_SRM, _NON_INFERIOR, *(check.name for check in self.checks)]
+        for name, episode, recovered in self.health.note(second, names, failed):
+            if recovered:
+                text = f"check {name} works again after {episode.count} failed ticks"
+                self._find("check_recovered", name, text, number=episode.number)
+            else:
+                text = (
+                    f"check {name} failed {FAILURES} times in a row ({episode.error}): this says nothing about the "
+                    "canary; the other checks go on"
+                )
+                self._find("check_failing", name, text, number=episode.number)
+        patience = FAILURES * self.experiment.check_interval_seconds
+        worst = self.health.longest(second)
+        if worst is None or worst[1] < patience or self.health.consecutive < FAILURES or self.fired is not None:
+            return
+        if self.policy("on_monitor_down", "rollback") == "rollback":
+            name, seconds = worst
+            self._find(
+                "rollback", MONITORING_FAILURE,
+                f"check {name} has failed for {seconds} s ({FAILURES} checks of "
+                f"{self.experiment.check_interval_seconds:g} s): the canary is unwatched, not shown to be bad",
+                value=float(seconds), threshold=patience, unit="s",
+            )  # fmt: skip
+
+    def log_e(self, check: Check) -> float:
+        """Evidence (ln E) of a check; infinite when it cannot be evaluated."""
+        try:
+            log_e = check.log_e()
+        except Exception:  # counted where ticks are taken in; here it only has to hold a promotion
+            return math.inf
+        return math.inf if math.isnan(log_e) else log_e
+
+    def statuses(self) -> list[GuardrailStatus]:
+        """How every guardrail stands; one that cannot tell says so by ln E of 0."""
+        return [self._status(check) for check in self.checks]
+
+    def _status(self, check: Check) -> GuardrailStatus:
+        found = {finding.rule for finding in self.findings if finding.kind in {"rollback", "warning"}}
+        status = GuardrailStatus(name=check.name, action=check.action, log_e=0.0, limit=self.limit)
+        status.fired = check.action == "rollback" and check.name in found
+        status.warned = check.action == "warn" and check.name in found
+        status.threshold = check.threshold
+
+        def fill() -> None:
+            measure = check.measure(self.limit)
+            status.log_e = check.log_e()
+            status.value_a, status.value_b = measure.value_a, measure.value_b
+            status.needs_requests = check.needs(self.epoch_requests, self.limit)
+
+        self._run(check.name, fill)
+        return status
+
+    def to_dict(self) -> dict[str, Any]:
+        """Checkpoint: JSON that `from_dict` turns into an evaluator that goes on bit for bit."""
+        return {
+            "format": FORMAT,
+            "test_id": self.experiment.test_id,
+            "checks": [[c.name, c.kind, c.threshold, c.to_dict()] for c in self.checks],
+            "epoch": [self.epoch, self.epoch_requests],
+            "tick": [self.second, self.sequence, self.ticks, self.share_bp, self._last_data],
+            "totals": self.totals.to_dict(),
+            "sample_ratio": self.sample_ratio.to_dict(),
+            "non_inferiority": self.non_inferiority.to_dict(),
+            "findings": [finding.model_dump(mode="json") for finding in self.findings],
+            "health": self.health.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, experiment: Experiment, state: dict[str, Any]) -> "TestEvaluator":
+        """Restore a checkpoint. Raises StateError when it is another test's or other checks'."""
+        evaluator = cls(experiment)
+        wanted = [[check.name, check.kind, check.threshold] for check in evaluator.checks]
+        if state.get("format") != FORMAT or state.get("test_id") != experiment.test_id:
+            raise StateError("the checkpoint has another format or is of another test")
+        if [entry[:3] for entry in state["checks"]] != wanted:
+            raise StateError("the checkpoint holds other checks than this test has")
+        for check, entry in zip(evaluator.checks, state["checks"], strict=True):
+            check.load(entry[3])
+        evaluator.epoch, evaluator.epoch_requests = state["epoch"]
+        second, sequence, ticks, share_bp, last_data = state["tick"]
+        evaluator.second, evaluator.sequence, evaluator.ticks = second, sequence, ticks
+        evaluator.share_bp, evaluator._last_data = share_bp, last_data
+        evaluator.totals = Totals.from_dict(state["totals"])
+        evaluator.sample_ratio = SampleRatio.from_dict(state["sample_ratio"])
+        evaluator.non_inferiority = RateEProcess.from_dict(state["non_inferiority"])
+        evaluator.findings = [Finding.model_validate(value) for value in state["findings"]]
+        evaluator.health = CheckHealth.from_dict(state["health"])
+        return evaluator

@@ -1,0 +1,204 @@
+"""What a promotion needs, condition by condition; each may be looked at after every tick.
+
+Methods: Core A reversed for errors, Core C over unit buckets for the primary metric and for latency
+(`docs/statistics.md`, "What decides what"). All conditions must hold, so each has the whole level.
+"""
+
+import math
+from dataclasses import dataclass
+
+from schemas.v1.common import Message
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.statistics import (
+    BucketEffect,
+    bucket_effect,
+    mixture_log_e,
+    non_inferiority_log_e,
+    reduction_log_e,
+    requests_needed,
+    requests_needed_for_mean,
+)
+
+ALPHA = 0.05
+LIMIT = -math.log(ALPHA)
+NEAR = math.log(10.0)
+"""A guardrail within a factor of 10 of firing holds a promotion."""
+
+MIN_ERRORS = 20
+"""Errors of each arm before their difference may be taken as normal."""
+
+_MICRO = 1e6
+
+
+class Condition(Message):
+    """One condition: whether it is met, its evidence where it has any, and what it waits for."""
+
+    name: str
+    met: bool
+    text: str
+    log_e: float | None = None
+    limit: float | None = None
+    value: float | None = None
+    needs_requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Relative effect of B on the primary metric in percent (negative is better), and evidence both ways."""
+
+    metric: str
+    percent: float | None
+    better: float
+    not_better: float
+    needs: int | None
+    hold: str | None
+
+
+def conditions(evaluator: TestEvaluator) -> list[Condition]:
+    """All conditions of a promotion, in the order in which people ask for them."""
+    return [
+        _sample(evaluator),
+        _split(evaluator),
+        _quiet(evaluator),
+        _errors(evaluator),
+        _latency(evaluator),
+        _improvement(evaluator),
+    ]
+
+
+def _sample(evaluator: TestEvaluator) -> Condition:
+    need = evaluator.experiment.success_criteria.min_sample_size
+    a, b = evaluator.totals.of("a").done, evaluator.totals.of("b").done
+    share = min(a, b) / (a + b) if a + b else 0.0
+    missing = max(0, need - min(a, b))
+    return Condition(
+        name="sample_size", met=missing == 0, value=float(min(a, b)),
+        text=f"{a} requests of A and {b} of B finished, at least {need} of each are asked for",
+        needs_requests=0 if not missing else (math.ceil(missing / share) if share else None),
+    )  # fmt: skip
+
+
+def _split(evaluator: TestEvaluator) -> Condition:
+    ratio = evaluator.sample_ratio
+    met = not ratio.mismatch() or evaluator.policy("on_srm", "hold") == "warn"
+    text = "units are split as configured" if met else "units are not split as configured (sample ratio mismatch)"
+    return Condition(
+        name="sample_ratio", met=met, text=text, log_e=ratio.log_e(), limit=-math.log(ratio.alpha), needs_requests=0
+    )
+
+
+def _quiet(evaluator: TestEvaluator) -> Condition:
+    """No guardrail has fired or is near it; one that cannot be evaluated is no reason to promote."""
+    bar = evaluator.limit - NEAR
+    worst, log_e = "", -math.inf
+    for check in evaluator.checks:
+        if check.action == "rollback":
+            evidence = evaluator.log_e(check)
+            if evidence > log_e:
+                worst, log_e = check.name, evidence
+    if math.isinf(log_e):
+        return Condition(name="guardrails", met=False, text=f"{worst} cannot be evaluated", limit=bar)
+    if evaluator.fired is not None:
+        return Condition(name="guardrails", met=False, text=f"{evaluator.fired.rule} has fired", log_e=log_e, limit=bar)
+    met = log_e < bar
+    text = "no guardrail is near firing" if met else f"{worst} is near firing (ln E {log_e:.2f}, hold from {bar:.2f})"
+    return Condition(name="guardrails", met=met, text=text, log_e=log_e, limit=bar, needs_requests=0 if met else None)
+
+
+def _errors(evaluator: TestEvaluator) -> Condition:
+    margin = evaluator.experiment.success_criteria.max_error_rate_increase_percent
+    process = evaluator.non_inferiority
+    log_e = process.log_e()
+    return Condition(
+        name="errors_not_worse", met=log_e >= LIMIT, log_e=log_e, limit=LIMIT,
+        text=(
+            f"errors of B not above A's by {margin:g} %: {process.events_b} units of B and {process.events_a} of A "
+            f"had errors (ln E {log_e:.2f}, needed {LIMIT:.2f})"
+        ),
+        needs_requests=requests_needed(process, evaluator.totals.requests(), LIMIT),
+    )  # fmt: skip
+
+
+def _latency(evaluator: TestEvaluator) -> Condition:
+    margin = evaluator.experiment.success_criteria.max_latency_increase_percent
+    effect = log_effect(evaluator, "latency")
+    hold = held(effect)
+    if effect is None or hold is not None:
+        return Condition(name="latency_not_worse", met=False, text=f"latency: {hold}")
+    log_e = non_inferiority_log_e(effect.difference, effect.variance, margin / 100.0)
+    percent = 100.0 * math.expm1(effect.difference)
+    return Condition(
+        name="latency_not_worse", met=log_e >= LIMIT, log_e=log_e, limit=LIMIT, value=percent,
+        text=f"latency of B {percent:+.1f} %, margin {margin:g} % (ln E {log_e:.2f}, needed {LIMIT:.2f})",
+        needs_requests=requests_needed_for_mean(
+            -effect.difference, effect.variance, -math.log1p(margin / 100.0), evaluator.totals.requests(), LIMIT
+        ),
+    )  # fmt: skip
+
+
+def _improvement(evaluator: TestEvaluator) -> Condition:
+    threshold = evaluator.experiment.success_criteria.min_improvement_threshold
+    effect = primary_effect(evaluator)
+    if effect.hold is not None:
+        return Condition(name="primary_metric", met=False, text=f"{effect.metric}: {effect.hold}")
+    return Condition(
+        name="primary_metric", met=effect.better >= LIMIT, log_e=effect.better, limit=LIMIT, value=effect.percent,
+        text=(
+            f"{effect.metric} of B {effect.percent:+.1f} %, asked for {-threshold:g} % or less "
+            f"(ln E {effect.better:.2f}, needed {LIMIT:.2f})"
+        ),
+        needs_requests=effect.needs,
+    )  # fmt: skip
+
+
+def primary_effect(evaluator: TestEvaluator) -> Effect:
+    """B's effect on the primary metric, with evidence that it improves by the threshold, and that it does not."""
+    metric = evaluator.experiment.primary_metric
+    threshold = evaluator.experiment.success_criteria.min_improvement_threshold / 100.0
+    if threshold >= 1.0:
+        return Effect(metric, None, 0.0, 0.0, None, f"an improvement by {100 * threshold:g} % is impossible: lower it")
+    if metric == "error_rate":
+        return _error_effect(evaluator, threshold)
+    effect = log_effect(evaluator, metric)
+    hold = held(effect)
+    if effect is None or hold is not None:
+        return Effect(metric, None, 0.0, 0.0, None, hold)
+    d, v = effect.difference, effect.variance
+    null = -math.log1p(-threshold)
+    return Effect(
+        metric, 100.0 * math.expm1(d), reduction_log_e(d, v, threshold), mixture_log_e(d, v, -null),
+        requests_needed_for_mean(-d, v, null, evaluator.totals.requests(), LIMIT), None,
+    )  # fmt: skip
+
+
+def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
+    a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
+    if min(a.errors, b.errors) < MIN_ERRORS:
+        hold = f"{a.errors} errors of A and {b.errors} of B are too few for a verdict, at least {MIN_ERRORS} of each"
+        return Effect("error_rate", None, 0.0, 0.0, None, hold)
+    counts, sums = evaluator.totals.stacked("n", "errors")
+    effect = bucket_effect(counts, sums, 1.0 - threshold)
+    reason = held(effect)
+    relative = None if effect is None else effect.relative()
+    if reason is not None or relative is None:
+        return Effect("error_rate", None, 0.0, 0.0, None, reason or "control has no errors")
+    d, v = relative
+    return Effect(
+        "error_rate", 100.0 * (d - threshold), mixture_log_e(-d, v), mixture_log_e(d, v),
+        requests_needed_for_mean(-d, v, 0.0, evaluator.totals.requests(), LIMIT), None,
+    )  # fmt: skip
+
+
+def log_effect(evaluator: TestEvaluator, metric: str) -> BucketEffect | None:
+    """Difference of mean logarithms, B - A, by unit buckets within phases."""
+    counts, sums = evaluator.totals.stacked(f"{metric}_n", f"{metric}_ln")
+    return bucket_effect(counts, sums / _MICRO)
+
+
+def held(effect: BucketEffect | None) -> str | None:
+    """Why an effect cannot be judged yet."""
+    if effect is None:
+        return "nothing was measured in both arms yet"
+    if not effect.usable:
+        return f"B's traffic comes from too few units ({effect.effective_buckets:.0f} effective buckets, needs 20)"
+    return None

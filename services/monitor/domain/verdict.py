@@ -1,0 +1,164 @@
+"""The decision: promote, keep, roll back, or say what is missing. The reason is made here, with its numbers."""
+
+import math
+
+from schemas.v1.common import Decision
+from schemas.v1.experiment import VerdictRecord
+from schemas.v1.query import VerdictStatus
+from services.monitor.domain.checks import number
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.findings import Finding
+from services.monitor.domain.promotion import LIMIT, Condition, Effect, conditions, primary_effect
+
+
+def rollback_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord:
+    """The record of a fired rollback: the same wherever and whenever it is derived from the same windows."""
+    return VerdictRecord(
+        decision=Decision.ROLLBACK,
+        reason=f"{finding.rule}: {finding.text}",
+        rule=finding.rule,
+        at_ms=finding.tick * 1000,
+        tick=finding.tick,
+        value=finding.value,
+        bound=finding.bound,
+        threshold=finding.threshold,
+        log_e=finding.log_e,
+        n_a=finding.n_a,
+        n_b=finding.n_b,
+        split_bp=finding.share_bp,
+        digests=evaluator.experiment.digests,
+        config_hash=evaluator.experiment.config_hash,
+        details={
+            "windows_seq": finding.sequence, "epoch": finding.epoch, "limit": finding.limit, "unit": finding.unit,
+            "guardrails": evaluator.levels.guardrails, "alpha": evaluator.levels.alpha,
+            "value_a": finding.value_a, "value_b": finding.value_b, "bad_units_b": finding.bad_units,
+        },
+    )  # fmt: skip
+
+
+def decide(evaluator: TestEvaluator) -> VerdictRecord:
+    """The verdict on everything seen so far. No data is inconclusive, never a success."""
+    fired = evaluator.fired
+    if fired is not None:
+        return rollback_record(evaluator, fired)
+    a, b = evaluator.totals.of("a").done, evaluator.totals.of("b").done
+    if not a or not b:
+        return _record(
+            evaluator, Decision.INCONCLUSIVE, "no_data",
+            f"no data to compare: A finished {a} requests and B {b}", [], None,
+        )  # fmt: skip
+    found = conditions(evaluator)
+    effect = primary_effect(evaluator)
+    missing = [condition for condition in found if not condition.met]
+    if not missing:
+        return _record(evaluator, Decision.PROMOTE_B, "promotion", _promotion(evaluator, effect), found, effect)
+    return _held_back(evaluator, found, effect)
+
+
+def _held_back(evaluator: TestEvaluator, found: list[Condition], effect: Effect) -> VerdictRecord:
+    """The verdict when something stands against a promotion: the split, the evidence, or the lack of it."""
+    missing = [condition for condition in found if not condition.met]
+    mismatch = next((condition for condition in missing if condition.name == "sample_ratio"), None)
+    if mismatch is not None:
+        return _record(
+            evaluator, Decision.INCONCLUSIVE, "sample_ratio_mismatch",
+            f"{mismatch.text}: no comparison can be trusted (ln E {mismatch.log_e:.2f}, limit {mismatch.limit:.2f}); "
+            "find out why units do not reach B as configured",
+            found, effect,
+        )  # fmt: skip
+    worse = next((f for f in evaluator.findings if f.kind == "warning" and f.rule.endswith("_increase_warning")), None)
+    if worse is not None:
+        reason = f"B is shown to be worse, within the margin that would roll it back: {worse.text}"
+        return _record(evaluator, Decision.KEEP_A, worse.rule, reason, found, effect)
+    if effect.hold is None and effect.not_better >= LIMIT:
+        reason = (
+            f"B's {effect.metric} ({effect.percent:+.1f} %) is shown not to improve by "
+            f"{evaluator.experiment.success_criteria.min_improvement_threshold:g} % "
+            f"(ln E {effect.not_better:.2f}, needed {LIMIT:.2f})"
+        )
+        return _record(evaluator, Decision.KEEP_A, "no_improvement", reason, found, effect)
+    reason = f"not enough evidence: {'; '.join(condition.text for condition in missing)}. {waiting(evaluator, missing)}"
+    return _record(evaluator, Decision.INCONCLUSIVE, missing[0].name, reason, found, effect)
+
+
+def status(evaluator: TestEvaluator) -> VerdictStatus:
+    """How the evidence stands now."""
+    found = conditions(evaluator)
+    missing = [condition for condition in found if not condition.met]
+    fired = evaluator.fired
+    if fired is not None:
+        summary = f"rollback: {fired.rule}: {fired.text}"
+    elif not missing:
+        summary = "all conditions of a promotion hold: stop the test to promote B"
+    else:
+        summary = waiting(evaluator, missing)
+    return VerdictStatus(
+        test_id=evaluator.experiment.test_id,
+        tick=evaluator.second,
+        windows_seq=evaluator.sequence,
+        n_a=evaluator.totals.of("a").done,
+        n_b=evaluator.totals.of("b").done,
+        guardrails=evaluator.statuses(),
+        promotion={
+            "met": not missing and fired is None,
+            "conditions": [condition.model_dump(mode="json") for condition in found],
+        },
+        summary=summary,
+    )
+
+
+def waiting(evaluator: TestEvaluator, missing: list[Condition]) -> str:
+    """What a verdict waits for: "needs about N more requests (T minutes at this rate)"."""
+    needs = [condition.needs_requests for condition in missing]
+    known = [need for need in needs if need]
+    if not known or None in needs:
+        unknown_ones = ", ".join(condition.name for condition in missing if condition.needs_requests is None)
+        return f"how many more requests it needs cannot be told yet ({unknown_ones or 'no growth so far'})"
+    more = max(known)
+    rate = evaluator.totals.requests_per_second()
+    time = f" ({number(more / rate / 60)} minutes at this rate)" if rate > 0 else ""
+    return f"needs about {more} more requests{time}"
+
+
+def _promotion(evaluator: TestEvaluator, effect: Effect) -> str:
+    a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
+    return (
+        f"B's {effect.metric} is {effect.percent:+.1f} % (ln E {effect.better:.2f}, needed {LIMIT:.2f}); errors "
+        f"{100 * b.errors / b.done:.2f} % against {100 * a.errors / a.done:.2f} %, not worse by the margin; "
+        f"{b.done} requests of B and {a.done} of A. Next: make '{evaluator.experiment.model_b}' the stable model"
+    )
+
+
+def _record(
+    evaluator: TestEvaluator,
+    decision: Decision,
+    rule: str,
+    reason: str,
+    found: list[Condition],
+    effect: Effect | None,
+) -> VerdictRecord:
+    experiment = evaluator.experiment
+    log_e = None
+    if effect is not None and effect.hold is None:
+        log_e = effect.not_better if rule == "no_improvement" else effect.better
+    return VerdictRecord(
+        decision=decision,
+        reason=reason,
+        rule=rule,
+        at_ms=(evaluator.second or 0) * 1000,
+        tick=evaluator.second,
+        value=None if effect is None else effect.percent,
+        threshold=-experiment.success_criteria.min_improvement_threshold,
+        log_e=log_e if log_e is None or math.isfinite(log_e) else None,
+        n_a=evaluator.totals.of("a").done,
+        n_b=evaluator.totals.of("b").done,
+        split_bp=evaluator.share_bp or experiment.share_bp,
+        digests=experiment.digests,
+        config_hash=experiment.config_hash,
+        details={
+            "windows_seq": evaluator.sequence,
+            "epoch": evaluator.epoch,
+            "limit": LIMIT,
+            "conditions": [condition.model_dump(mode="json") for condition in found],
+        },
+    )

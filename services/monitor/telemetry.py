@@ -1,0 +1,12 @@
+"""The monitor's own metrics. No label is a test, a unit or a model: their number is bounded."""
+
+from prometheus_client import Counter, Gauge
+
+WINDOWS = Counter("cypria_monitor_windows_total", "Windows read.")
+TICKS = Counter("cypria_monitor_ticks_total", "Ticks evaluated, over all tests.")
+FAILED_CHECKS = Counter("cypria_monitor_failed_checks_total", "Checks that raised, by check.", ["check"])
+ROLLBACKS = Counter("cypria_monitor_rollback_requests_total", "Rollbacks requested by this replica.")
+TESTS = Gauge("cypria_monitor_tests", "Tests under watch.")
+LEADING = Gauge("cypria_monitor_leading", "Tests that this replica leads.")
+SEQUENCE = Gauge("cypria_monitor_windows_sequence", "Last sequence of WINDOWS read.")
+LAG = Gauge("cypria_monitor_lag_seconds", "Age of the last window read.")
