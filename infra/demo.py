@@ -69,7 +69,8 @@ class Demo:
         show.result(result)
         counted = sum(v["request_count"] for v in result["metrics_summary"].values())
         console.print(
-            f"clients were served {tally.finished} answers; the result counts {counted}; users saw {tally.failed} failures"
+            f"clients were served {tally.finished} answers; the result counts {counted}; "
+            f"users saw {tally.failed} failures"
         )
         return alive and counted == tally.finished and tally.failed == 0
 
@@ -103,8 +104,8 @@ class Demo:
         result = await self.call("GET", f"tests/{test_id}")
         show.result(result)
         console.print(
-            f"[bold]out {taken - first_canary:.1f} s after its first answer, after {tally.by_variant['b']} of its own requests "
-            f"({tally.finished} in all)[/bold]; users saw {tally.failed} failures"
+            f"[bold]out {taken - first_canary:.1f} s after its first answer, "
+            f"after {tally.by_variant['b']} of its own requests ({tally.finished} in all)[/bold]; users saw {tally.failed} failures"
         )
         return bool(result["status"] == "rolled_back" and tally.failed == 0)
 
@@ -150,9 +151,7 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
         yield url, (data_dir / "admin.key").read_text().strip()
     finally:
         if keep and process.poll() is None:
-            console.print(
-                f"left running: {url}, pid {process.pid}, key in {data_dir / 'admin.key'}; stop it with kill {process.pid}"
-            )
+            console.print(f"left running: {url}, key in {data_dir / 'admin.key'}; stop it with: kill {process.pid}")
         else:
             process.send_signal(signal.SIGTERM)
             process.wait(15)
@@ -164,9 +163,7 @@ async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
         async with aiohttp.ClientSession() as session:
             while True:
                 if process.poll() is not None:
-                    raise SystemExit(
-                        f"demo: cypria up ended with {process.returncode}; its log:\n{log.read_text()[-4000:]}"
-                    )
+                    raise SystemExit(f"demo: cypria up ended with {process.returncode}; its log is {log}")
                 missing: Any = "starting processes"
                 with contextlib.suppress(aiohttp.ClientError, OSError):
                     async with session.get(f"{url}/ready") as response:

@@ -188,7 +188,8 @@ def load(
     target = Load(api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens)
     tally = asyncio.run(_drive(target, seconds))
     show.console.print(
-        f"sent {tally.sent}, failed {tally.failed}, by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
+        f"sent {tally.sent}, failed {tally.failed}, "
+        f"by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
     )
     raise SystemExit(1 if tally.failed else 0)
 

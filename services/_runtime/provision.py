@@ -29,9 +29,7 @@ async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int
             allow_direct=True,
         )
         done.append(await _stream(js, config))
-    for bucket in streams.BUCKETS:
-        done.append(await _bucket(js, bucket, replicas))
-    return done
+    return done + [await _bucket(js, bucket, replicas) for bucket in streams.BUCKETS]
 
 
 async def _stream(js: JetStreamContext, config: StreamConfig) -> str:

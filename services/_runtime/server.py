@@ -57,7 +57,7 @@ def bind(host: str, port: int) -> socket.socket:
         sys.stderr.write(f"cypria: cannot listen on {host}:{port} ({exc.strerror}): free the port or give another\n")
         raise SystemExit(EXIT_CONFIG) from None
     sock.listen(2048)
-    sock.setblocking(False)
+    sock.setblocking(False)  # noqa: FBT003 - the socket API
     return sock
 
 

@@ -91,7 +91,7 @@ class Nats(Section):
     port: Port = 0
 
     def credentials(self, service: str) -> tuple[str | None, str | None]:
-        """(user, password) of a service: as configured, else its own from the credentials file (JSON: user to password).
+        """(user, password) of a service: as configured, else its own from the credentials file (JSON).
 
         Raises ValueError when the file has no password for the service.
         """

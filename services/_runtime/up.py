@@ -43,17 +43,10 @@ async def up(settings: Settings, config: Path | None) -> int:
         passwords = await _bus(settings, supervisor, common)
         await provision(settings, passwords.get(PROVISION))
         await supervisor.start(
-            [
-                _child(s, i, config, common, passwords)
-                for s, i in _plan(settings, ("metrics", "monitor", "alerts"))
-            ]
+            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("metrics", "monitor", "alerts"))]
         )
-        await supervisor.start(
-            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("inference",))]
-        )
-        await supervisor.start(
-            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("router",))]
-        )
+        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, ("inference",))])
+        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, ("router",))])
         announce = asyncio.create_task(_announce_ready(settings))
         stopped = asyncio.create_task(stop.wait())
         refused = asyncio.create_task(supervisor.wait_for_refusal())
@@ -141,9 +134,7 @@ def _plan(settings: Settings, services: tuple[str, ...]) -> list[tuple[str, int]
     return [(s, index) for s in services for index in range(getattr(settings.processes, s))]
 
 
-def _child(
-    service: str, index: int, config: Path | None, common: dict[str, str], passwords: dict[str, str]
-) -> Child:
+def _child(service: str, index: int, config: Path | None, common: dict[str, str], passwords: dict[str, str]) -> Child:
     own = dict(common)
     if service in passwords:
         own["CYPRIA_NATS__USER"] = service

@@ -105,7 +105,7 @@ def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: s
 
 
 def test_a_wrong_environment_variable_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="environment variable CYPRIA_HTTP__PROT: there is no setting 'http.prot'"):
+    with pytest.raises(ConfigError, match=r"environment variable CYPRIA_HTTP__PROT: there is no setting 'http.prot'"):
         load(None, {"CYPRIA_HTTP__PROT": "1"})
     with pytest.raises(ConfigError, match="environment variable AB_TEST_DEFAULT_SPLIT_PERCENT: ab_testing"):
         load(write(tmp_path, SPEC), {"AB_TEST_DEFAULT_SPLIT_PERCENT": "-1"})
