@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,10 +27,9 @@ class BatchMixture:
     """R_j in log space, shape (replications, bets); u is the same for all."""
 
     def __init__(self, reps: int, size: int, w0: float, steps: int) -> None:
-        self.w0, self.steps, self.size = w0, steps, size
-        self.log_r = np.full((reps, size), math.log(w0 / size))
-        self.injected = 0
-        self.step: int | None = None
+        self.w0, self.size = w0, size
+        self.log_r = np.zeros((reps, size))
+        self.restart(steps)
 
     def advance(self, tick: int) -> None:
         step = tick // STEP_SECONDS
@@ -48,7 +48,9 @@ class BatchMixture:
         return top + np.log(total)
 
     def restart(self, steps: int) -> None:
-        self.__init__(len(self.log_r), self.size, self.w0, steps)
+        self.steps, self.injected = steps, 0
+        self.step: int | None = None
+        self.log_r = np.full((len(self.log_r), self.size), math.log(self.w0 / self.size))
 
     def keep(self, rows: np.ndarray) -> None:
         self.log_r = self.log_r[rows]
@@ -57,12 +59,15 @@ class BatchMixture:
 class BatchRate:
     """Core A with one share for all replications."""
 
-    def __init__(self, reps: int, pi: float, rho0: float = 1.0, grid=REGRESSION_FACTORS, w0: float = 0.5,
-                 steps: int = 1) -> None:
-        rho = rho0 * np.array(grid)
-        self.mixture = BatchMixture(reps, len(rho), w0, steps)
-        self.log_ratio = np.log(rho) - math.log(rho0)
-        self.share = share_terms(pi, rho0, rho)
+    def __init__(self, reps: int, pi: float, rho0: float = 1.0, grid: Sequence[float] = REGRESSION_FACTORS,
+                 w0: float = 0.5, steps: int = 1) -> None:
+        self.rho0, self.rho = rho0, rho0 * np.array(grid)
+        self.mixture = BatchMixture(reps, len(self.rho), w0, steps)
+        self.log_ratio = np.log(self.rho) - math.log(rho0)
+        self.set_share(pi)
+
+    def set_share(self, pi: float) -> None:
+        self.share = share_terms(pi, self.rho0, self.rho)
 
     def update(self, tick: int, e_a: np.ndarray, e_b: np.ndarray) -> None:
         self.mixture.advance(tick)
@@ -93,10 +98,14 @@ class BatchLatency:
         self.score_sum = np.full((reps, ALTERNATIVES), CENTRE_PRIOR)
         self.score_weight = np.full((reps, 1), CENTRE_PRIOR)
 
+    def set_share(self, pi: float) -> None:
+        self.pi = pi
+        for _, process in self.tails:
+            process.set_share(pi)
+
     def update(self, tick: int, bins: np.ndarray, is_b: np.ndarray) -> None:
         """Take in one tick: bins and arms of the requests, both of shape (replications, requests)."""
-        reps, n = bins.shape
-        rows = np.arange(reps)[:, None]
+        rows = np.arange(len(bins))[:, None]
         self.ranks.advance(tick)
         total = self.below[:, -1]
         for level, process in self.tails:

@@ -25,7 +25,10 @@ LOWEST = -140
 BINS = 400
 """Bins -140..259: exp(+-2.77) and ten times more, 5.5 standard deviations of ln x on each side."""
 
-Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+RAMP = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
+"""(generator, replications, second of the day) -> what ``update`` of the batch takes."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,56 @@ class Policy:
         return log_threshold(ALPHA, guardrails, weight)
 
 
+@dataclass(frozen=True)
+class Day:
+    """What equal arms may live through: levels that move, ramps, outages of both, other distributions."""
+
+    pi: float = 0.1
+    errors: float = 0.01
+    ramp: bool = False
+    drift: bool = False
+    outages: bool = False
+    heavy: bool = False
+
+    def share(self, second: int) -> float:
+        return RAMP[min(second // 7200, len(RAMP) - 1)] if self.ramp else self.pi
+
+    def error_rate(self, second: int) -> float:
+        if self.outages and second % 14_400 < 300:
+            return 0.4
+        return self.errors * (1.0 + 0.9 * math.sin(2 * math.pi * second / 21_600) * self.drift)
+
+    def bins_up(self, second: int) -> int:
+        """By how many bins (2 % each) every latency is higher now."""
+        up = 35.0 * math.sin(2 * math.pi * second / 43_200) if self.drift else 0.0
+        return int(up) + (50 if self.outages and second % 14_400 < 300 else 0)
+
+    def draw_errors(self, rng: np.random.Generator, reps: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+        return events(self.share(second), self.error_rate(second), self.error_rate(second))(rng, reps, second)
+
+    def draw_latencies(self, rng: np.random.Generator, reps: int,
+                       second: int) -> tuple[np.ndarray, np.ndarray]:
+        is_b = rng.random((reps, REQUESTS)) < self.share(second)
+        log_x = rng.exponential(0.7, (reps, REQUESTS)) - 0.5 if self.heavy else rng.normal(
+            0.0, 0.5, (reps, REQUESTS))
+        index = np.ceil(log_x / LOG_GAMMA).astype(np.int64) - LOWEST + self.bins_up(second)
+        return np.clip(index, 0, BINS - 1), is_b
+
+
 def events(pi: float, p_a: float, p_b: float) -> Draw:
     """Bad events of both arms among 10 requests."""
 
-    def draw(rng: np.random.Generator, reps: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(rng: np.random.Generator, reps: int, _: int) -> tuple[np.ndarray, np.ndarray]:
         n_b = rng.binomial(REQUESTS, pi, reps)
         return rng.binomial(REQUESTS - n_b, p_a), rng.binomial(n_b, p_b)
 
     return draw
 
 
-def latencies(pi: float, slow: float = 1.0, tail: float = 0.0, sigma: float = 0.5, bins: int = BINS) -> Draw:
+def latencies(pi: float, slow: float = 1.0, tail: float = 0.0, sigma: float = 0.5) -> Draw:
     """Bins and arms of 10 lognormal latencies; B's are ``slow`` times longer, a share ``tail`` ten times."""
 
-    def draw(rng: np.random.Generator, reps: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(rng: np.random.Generator, reps: int, _: int) -> tuple[np.ndarray, np.ndarray]:
         is_b = rng.random((reps, REQUESTS)) < pi
         log_x = rng.standard_normal((reps, REQUESTS)) * sigma
         if slow != 1.0:
@@ -71,7 +110,7 @@ def latencies(pi: float, slow: float = 1.0, tail: float = 0.0, sigma: float = 0.
         if tail:
             log_x = log_x + (is_b & (rng.random((reps, REQUESTS)) < tail)) * math.log(10.0)
         index = np.ceil(log_x / LOG_GAMMA).astype(np.int64) - LOWEST
-        return np.clip(index, 0, bins - 1), is_b
+        return np.clip(index, 0, BINS - 1), is_b
 
     return draw
 
@@ -79,28 +118,33 @@ def latencies(pi: float, slow: float = 1.0, tail: float = 0.0, sigma: float = 0.
 def run(
     process: BatchRate | BatchLatency, draw: Draw, rng: np.random.Generator, policy: Policy, *, reps: int,
     ticks: int, tick_seconds: int = 1, first_second: int = 0, change_tick: int = 0, before: Draw | None = None,
+    share: Callable[[int], float] | None = None,
 ) -> np.ndarray:
     """Return for each replication the tick (1 = the first) of its first rollback; inf if none.
 
-    Before ``change_tick`` the draw is ``before``.
+    Before ``change_tick`` the draw is ``before``; ``share`` gives B's share where it moves.
     """
     counts_events = isinstance(process, BatchRate)
     found = np.full(reps, np.inf)
     alive = np.arange(reps)
     bad = np.zeros(reps, dtype=np.int64)
-    epoch = -1
+    epoch, pi = -1, None
     for number in range(ticks):
-        now, tick = policy.place(first_second + number * tick_seconds)
+        second = first_second + number * tick_seconds
+        now, tick = policy.place(second)
         if now != epoch:
             epoch, threshold = now, policy.threshold(now)
             process.restart(policy.steps)
             bad[:] = 0
+        if share is not None and share(second) != pi:
+            pi = share(second)
+            process.set_share(pi)
         source = before if before is not None and number < change_tick else draw
-        first, second = source(rng, len(alive))
-        process.update(tick, first, second)
+        first, other = source(rng, len(alive), second)
+        process.update(tick, first, other)
         fired = process.log_e() >= threshold
         if counts_events:
-            bad += second
+            bad += other
             fired &= bad >= MIN_BAD
         if fired.any():
             found[alive[fired]] = number + 1
@@ -136,17 +180,20 @@ def latency_detection(seed: int, reps: int, pi: float, slow: float, tail: float,
                           reps=reps, ticks=horizon)
 
 
-def false_rollbacks(seed: int, reps: int, pi: float, kind: str, *, epochs: bool = True,
-                    hours: int = 24, tick_seconds: int = 5) -> np.ndarray:
-    """Return whether one guardrail of ``kind`` ever rolls equal arms back within the day."""
-    policy, rng = Policy(epochs), np.random.default_rng(seed)
-    ticks = hours * 3600 // tick_seconds
+def false_rollbacks(seed: int, reps: int, day: Day, kind: str, *, hours: int = 24, tick_seconds: int = 5,
+                    guardrails: int = 3) -> np.ndarray:
+    """Return how many of the guardrails of ``kind`` ever roll equal arms back; one entry a replication.
+
+    The guardrails are independent here, which is the worst case for their union.
+    """
+    policy, rng = Policy(epochs=True), np.random.default_rng(seed)
+    streams = reps * guardrails
+    common = {"reps": streams, "ticks": hours * 3600 // tick_seconds, "tick_seconds": tick_seconds,
+              "share": day.share}
     if kind == "rate":
-        rate = BatchRate(reps, pi, steps=policy.steps)
-        found = run(rate, events(pi, 0.01, 0.01), rng, policy, reps=reps, ticks=ticks, tick_seconds=tick_seconds)
+        process: BatchRate | BatchLatency = BatchRate(streams, day.share(0), steps=policy.steps)
+        found = run(process, day.draw_errors, rng, policy, **common)
     else:
-        bins = 2 * -LOWEST
-        latency = BatchLatency(reps, pi, bins, steps=policy.steps)
-        found = run(latency, latencies(pi, bins=bins), rng, policy, reps=reps, ticks=ticks,
-                    tick_seconds=tick_seconds)
-    return np.isfinite(found)
+        process = BatchLatency(streams, day.share(0), BINS, steps=policy.steps)
+        found = run(process, day.draw_latencies, rng, policy, **common)
+    return np.isfinite(found).reshape(reps, guardrails).sum(axis=1)
