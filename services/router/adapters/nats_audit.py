@@ -10,7 +10,7 @@ from prometheus_client import Counter
 
 from schemas import subjects
 from schemas.v1.alerts import AuditRecord
-from schemas.v1.cloudevent import binary_headers
+from schemas.v1.cloudevent import CONTENT_TYPE, dump, envelope
 from services._runtime.bus import Bus, publish_durable
 from services._runtime.telemetry import get_logger
 from services.router.adapters.tasks import end
@@ -52,7 +52,8 @@ class AuditLog:
         if len(self._spool) >= _LIMIT:
             self._spool.popleft()
             _DROPPED.inc()
-        self._spool.append((f"audit.{secrets.token_hex(12)}", record.model_dump_json().encode()))
+        event_id = f"audit.{secrets.token_hex(12)}"
+        self._spool.append((event_id, dump(envelope("audit", event_id, "router", record.at_ms, record))))
         self._drained.clear()
         self._wake.set()
 
@@ -62,12 +63,8 @@ class AuditLog:
             while self._spool:
                 event_id, payload = self._spool[0]
                 try:
-                    await publish_durable(
-                        self._bus.js,
-                        subjects.audit("router"),
-                        payload,
-                        binary_headers("audit", event_id, "router"),
-                    )
+                    headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
+                    await publish_durable(self._bus.js, subjects.audit("router"), payload, headers)
                 except (NatsError, TimeoutError, OSError) as exc:
                     log.warning("audit_not_published", waiting=len(self._spool), error=repr(exc))
                     await asyncio.sleep(0.5)

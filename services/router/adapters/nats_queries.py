@@ -13,14 +13,15 @@ from schemas.v1.common import Message
 from schemas.v1.experiment import TestResult, VariantSummary
 from services._runtime import bus as runtime
 from services._runtime.telemetry import get_logger
-from services.router.domain.refusals import NotFound, Unavailable, UpstreamTimeout
+from services.router.domain.refusals import Conflict, NotFound, Unavailable, Unprocessable, UpstreamTimeout
 
 log = get_logger(__name__)
 
 T = TypeVar("T", bound=Message)
 
 ERROR_HEADER = "Cypria-Error"
-_NOT_FOUND = {"not_found", "unknown_test", "test_not_found"}
+_NOT_FOUND = {"not_found", "unknown_test", "test_not_found", "model_not_found"}
+_INVALID = {"invalid", "invalid_request", "bad_request"}
 
 
 class Queries:
@@ -125,4 +126,8 @@ def _refusal(who: str, body: bytes) -> Exception:
         return Unavailable(f"{who} could not answer and did not say why: look at its log")
     if error.code in _NOT_FOUND:
         return NotFound(error.message, code=error.code)
+    if error.code == "conflict":
+        return Conflict(error.message)
+    if error.code in _INVALID:
+        return Unprocessable(error.message)
     return Unavailable(f"{who}: {error.message}", retry_after_s=2, code=error.code)

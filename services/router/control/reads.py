@@ -142,8 +142,9 @@ class Reads:
             *([verdict_away] if verdict_away else []),
         ]
         summary = self._summary(test, totals)
-        if test.result is not None and test.result.metrics_summary:
-            summary = test.result.metrics_summary
+        if test.result is not None and not (totals or {}).get(test.test_id):
+            # Totals also hold what was in flight when the test ended; the result is what is left without them.
+            summary = test.result.metrics_summary or summary
         return views.status(
             test,
             now_ms(),

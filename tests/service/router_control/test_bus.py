@@ -67,7 +67,7 @@ async def test_the_same_refusals_and_roles(nats_server: NatsServer) -> None:
 
 async def _audit(server: NatsServer, count: int) -> list[dict] | None:
     found = await stream_messages(server, "metrics", "AUDIT", subjects.audit("router"))
-    return [json.loads(m.data) for m in found] if len(found) >= count else None
+    return [json.loads(m.data)["data"] for m in found] if len(found) >= count else None
 
 
 async def test_one_router_of_several_answers(nats_server: NatsServer) -> None:

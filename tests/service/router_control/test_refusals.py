@@ -158,7 +158,7 @@ async def test_over_the_limit_is_429_with_a_time_to_wait(nats_server: NatsServer
 async def audited(router: Side, server: NatsServer, count: int) -> list[dict]:
     async def records() -> list[dict] | None:
         found = await stream_messages(server, "metrics", "AUDIT", subjects.audit("router"))
-        return [json.loads(m.data) for m in found] if len(found) >= count else None
+        return [json.loads(m.data)["data"] for m in found] if len(found) >= count else None
 
     return await eventually(records)
 

@@ -46,7 +46,10 @@ async def test_no_update_is_lost_between_two_sides(nats_server: NatsServer) -> N
             *(s.call("PATCH", "/traffic-split", json={"traffic_split_percent": p}) for s, p in splits)
         )
         assert {r.status_code for r in replies} == {200}
-        entry = await eventually(lambda: (e := one.control.experiments.by_id(test_id)) and not e.outbox and e)
+        # Each side knows its own writes at once, so both together know the last one.
+        entries = [lambda s=s: s.control.experiments.by_id(test_id) for s in (one, two)]
+        await eventually(lambda: entries[0]() == entries[1]() and not entries[0]().outbox)
+        entry = entries[0]()
         events = [
             json.loads(m.data)["data"]["version"]
             for m in await stream_messages(nats_server, "router", "EVENTS", "cypria.event.test.*")
