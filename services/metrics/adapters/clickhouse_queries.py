@@ -1,0 +1,147 @@
+"""Every question that is answered from ClickHouse. Each method takes a client and runs on a reading thread."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from pydantic import ValidationError
+
+from schemas.v1.common import TestStatus, rfc3339
+from schemas.v1.experiment import TestResult, VariantSummary
+from schemas.v1.query import AuditQuery, HistoryReply
+from services._runtime.telemetry import get_logger
+from services.metrics.domain.rows import SLOT_S
+from services.metrics.domain.summary import THROUGHPUT_S, Totals, summary
+
+log = get_logger(__name__)
+
+_ENDED = ["completed", "rolled_back", "failed"]
+
+_TOTALS = """
+SELECT test, variant, sum(admitted), sum(done), sum(overdue), sum(fallback), sumMap(outcomes),
+    sum(latency_n), sum(latency_us), sumMap(latency_bins), sum(ttft_n), sum(ttft_us), sumMap(ttft_bins),
+    sum(itl_n), sum(itl_us), sum(prompt_tokens), sum(completion_tokens), sum(cost_nano), sum(units_new_test),
+    sumIf(done, slot >= fromUnixTimestamp({{since:UInt32}})), toUnixTimestamp(min(slot))
+FROM {database}.window_cells
+WHERE test IN {{tests:Array(String)}} AND test != ''
+GROUP BY test, variant
+ORDER BY test, variant
+"""
+
+_RESULTS = """
+SELECT test_id, status, model_a, model_b, traffic_split_percent, reason, result, version, first_event_at, last_event_at
+FROM {database}.tests
+"""
+
+
+class InvalidQuestionError(ValueError):
+    """The question itself is wrong; the message names the field and the remedy."""
+
+
+class Questions:
+    """Questions about the past of one database."""
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+
+    def totals(self, client: Client, tests: list[str], now_s: float) -> dict[str, dict[str, VariantSummary]]:
+        """Totals by test and variant; throughput over the last THROUGHPUT_S, or since the first request if later."""
+        if not tests:
+            return {}
+        since = int(now_s - THROUGHPUT_S) // SLOT_S * SLOT_S + SLOT_S
+        rows = client.query(
+            _TOTALS.format(database=self._database), parameters={"tests": tests, "since": since}
+        ).result_rows
+        began: dict[str, int] = {}
+        for row in rows:
+            began[row[0]] = min(began.get(row[0], row[-1]), row[-1])
+        found: dict[str, dict[str, VariantSummary]] = {}
+        for test, variant, *sums, _first in rows:
+            span = max(1.0, now_s - max(since, began[test]))
+            found.setdefault(test, {})[variant] = summary(Totals(*sums), span)
+        return found
+
+    def history(self, client: Client, limit: int, offset: int) -> HistoryReply:
+        """Ended tests, newest first, and how many there are."""
+        where = "WHERE status IN {ended:Array(String)}"
+        parameters: dict[str, Any] = {"ended": _ENDED, "limit": limit, "offset": offset}
+        total = client.query(
+            f"SELECT count() FROM {self._database}.tests {where}", parameters={"ended": _ENDED}  # noqa: S608
+        ).result_rows[0][0]
+        rows = client.query(
+            f"{_RESULTS.format(database=self._database)} {where} "
+            "ORDER BY last_event_at DESC, test_id DESC LIMIT {limit:UInt32} OFFSET {offset:UInt32}",
+            parameters=parameters,
+        ).result_rows
+        return HistoryReply(tests=[_result(row) for row in rows], total_tests=int(total))
+
+    def test(self, client: Client, test_id: str) -> TestResult | None:
+        """One test as its last event left it."""
+        rows = client.query(
+            f"{_RESULTS.format(database=self._database)} WHERE test_id = {{test_id:String}}",
+            parameters={"test_id": test_id},
+        ).result_rows
+        return _result(rows[0]) if rows else None
+
+    def started_ms(self, client: Client, test_id: str) -> int | None:
+        """When the first event of a test happened; None for an unknown test."""
+        rows = client.query(
+            f"SELECT toUnixTimestamp64Milli(min(first_event_at)) FROM {self._database}.tests "  # noqa: S608
+            "WHERE test_id = {test_id:String} GROUP BY test_id",
+            parameters={"test_id": test_id},
+        ).result_rows
+        return int(rows[0][0]) if rows else None
+
+    def audit(self, client: Client, question: AuditQuery) -> list[dict[str, Any]]:
+        """Audit records, newest first. Raises InvalidQuestionError for a ``since`` that is no time."""
+        conditions = []
+        parameters: dict[str, Any] = {"limit": question.limit}
+        if question.since:
+            conditions.append("at >= fromUnixTimestamp64Milli({since:Int64})")
+            parameters["since"] = _unix_ms(question.since)
+        if question.actor:
+            conditions.append("actor = {actor:String}")
+            parameters["actor"] = question.actor
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        result = client.query(
+            "SELECT toUnixTimestamp64Milli(at) AS at_ms, actor, role, action, target, test_id, source, status, outcome, "  # noqa: S608
+            f"request_id FROM {self._database}.audit_log {where} "
+            "ORDER BY at DESC, event_id DESC LIMIT {limit:UInt32}",
+            parameters=parameters,
+        )
+        records = [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
+        for record in records:
+            record["at"] = rfc3339(record["at_ms"])
+        return records
+
+
+def _unix_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidQuestionError(f"since: '{text[:40]}' is not a time: give RFC 3339, such as 2025-01-01T12:00:00Z") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0, int(moment.timestamp() * 1000))
+
+
+def _result(row: Any) -> TestResult:
+    test_id, status, model_a, model_b, split, reason, text, version, first, last = row
+    state = TestStatus(status)
+    if text:
+        try:
+            result = TestResult.model_validate_json(text)
+        except ValidationError:
+            log.exception("stored_result_unreadable", test_id=test_id)
+        else:
+            return result.model_copy(update={"status": state})
+    ended = status in _ENDED
+    return TestResult(
+        test_id=test_id, status=state, reason=reason or None, start_time=_time(first), end_time=_time(last) if ended else None,
+        models={"variant_a": model_a, "variant_b": model_b}, traffic_split_percent=split, version=version,
+    )  # fmt: skip
+
+
+def _time(moment: datetime) -> str:
+    utc = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return rfc3339(int(utc.timestamp() * 1000))

@@ -1,0 +1,138 @@
+"""EVENTS, ALERTS and AUDIT into their tables. A row is its event id, so a message taken in twice is one row."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from schemas import streams, subjects
+from services._runtime.bus import TRANSIENT, Bus, dead_letter
+from services._runtime.reader import PositionError, SequenceReader, StreamMessage
+from services._runtime.telemetry import get_logger
+from services.metrics.adapters import meters
+from services.metrics.adapters.clickhouse import AWAY, ClickHouse
+from services.metrics.domain import archive
+
+log = get_logger(__name__)
+
+_BATCH = 500
+_EVERY_S = 0.5
+_CONSUMER = "metrics"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One stream and the table it goes to; ``row`` makes a row up to the event id, or None, or raises ValueError."""
+
+    stream: str
+    subject: str | None
+    table: str
+    columns: Sequence[str]
+    row: Callable[[bytes], list[Any] | None]
+
+
+TESTS = Shelf(streams.EVENTS.name, subjects.EVENT, "test_events", archive.TEST_COLUMNS, archive.test_row)
+ALERTS = Shelf(streams.ALERTS.name, None, "alert_events", archive.ALERT_COLUMNS, archive.alert_row)
+AUDIT = Shelf(streams.AUDIT.name, None, "audit_events", archive.AUDIT_COLUMNS, archive.audit_row)
+SHELVES = (TESTS, ALERTS, AUDIT)
+
+
+class Archive:
+    """Fills one table. `run` goes on until it is cancelled."""
+
+    def __init__(self, bus: Bus, engine: ClickHouse, shelf: Shelf) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._shelf = shelf
+        self.table = shelf.table
+        self.problem: str | None = "has not read its position yet"
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return self.problem
+
+    async def run(self) -> None:
+        """Fill, and begin again from the stored position after every failure."""
+        while True:
+            pause = 0.5
+            try:
+                await self._fill()
+            except PositionError as exc:
+                self.problem, pause = str(exc), 5.0
+                log.error("archive_blocked", table=self._shelf.table, reason=str(exc))
+            except AWAY as exc:
+                self.problem = f"ClickHouse does not answer ({type(exc).__name__})"
+                log.warning("archive_waits", table=self._shelf.table, error=str(exc)[:300])
+            except TRANSIENT as exc:
+                self.problem = "NATS does not answer"
+                log.warning("archive_waits", table=self._shelf.table, error=repr(exc))
+            except Exception as exc:
+                self.problem, pause = f"failed and starts again ({type(exc).__name__})", 2.0
+                log.exception("archive_failed", table=self._shelf.table)
+            await asyncio.sleep(pause)
+
+    async def _fill(self) -> None:
+        shelf = self._shelf
+        info = await self._bus.js.stream_info(shelf.stream)
+        created = str(info.created)
+        position = await self._engine.read(lambda client: self._position(client, created))
+        reader = SequenceReader(self._bus, shelf.stream, shelf.subject, after=position)
+        await reader.open(expect_created=created)
+        self.problem = None
+        try:
+            while True:
+                messages = await reader.fetch(_BATCH, _EVERY_S)
+                if messages:
+                    rows = [*await self._rows(created, messages), self._position_row(created, messages[-1].sequence)]
+                    await self._engine.write(partial(self._insert, rows))
+        finally:
+            await asyncio.shield(reader.close())
+
+    def _insert(self, rows: list[list[Any]], client: Client) -> None:
+        self._engine.insert(client, self._shelf.table, self._shelf.columns, rows, {})
+
+    async def _rows(self, created: str, messages: list[StreamMessage]) -> list[list[Any]]:
+        rows = []
+        for message in messages:
+            try:
+                row = self._shelf.row(message.data)
+            except ValueError as exc:
+                meters.DEAD_LETTERS.labels(self._shelf.stream).inc()
+                await dead_letter(
+                    self._bus.js, stream=self._shelf.stream, consumer=_CONSUMER, subject=message.subject,
+                    sequence=message.sequence, payload=message.data, reason=_short(exc),
+                )  # fmt: skip
+            else:
+                if row is not None:
+                    rows.append([*row, created, message.sequence])
+        return rows
+
+    def _position_row(self, created: str, sequence: int) -> list[Any]:
+        empty: dict[str, Any] = {
+            "at": datetime.fromtimestamp(0, UTC), "version": 0, "share_bp": 0, "resolved": False, "value": None,
+            "bound": None, "threshold": None, "n": None, "event_id": f"@{created}", "stream_created": created,
+            "sequence": sequence,
+        }  # fmt: skip
+        if self._shelf.table == "audit_events":
+            empty["status"] = 0
+        return [empty.get(column, "") for column in self._shelf.columns]
+
+    def _position(self, client: Client, created: str) -> int:
+        rows = client.query(
+            f"SELECT max(sequence) FROM {self._engine.database}.{self._shelf.table} "  # noqa: S608
+            "WHERE event_id = {position:String}",
+            parameters={"position": f"@{created}"},
+        ).result_rows
+        return int(rows[0][0]) if rows else 0
+
+
+def _short(exc: ValueError) -> str:
+    """A reason without the values: what could not be read may hold what must not be logged."""
+    errors = getattr(exc, "errors", None)
+    if not callable(errors):
+        return str(exc)
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors(include_input=False)[:5])

@@ -1,0 +1,78 @@
+"""Durable events into rows of the archive tables. Every row ends with (event_id, stream_created, sequence)."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from schemas.v1.alerts import Alert, AuditRecord
+from schemas.v1.events import TestEvent
+
+TEST_COLUMNS = (
+    "test_id", "at", "type", "version", "status", "model_a", "model_b", "share_bp", "actor", "reason", "config_hash",
+    "result", "event_id", "stream_created", "sequence",
+)  # fmt: skip
+ALERT_COLUMNS = (
+    "at", "level", "incident", "title", "message", "test_id", "rule", "resolved", "value", "bound", "threshold", "n",
+    "event_id", "stream_created", "sequence",
+)  # fmt: skip
+AUDIT_COLUMNS = (
+    "at", "actor", "role", "action", "target", "test_id", "source", "status", "outcome", "request_id",
+    "event_id", "stream_created", "sequence",
+)  # fmt: skip
+
+_TEST_EVENT = "cypria.test."
+LATEST_MS = 4_102_444_800_000
+"""Times after 2100 are taken for it: DateTime64 holds no more than 2299."""
+
+
+class NotAnEventError(ValueError):
+    """Bytes that are not the CloudEvent they should be."""
+
+
+def _envelope(data: bytes) -> tuple[str, str, Any]:
+    """(id, type, data) of a structured-mode CloudEvent."""
+    try:
+        event = json.loads(data)
+    except ValueError as exc:
+        raise NotAnEventError(f"not JSON: {exc}") from None
+    if not isinstance(event, dict) or not isinstance(event.get("id"), str) or not event["id"]:
+        raise NotAnEventError("not a CloudEvent: it has no id")
+    return event["id"], str(event.get("type", "")), event.get("data")
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(min(at_ms, LATEST_MS) / 1000, UTC)
+
+
+def test_row(data: bytes) -> list[Any] | None:
+    """Row of `test_events` up to its event id; None for an event that is not about a test. Raises ValueError."""
+    event_id, kind, body = _envelope(data)
+    if not kind.startswith(_TEST_EVENT):
+        return None
+    event = TestEvent.model_validate(body)
+    result = event.result.model_dump_json() if event.result else ""
+    return [
+        event.test_id, _time(event.at_ms), kind, event.version, event.status.value, event.model_a, event.model_b,
+        event.share_bp, event.actor, event.reason or "", event.config_hash, result, event_id,
+    ]  # fmt: skip
+
+
+def alert_row(data: bytes) -> list[Any] | None:
+    """Row of `alert_events` up to its event id. Raises ValueError."""
+    event_id, _, body = _envelope(data)
+    alert = Alert.model_validate(body)
+    return [
+        _time(alert.at_ms), alert.level.value, alert.incident, alert.title, alert.message, alert.test_id or "",
+        alert.rule or "", alert.resolved, alert.value, alert.bound, alert.threshold,
+        None if alert.n is None else max(0, alert.n), event_id,
+    ]  # fmt: skip
+
+
+def audit_row(data: bytes) -> list[Any] | None:
+    """Row of `audit_events` up to its event id. Raises ValueError."""
+    event_id, _, body = _envelope(data)
+    record = AuditRecord.model_validate(body)
+    return [
+        _time(record.at_ms), record.actor, record.role, record.action, record.target or "", record.test_id or "",
+        record.source, min(max(record.status, 0), 65_535), record.outcome, record.request_id, event_id,
+    ]  # fmt: skip

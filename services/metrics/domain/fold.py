@@ -1,0 +1,164 @@
+"""Folds fact batches of one partition into windows.
+
+Pure: the broker's time of every batch is an argument, and the state is what the partition's stored windows say.
+"""
+
+from schemas.v1.common import ERRORS, Outcome
+from services.metrics.domain.cells import CellKey, OpenCell
+from services.metrics.domain.records import Fact, FactBatch, NewUnits, TestClock, Watermark, Window
+from services.metrics.domain.units import Fresh, TestUnits, UnitBook
+
+MAX_EPOCHS = 256
+"""Router processes whose highest batch number is kept, the least recently heard of going first."""
+
+BYTES_PER_FACT = 300
+BYTES_PER_CELL = 1200
+"""Upper bounds of what a fact and a cell add to a window message: bins, one unit bucket, six unit hashes."""
+
+
+class Fold:
+    """State of one partition: how far it has come, which units it has seen, and the open window.
+
+    Invariants: a batch counts once, whatever sequence it comes under; sums do not depend on the order of facts
+    (only which request of a unit is its first does).
+    """
+
+    def __init__(self, partition: int, writer: str, watermark: Watermark, units: UnitBook) -> None:
+        self.partition = partition
+        self.writer = writer
+        self.units = units
+        self.stream_created = watermark.stream_created
+        self.last_seq = watermark.last_seq
+        self.batches = dict(watermark.batches)
+        self.facts = 0
+        self.duplicates = 0
+        self.missing_batches = 0
+        self._cells: dict[CellKey, OpenCell] = {}
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the open window would take, never less than it does."""
+        return self.facts * BYTES_PER_FACT + len(self._cells) * BYTES_PER_CELL
+
+    def skip(self, sequence: int) -> None:
+        """Pass over a message that cannot be folded."""
+        self.last_seq = max(self.last_seq, sequence)
+
+    def fold(self, batch: FactBatch, sequence: int, time_ms: int) -> bool:
+        """Add a batch (its METRICS sequence and broker time); False when it is a repetition, which changes nothing."""
+        self.skip(sequence)
+        highest = self.batches.pop(batch.router_epoch, None)
+        self.batches[batch.router_epoch] = max(batch.n, highest or 0)
+        if highest is not None and batch.n <= highest:
+            self.duplicates += 1
+            return False
+        self.missing_batches += batch.n - (highest or 0) - 1
+        while len(self.batches) > MAX_EPOCHS:
+            del self.batches[next(iter(self.batches))]
+        places: dict[str, tuple[TestUnits, Fresh]] = {}
+        for fact in batch.facts:
+            place = places.get(fact.test)
+            if place is None:
+                place = places[fact.test] = self._place(fact.test, batch.tests.get(fact.test), time_ms)
+            self._add(fact, *place)
+        for admitted in batch.admitted:
+            place = places.get(admitted.test)
+            if place is None:
+                place = places[admitted.test] = self._place(admitted.test, batch.tests.get(admitted.test), time_ms)
+            self._cell((admitted.test, admitted.variant, admitted.share_bp, place[0].epoch, "")).admitted += (
+                admitted.count
+            )
+        self.facts += len(batch.facts)
+        return True
+
+    def _place(self, test: str, clock: TestClock | None, time_ms: int) -> tuple[TestUnits, Fresh]:
+        units = self.units.of(test, time_ms)
+        if clock is not None:
+            units.advance(max(0, time_ms - clock.started_ms) // (clock.epoch_seconds * 1000))
+        return units, self.units.fresh(test, units.epoch)
+
+    def _cell(self, key: CellKey) -> OpenCell:
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = OpenCell(key)
+        return cell
+
+    def _add(self, fact: Fact, units: TestUnits, fresh: Fresh) -> None:
+        key = (fact.test, fact.variant, fact.share_bp, units.epoch, fact.digest)
+        cell = self._cells.get(key) or self._cell(key)
+        unit = int(fact.unit, 16)
+        if fact.kind == "overdue":
+            cell.overdue += 1
+            if not fact.sticky:
+                cell.units.first_overdue += 1
+            elif unit not in units.overdue:
+                units.overdue.add(unit)
+                fresh.overdue.append(unit)
+                cell.units.first_overdue += 1
+            return
+        cell.finals.append(fact)
+        cell.hashes.append(unit)
+        cell.overdue_done += fact.was_overdue
+        cell.fallback += fact.fallback
+        if fact.sticky:
+            _sticky(cell, fact, unit, units, fresh)
+        else:
+            _alone(cell, fact)
+
+    def close(self) -> Window:
+        """The window as it is to be published; the next one is open afterwards."""
+        cells = [self._cells[key].close() for key in sorted(self._cells)]
+        self._cells = {}
+        self.facts = 0
+        return Window(
+            partition=self.partition,
+            writer=self.writer,
+            watermark=Watermark(self.stream_created, self.last_seq, dict(self.batches)),
+            cells=cells,
+            new_units=self.units.take_new(),
+            rebuild_from=self.units.rebuild_from(),
+        )
+
+    def stored(self, new_units: list[NewUnits], sequence: int) -> None:
+        """Note the WINDOWS sequence under which the last closed window was stored."""
+        self.units.stored(new_units, sequence)
+
+
+def _sticky(cell: OpenCell, fact: Fact, unit: int, units: TestUnits, fresh: Fresh) -> None:
+    """A unit counts once in each epoch, and its errors once more in the whole test."""
+    evidence = cell.units
+    if unit not in units.seen:
+        units.seen.add(unit)
+        fresh.seen.append(unit)
+        evidence.new += 1
+        cell.first.append(fact)
+        if unit not in units.seen_test:
+            units.seen_test.add(unit)
+            fresh.seen_test.append(unit)
+            evidence.new_test += 1
+    if fact.outcome in ERRORS:
+        if unit not in units.errors:
+            units.errors.add(unit)
+            fresh.errors.append(unit)
+            evidence.first_errors += 1
+            if unit not in units.errors_test:
+                units.errors_test.add(unit)
+                fresh.errors_test.append(unit)
+                evidence.first_errors_test += 1
+    elif fact.outcome is Outcome.CLIENT_ERROR and unit not in units.client_errors:
+        units.client_errors.add(unit)
+        fresh.client_errors.append(unit)
+        evidence.first_client_errors += 1
+
+
+def _alone(cell: OpenCell, fact: Fact) -> None:
+    """A request without a unit of its own is a unit of one request."""
+    evidence = cell.units
+    evidence.new += 1
+    evidence.new_test += 1
+    cell.first.append(fact)
+    if fact.outcome in ERRORS:
+        evidence.first_errors += 1
+        evidence.first_errors_test += 1
+    elif fact.outcome is Outcome.CLIENT_ERROR:
+        evidence.first_client_errors += 1

@@ -1,0 +1,162 @@
+"""The whole service under kill -9: what ClickHouse answers equals what was acknowledged, with both DSNs."""
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+
+import nats
+import pytest
+
+from schemas import streams
+from schemas.v1.experiment import VariantSummary
+from schemas.v1.query import TotalsQuery, TotalsReply
+from tests.harness import NatsServer, eventually
+from tests.service.metrics.process import Metrics, Process, Server, ask, seed
+from tests.service.metrics.support import TEST, Producer, expected, folded_up_to, stored_windows, totals
+
+
+async def answered(nc: nats.NATS) -> dict[str, VariantSummary]:
+    failed, body = await ask(nc, "totals", TotalsQuery(tests=[TEST]))
+    return {} if failed else TotalsReply.model_validate_json(body).tests.get(TEST, {})
+
+
+async def check(server: NatsServer, nc: nats.NATS, producers: list[Producer]) -> None:
+    await eventually(lambda: folded_up_to(server, producers), 30)
+    want = expected(producers)
+    assert totals([w for _, w in await stored_windows(server)]) == want
+
+    async def all_there() -> dict[str, VariantSummary] | None:
+        found = await answered(nc)
+        return found if sum(v.admitted for v in found.values()) >= want["admitted"] else None
+
+    found = list((await eventually(all_there, 30)).values())
+    outcomes: dict[str, int] = {}
+    for variant in found:
+        for outcome, count in variant.outcomes.items():
+            outcomes[outcome] = outcomes.get(outcome, 0) + count
+    assert outcomes == want["outcomes"]
+    assert sum(v.request_count for v in found) == want["done"]
+    assert sum(v.admitted for v in found) == want["admitted"]
+    assert sum(v.in_flight for v in found) == 0
+    assert sum(v.prompt_tokens for v in found) == want["prompt_tokens"]
+    assert sum(v.units for v in found) == want["units"]
+    assert round(sum(v.cost for v in found) * 1e9) == want["cost_nano"]
+
+
+async def load(producers: list[Producer], stop: asyncio.Event) -> None:
+    async def one(producer: Producer) -> None:
+        while not stop.is_set():
+            await producer.send(20)
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(one(p) for p in producers))
+
+
+@pytest.mark.parametrize("kind", ["chdb", "server"])
+async def test_totals_are_exact_although_everything_is_killed_under_load(nats_server: NatsServer, tmp_path: Path, kind: str) -> None:
+    rng = random.Random(seed())
+    nc = await nats_server.connect("router")
+    clickhouse = Server(tmp_path / "server")
+    dsn = clickhouse.dsn if kind == "server" else f"chdb://{tmp_path / 'chdb'}"
+    metrics = Metrics(nats_server, tmp_path / "metrics", dsn)
+    victims: list[Process | NatsServer] = [metrics, metrics, metrics, nats_server]
+    with contextlib.ExitStack() as stack:
+        if kind == "server":
+            victims += [clickhouse, clickhouse]
+            clickhouse.start()
+            stack.callback(clickhouse.kill)
+        metrics.start()
+        stack.callback(metrics.kill)
+        await metrics.ready()
+        producers = [Producer(nc, p, p) for p in (0, 3, 6, 7)]
+        stop = asyncio.Event()
+        task = asyncio.create_task(load(producers, stop))
+        for victim in rng.sample(victims, len(victims)):
+            await asyncio.sleep(rng.uniform(0.6, 2.2))
+            victim.kill()
+            victim.start()
+        stop.set()
+        await task
+        await metrics.ready()
+        await check(nats_server, nc, producers)
+    await nc.close()
+
+
+async def test_windows_do_not_wait_for_clickhouse_and_it_catches_up_later(nats_server: NatsServer, tmp_path: Path) -> None:
+    nc = await nats_server.connect("router")
+    clickhouse = Server(tmp_path / "server")
+    metrics = Metrics(nats_server, tmp_path / "metrics", clickhouse.dsn)
+    with contextlib.ExitStack() as stack:
+        metrics.start()
+        stack.callback(metrics.kill)
+        producers = [Producer(nc, p, p) for p in (1, 2)]
+        for producer in producers:
+            await producer.send(50)
+        await eventually(lambda: folded_up_to(nats_server, producers), 30)
+        status, body = await asyncio.to_thread(metrics.get, "/ready")
+        assert status == 503
+        assert "ClickHouse does not answer" in body
+        failed, reply = await ask(nc, "totals", TotalsQuery(tests=[TEST]))
+        assert failed
+        assert b"ClickHouse does not answer" in reply
+        clickhouse.start()
+        stack.callback(clickhouse.kill)
+        await metrics.ready()
+        await check(nats_server, nc, producers)
+    await nc.close()
+
+
+async def test_two_processes_share_one_clickhouse_and_count_everything_once(nats_server: NatsServer, tmp_path: Path) -> None:
+    nc = await nats_server.connect("router")
+    clickhouse = Server(tmp_path / "server")
+    pair = [Metrics(nats_server, tmp_path / name, clickhouse.dsn) for name in ("one", "two")]
+    with contextlib.ExitStack() as stack:
+        clickhouse.start()
+        stack.callback(clickhouse.kill)
+        for process in pair:
+            process.start()
+            stack.callback(process.kill)
+        for process in pair:
+            await process.ready()
+        producers = [Producer(nc, p, p) for p in (0, 5)]
+        stop = asyncio.Event()
+        task = asyncio.create_task(load(producers, stop))
+        await asyncio.sleep(2)
+        pair[0].kill()
+        await asyncio.sleep(4.5)
+        pair[0].start()
+        await asyncio.sleep(1.5)
+        pair[1].kill()
+        pair[1].start()
+        stop.set()
+        await task
+        for process in pair:
+            await process.ready()
+        await check(nats_server, nc, producers)
+    await nc.close()
+
+
+async def test_a_second_process_on_a_chdb_directory_exits_naming_the_remedy(nats_server: NatsServer, tmp_path: Path) -> None:
+    dsn = f"chdb://{tmp_path / 'chdb'}"
+    first, second = Metrics(nats_server, tmp_path / "one", dsn), Metrics(nats_server, tmp_path / "two", dsn)
+    with contextlib.ExitStack() as stack:
+        first.start()
+        stack.callback(first.kill)
+        await first.ready()
+        second.start()
+        assert second.process is not None
+        assert await asyncio.to_thread(second.process.wait, 30) not in {0, None}
+        assert f"held by process {first.process.pid if first.process else ''}" in second.log()
+        assert "clickhouse://USER:PASSWORD@HOST:PORT/DATABASE" in second.log()
+        assert (await asyncio.to_thread(first.get, "/ready"))[0] == 200
+
+
+async def test_windows_are_the_record(nats_server: NatsServer) -> None:
+    """Streams that facts and windows go to are limited by age and size only, so that positions stay good."""
+    nc = await nats_server.connect("metrics")
+    js = nc.jetstream()
+    for stream in (streams.METRICS, streams.WINDOWS):
+        config = (await js.stream_info(stream.name)).config
+        assert config.retention == "limits"
+    await nc.close()
