@@ -105,7 +105,8 @@ class Demo:
         show.result(result)
         console.print(
             f"[bold]out {taken - first_canary:.1f} s after its first answer, "
-            f"after {tally.by_variant['b']} of its own requests ({tally.finished} in all)[/bold]; users saw {tally.failed} failures"
+            f"after {tally.by_variant['b']} of its own requests ({tally.finished} in all)[/bold]; "
+            f"users saw {tally.failed} failures"
         )
         return bool(result["status"] == "rolled_back" and tally.failed == 0)
 
