@@ -1,0 +1,97 @@
+"""What every engine offers to the worker."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.inference.domain.requests import Wants
+
+
+class EngineError(Exception):
+    """An engine could not answer, or not to the end.
+
+    ``status`` is what the client gets when nothing was sent yet; ``kind`` and ``code`` are OpenAI's error type and
+    code. ``reset`` says that nothing of the request reached an engine, so that another may be tried.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, kind: str = "server_error", code: str | None = None,
+        param: str | None = None, retry_after: int = 0, reset: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.reset = reset
+
+
+@dataclass(slots=True)
+class Report:
+    """What the engine knows better than one who watches its output. -1 = it does not.
+
+    ``first_token_s`` is from the call of `generate`; ``queue_s`` the wait inside the engine; ``gpu_us`` the time
+    of the accelerator (on a CPU: of the computation) that this request took up, in microseconds.
+    """
+
+    first_token_s: float = -1.0
+    queue_s: float = -1.0
+    gpu_us: int = 0
+
+
+@dataclass(slots=True)
+class EngineRequest:
+    """One request. ``route`` is chat, completions or embeddings; ``body`` is OpenAI JSON of that route, and
+    ``wants`` what `requests.read` made of it.
+
+    A stream must end with its usage in an event of its own where the engine can tell it, whether or not the
+    caller asked: the worker needs it, and takes it out again.
+    """
+
+    route: str
+    body: bytes
+    wants: Wants
+    stream: bool = False
+    report: Report = field(default_factory=Report)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHead:
+    """Status and headers of an engine's answer; ``retry_after`` in seconds, 0 for none."""
+
+    status: int = 200
+    content_type: str = "application/json"
+    retry_after: int = 0
+
+
+Pieces = AsyncGenerator[EngineHead | bytes, None]
+
+
+class Engine(Protocol):
+    """A model that can be asked. Nothing here may block the event loop for more than some 50 ms."""
+
+    name: str
+
+    async def load(self) -> None:
+        """Make ready to generate. Raises an exception whose text is the reason."""
+
+    async def warm(self) -> None:
+        """Whatever makes the first request as fast as the next ones."""
+
+    def generate(self, request: EngineRequest) -> Pieces:
+        """First one EngineHead, then the bytes of the answer as they come.
+
+        Closing the generator, or cancelling the task that waits on it, stops the generation and frees what it
+        held. Raises EngineError.
+        """
+
+    async def close(self) -> None:
+        """Stop everything and give the memory back. No request may be running."""
+
+    def memory_bytes(self) -> int:
+        """Memory that the model's weights and state take here; 0 when they are elsewhere."""
+
+    def dead(self) -> str | None:
+        """Why the engine can answer nothing any more, or None."""

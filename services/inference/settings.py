@@ -1,0 +1,29 @@
+"""What the inference service reads from the configuration."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from services._runtime.settings_model import Model, Settings
+
+DRAIN_S = 4.0
+"""What is in flight at SIGTERM gets this long: the whole system is to stop within ten seconds."""
+
+
+def new_worker_id() -> str:
+    """`w` and eight hex digits, new for each process."""
+    return f"w{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """The models of one worker process, where they may come from, and how long a drain may last (seconds)."""
+
+    models: tuple[Model, ...]
+    allow: tuple[str, ...] = ()
+    drain_s: float = DRAIN_S
+    worker: str = field(default_factory=new_worker_id)
+
+
+def read(settings: Settings) -> InferenceSettings:
+    """This service's part of the configuration."""
+    return InferenceSettings(models=tuple(settings.models), allow=tuple(settings.model_sources.allow))
