@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
+from benchmarks.statistics import promotion
 from benchmarks.statistics.batch import BatchLatency, BatchRate
-from benchmarks.statistics.rollback import BINS, events, latencies
-from services.monitor.domain.statistics import LatencyEvidence, RateEProcess
+from benchmarks.statistics.rollback import (
+    BINS,
+    Day,
+    events,
+    false_rollbacks,
+    latencies,
+    latency_detection,
+    rate_detection,
+)
+from benchmarks.statistics.sticky import first_errors
+from services.monitor.domain.statistics import LatencyEvidence, RateEProcess, mixture_log_e
 
 
 def test_batched_rates_equal_the_product():
@@ -33,3 +43,57 @@ def test_batched_latencies_equal_the_product(pi):
                 arms.append(dict(zip(index.tolist(), count.tolist(), strict=True)))
             process.update(tick, [(pi, *arms)])
         np.testing.assert_allclose(batch.log_e(), [p.log_e() for p in single], rtol=1e-9, atol=1e-9)
+
+
+def test_batched_core_c_equals_the_product():
+    rng = np.random.default_rng(3)
+    d, v = rng.normal(0.0, 1.0, 50), rng.exponential(0.1, 50)
+    expected = [mixture_log_e(float(a), float(b), 0.05) for a, b in zip(d, v, strict=True)]
+    np.testing.assert_allclose(promotion.mixture_log_e(d, v, 0.05), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("pi", "p_b", "most"), [(0.1, 0.05, 2240), (0.1, 0.15, 390), (0.01, 0.15, 3210)])
+def test_errors_are_found_within_the_stated_number_of_requests(pi, p_b, most):
+    found = rate_detection(5, 400, pi, p_b, epochs=True)
+    assert np.median(found) <= 1.3 * most
+
+
+@pytest.mark.parametrize(("slow", "tail", "most"), [(1.2, 0.0, 1330), (2.0, 0.0, 280), (1.0, 0.05, 2470)])
+def test_slow_canaries_are_found_within_the_stated_number_of_requests(slow, tail, most):
+    found = latency_detection(6, 200, 0.1, slow, tail, epochs=True)
+    assert np.median(found) <= 1.3 * most
+
+
+def test_a_late_regression_is_found():
+    found = rate_detection(7, 200, 0.1, 0.15, epochs=True, good_hours=12.5)
+    assert len(found) >= 199
+    assert np.median(found) <= 1.3 * 825
+
+
+@pytest.mark.parametrize("day", [Day(pi=0.5), Day(pi=0.01), Day(ramp=True, drift=True, outages=True)])
+def test_equal_arms_are_hardly_ever_rolled_back(day):
+    wrong = (false_rollbacks(8, 60, day, "rate", tick_seconds=10) > 0).sum()
+    wrong += (false_rollbacks(9, 10, day, "latency", hours=12, tick_seconds=20) > 0).sum()
+    assert wrong <= 3
+
+
+def test_sticky_users_with_streaks_of_errors_are_no_regression():
+    given = {"correlated": True, "uneven": True, "ticks": 1500, "tick_seconds": 5}
+    assert np.isfinite(first_errors(10, 60, **given)).sum() <= 3
+    every_error = first_errors(10, 60, **given, requests_as_events=True)
+    assert np.isfinite(every_error).sum() >= 6
+
+
+def test_sticky_users_late_regression_needs_epochs():
+    found = first_errors(11, 20, p_b=0.15, good_hours=1.2, ticks=1800, guardrails=1)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("boundary", [{"ratio": 1.5}, {"slow": 1.2}, {"gain": 0.05}])
+def test_a_canary_at_a_boundary_is_hardly_ever_promoted(boundary):
+    found = promotion.promotions(12, 200, horizon=60_000, **boundary)
+    assert np.isfinite(found).sum() <= 20
+
+
+def test_a_better_canary_is_promoted():
+    assert np.median(promotion.promotions(13, 60)) < 60_000
