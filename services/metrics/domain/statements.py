@@ -8,7 +8,7 @@ refused unless all of it is known to be harmless; what cannot be told apart for 
 import re
 from dataclasses import dataclass
 
-MAX_LENGTH = 100_000
+MAX_LENGTH = 20_000
 
 FIRST_WORDS = frozenset({"select", "with", "show", "describe", "desc", "exists", "explain"})
 FORBIDDEN_WORDS = frozenset({"into", "outfile", "infile"})
@@ -29,11 +29,20 @@ FORBIDDEN_FUNCTIONS = frozenset(
 )  # fmt: skip
 """Scalar functions that reach out of the engine, hold it up, or show its innards; those beginning with ``ai`` ask a model."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NUMBER = re.compile(r"[0-9][0-9A-Za-z_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_SIMPLE_NAME = re.compile(r"[A-Za-z0-9_ ./%()#-]*")
-_SPACE = " \t\r\n"
-_SYMBOLS = frozenset("()[]{},.;:?!=<>+-*/%|&^@~")
+_TOKEN = re.compile(
+    r"""
+    (?P<space>   [ \t\r\n]+ )
+  | (?P<line>    --[^\n]* )
+  | (?P<comment> /\* (?: (?! /\* | \*/ ) . )*+ \*/ )
+  | (?P<string>  ' (?: [^'\\] | \\. | '' )*+ ' )
+  | (?P<quoted>  "[A-Za-z0-9_ ./%()\#-]++"(?!") | `[A-Za-z0-9_ ./%()\#-]++`(?!`) )
+  | (?P<name>    [A-Za-z_][A-Za-z0-9_]* )
+  | (?P<number>  [0-9][0-9A-Za-z_]* )
+  | (?P<symbol>  [][(){},.;:?!=<>+*%|&^@~-] | /(?!\*) )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class RefusedError(ValueError):
@@ -42,70 +51,30 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """``kind``: name, quoted, string, number or symbol. ``text`` of names is in lower case."""
+    """``kind``: name, quoted, string, number or symbol. ``text`` is in lower case, that of quoted names without quotes."""
 
     kind: str
     text: str
 
 
 def tokens(statement: str) -> list[Token]:
-    """The statement without comments. Raises RefusedError where another reader might see other tokens."""
+    """The statement without space and comments. Raises RefusedError where another reader might see other tokens."""
     found: list[Token] = []
-    at, end = 0, len(statement)
-    while at < end:
-        char = statement[at]
-        pair = statement[at : at + 2]
-        if char in _SPACE:
-            at += 1
-        elif pair == "--":
-            at = _line_end(statement, at)
-        elif pair == "/*":
-            close = statement.find("*/", at + 2)
-            if close < 0 or "/*" in statement[at + 2 : close]:
-                raise RefusedError("a comment is not closed, or holds another")
-            at = close + 2
-        elif char == "'":
-            at = _string_end(statement, at)
-            found.append(Token("string", ""))
-        elif char in '"`':
-            close = statement.find(char, at + 1)
-            inner = statement[at + 1 : close] if close > 0 else ""
-            if close < 0 or not inner or not _SIMPLE_NAME.fullmatch(inner) or statement[close + 1 : close + 2] == char:
-                raise RefusedError("a quoted name may hold only letters, digits, spaces and _ . / % ( ) # -")
-            found.append(Token("quoted", inner.lower()))
-            at = close + 1
-        elif name := _NAME.match(statement, at):
-            found.append(Token("name", name.group().lower()))
-            at = name.end()
-        elif number := _NUMBER.match(statement, at):
-            found.append(Token("number", number.group()))
-            at = number.end()
-        elif char in _SYMBOLS:
-            found.append(Token("symbol", char))
-            at += 1
-        else:
-            raise RefusedError(f"the character {char!r} may stand only inside a string")
+    at = 0
+    while at < len(statement):
+        match = _TOKEN.match(statement, at)
+        if match is None:
+            raise RefusedError(
+                f"{statement[at]!r} at {at} cannot be read: close strings and comments, and keep names to letters, digits, "
+                "spaces and _ . / % ( ) # -"
+            )
+        at = match.end()
+        kind, text = str(match.lastgroup), match.group()
+        if kind == "quoted":
+            found.append(Token(kind, text[1:-1].lower()))
+        elif kind not in {"space", "line", "comment"}:
+            found.append(Token(kind, text.lower()))
     return found
-
-
-def _line_end(statement: str, at: int) -> int:
-    end = statement.find("\n", at)
-    return len(statement) if end < 0 else end
-
-
-def _string_end(statement: str, at: int) -> int:
-    position = at + 1
-    while position < len(statement):
-        char = statement[position]
-        if char == "\\":
-            position += 2
-        elif char != "'":
-            position += 1
-        elif statement[position + 1 : position + 2] == "'":
-            position += 2
-        else:
-            return position + 1
-    raise RefusedError("a string is not closed")
 
 
 def check(statement: str, table_functions: frozenset[str] | set[str]) -> None:
@@ -119,22 +88,19 @@ def check(statement: str, table_functions: frozenset[str] | set[str]) -> None:
     if re.search(r"outfile|infile", statement, re.IGNORECASE):
         raise RefusedError("files are out of reach: read the result from the reply")
     found = tokens(statement)
-    while found and found[-1] == Token("symbol", ";"):
+    while found and found[-1].text == ";":
         found.pop()
-    if Token("symbol", ";") in found:
+    if any(token == Token("symbol", ";") for token in found):
         raise RefusedError("one statement at a time")
-    words = [token for token in found if token != Token("symbol", "(")]
+    words = [token for token in found if token.text != "("]
     if not words or words[0].kind != "name" or words[0].text not in FIRST_WORDS:
         raise RefusedError("only questions are answered here: SELECT, WITH, SHOW, DESCRIBE, EXISTS or EXPLAIN")
     if words[0].text in {"describe", "desc", "exists"}:
         _only_a_table(words[1:], found)
-    for index, token in enumerate(found):
-        if token.kind not in {"name", "quoted"}:
-            continue
-        following = found[index + 1] if index + 1 < len(found) else Token("symbol", ";")
+    for token, following in zip(found, [*found[1:], Token("symbol", ";")], strict=True):
         if token.kind == "name" and token.text in FORBIDDEN_WORDS:
             raise RefusedError(f"{token.text.upper()} is not allowed here")
-        if following == Token("symbol", "("):
+        if token.kind in {"name", "quoted"} and following.text == "(":
             _callable(token.text, table_functions)
 
 
@@ -143,7 +109,7 @@ def _only_a_table(words: list[Token], found: list[Token]) -> None:
     if len(words) > 2 and words[-2] == Token("name", "format"):
         words = words[:-2]
     names = [word for word in words if word.text not in {"table", "view", "database", "."} or word.kind == "quoted"]
-    plain = all(_NAME.fullmatch(word.text) for word in names)
+    plain = all(_PLAIN_NAME.fullmatch(word.text) for word in names)
     if not 1 <= len(names) <= 2 or not plain or any(token.text == "(" for token in found):
         raise RefusedError("DESCRIBE and EXISTS take the name of a table here")
 
