@@ -1,0 +1,46 @@
+"""Raises alerts of the request path on `cypria.alert.<level>`, in the background."""
+
+import asyncio
+
+from nats.errors import Error as NatsError
+
+from schemas import subjects
+from schemas.v1.alerts import Alert
+from schemas.v1.cloudevent import CONTENT_TYPE, dump, envelope
+from services._runtime.bus import Bus, publish_durable
+from services._runtime.telemetry import get_logger
+
+log = get_logger(__name__)
+
+PATIENCE_S = 60.0
+
+
+class AlertSink:
+    """Publishes alerts without holding anyone up; the incident and its state make the event's id."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def raise_alert(self, alert: Alert) -> None:
+        """Returns at once; tries for a minute."""
+        task = asyncio.create_task(self._publish(alert), name="alert")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Give what is under way two seconds."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=2)
+            for task in late:
+                task.cancel()
+
+    async def _publish(self, alert: Alert) -> None:
+        event_id = f"{alert.incident}.{'resolved' if alert.resolved else 'raised'}.{alert.at_ms}"
+        payload = dump(envelope("alert", event_id, "router", alert.at_ms, alert, alert.test_id))
+        headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
+        subject = subjects.alert(alert.level)
+        try:
+            await publish_durable(self._bus.js, subject, payload, headers, patience_s=PATIENCE_S)
+        except (NatsError, TimeoutError, OSError) as exc:
+            log.error("alert_not_published", incident=alert.incident, title=alert.title, error=repr(exc))

@@ -1,0 +1,125 @@
+"""Wires the router together; nothing else does."""
+
+from typing import Any
+
+from faststream.asgi import AsgiFastStream
+from faststream.nats import NatsBroker
+
+from services._runtime.bus import Bus, make_broker
+from services._runtime.health import AsgiApp, Readiness, Receive, Scope, Send, respond, routes
+from services._runtime.settings_model import Settings
+from services._runtime.telemetry import get_logger
+from services.router.adapters.nats_secrets import load_secrets
+from services.router.control import Control, build_control
+from services.router.domain.auth import KeyRing
+from services.router.domain.errors import refusal
+from services.router.domain.refusals import Unavailable
+from services.router.edge.http import HttpEdge
+from services.router.edge.path import InferencePath
+from services.router.edge.protocol import EdgeProtocol
+from services.router.handlers import BusEdge
+from services.router.settings import SERVICE, read_keys
+
+log = get_logger(__name__)
+
+UVICORN_OPTIONS: dict[str, Any] = {
+    "http": EdgeProtocol,
+    "ws": "none",
+    "interface": "asgi3",
+    "proxy_headers": False,
+    "timeout_keep_alive": 75,
+}
+"""How uvicorn must be run: the edge relies on its own protocol class."""
+
+
+class Router:
+    """The parts of one process and their life cycle."""
+
+    def __init__(self, settings: Settings, ring: KeyRing, broker: NatsBroker) -> None:
+        self._settings = settings
+        self._ring = ring
+        self._broker = broker
+        self.bus = Bus(settings, SERVICE)
+        # Requests are never buffered while the bus is away: they would be answered to nobody.
+        self.infer_bus = Bus(settings, SERVICE, pending_size=0)
+        self.path: InferencePath | None = None
+        self.control: Control | None = None
+        self.edge: HttpEdge | None = None
+        self._bus_edge: BusEdge | None = None
+
+    def readiness(self) -> Readiness:
+        """What is missing before this process can serve."""
+        readiness = Readiness()
+        readiness.add("bus", lambda: self.bus.missing() or self.infer_bus.missing())
+        readiness.add("experiments", lambda: "not started" if self.control is None else self.control.missing())
+        readiness.add("models", lambda: "not started" if self.path is None else self.path.models_missing())
+        return readiness
+
+    async def start(self) -> None:
+        """Begin everything; waits for the bus as long as it takes."""
+        await self.bus.connect()
+        await self.infer_bus.connect()
+        secrets = await load_secrets(self.bus, self._settings)
+        control = build_control(self._settings, self.bus, self._ring, source_salt=secrets.unit_salt)
+        path = InferencePath(
+            self._settings, bus=self.bus, infer_bus=self.infer_bus, control=control, ring=self._ring, secrets=secrets
+        )
+        control.attach(path)
+        control.subscribe(self._broker)
+        await control.start()
+        await path.start()
+        self._bus_edge = BusEdge(self.bus, path.gate)
+        await self._bus_edge.start()
+        self.control, self.path, self.edge = control, path, HttpEdge(path.gate)
+
+    async def stop(self) -> None:
+        """End everything; uvicorn has drained HTTP before. No fact is lost."""
+        if self._bus_edge is not None:
+            await self._bus_edge.stop()
+        if self.path is not None:
+            await self.path.stop()
+        if self.control is not None:
+            await self.control.stop()
+        await self.infer_bus.close()
+        await self.bus.close()
+
+
+class RouterApp(AsgiFastStream):
+    """Inference to the edge, operations to the runtime, everything else to the control API."""
+
+    def __init__(self, router: Router, broker: NatsBroker) -> None:
+        operations: list[tuple[str, AsgiApp]] = routes(SERVICE, router.readiness())
+        super().__init__(
+            broker, asgi_routes=operations, logger=None, on_startup=[router.start], on_shutdown=[router.stop]
+        )
+        self._router = router
+        self._operations = dict(operations)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: one request, or the lifespan."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        path = scope["path"]
+        edge, control = self._router.edge, self._router.control
+        if HttpEdge.serves(path) and edge is not None:
+            await edge(scope, receive, send)
+        elif path in self._operations:
+            await self._operations[path](scope, receive, send)
+        elif control is not None:
+            await control.app(scope, receive, send)
+        else:
+            reply = refusal(Unavailable("the router is starting: try again", retry_after_s=1))
+            await respond(send, reply.status, reply.body)
+
+
+def build_app(settings: Settings) -> AsgiFastStream:
+    """The service as an ASGI application; its lifespan starts and stops all parts.
+
+    Raises ConfigError when a key cannot be read.
+    """
+    ring = read_keys(settings)
+    if not len(ring):
+        log.warning("no_api_keys", remedy="every request will be refused: name keys under security.api_keys")
+    broker = make_broker(settings, SERVICE)
+    return RouterApp(Router(settings, ring, broker), broker)

@@ -1,0 +1,122 @@
+"""Facts of finished requests on their way into numbered batches. Pure: no clock, no bus, no disk."""
+
+import msgspec
+
+from schemas.subjects import PARTITIONS
+from schemas.v1.common import Outcome
+
+MAX_BATCH = 256
+FLUSH_S = 0.1
+
+
+class Fact(msgspec.Struct, omit_defaults=True, gc=False):
+    """`schemas.v1.facts.Fact`, in the form that is cheap to encode; a test holds both equal."""
+
+    test: str
+    variant: str
+    share_bp: int
+    unit: str
+    sticky: bool = True
+    kind: str = "final"
+    outcome: Outcome = Outcome.OK
+    was_overdue: bool = False
+    fallback: bool = False
+    latency_us: int | None = None
+    ttft_us: int | None = None
+    itl_us: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost_nano: int = 0
+    gpu_us: int = 0
+    digest: str = ""
+    stratum: int = 0
+
+
+class Admitted(msgspec.Struct, gc=False):
+    """`schemas.v1.facts.Admitted`."""
+
+    test: str
+    variant: str
+    share_bp: int
+    count: int
+
+
+class TestClock(msgspec.Struct):
+    """`schemas.v1.facts.TestClock`."""
+
+    __test__ = False
+
+    started_ms: int
+    epoch_seconds: int
+
+
+class FactBatch(msgspec.Struct, omit_defaults=True):
+    """`schemas.v1.facts.FactBatch`."""
+
+    router_epoch: str
+    partition: int
+    n: int
+    tests: dict[str, TestClock] = {}
+    admitted: list[Admitted] = []
+    facts: list[Fact] = []
+
+
+encode = msgspec.json.Encoder().encode
+
+
+def stratum(*, stream: bool, prompt_bytes: int) -> int:
+    """``32 * streamed + floor(log2(1 + prompt bytes))``, at most 63."""
+    return 32 * stream + min(31, (prompt_bytes + 1).bit_length() - 1)
+
+
+class Batcher:
+    """What has happened since the last batch of each partition, and the numbers of the batches."""
+
+    def __init__(self, router_epoch: str) -> None:
+        self.router_epoch = router_epoch
+        self._facts: list[list[Fact]] = [[] for _ in range(PARTITIONS)]
+        self._admitted: list[dict[tuple[str, str, int], int]] = [{} for _ in range(PARTITIONS)]
+        self._numbers = [0] * PARTITIONS
+        self._clocks: dict[str, TestClock] = {}
+
+    def clock(self, test: str, started_ms: int, epoch_seconds: int) -> None:
+        """What batches say about a test's unit epochs."""
+        self._clocks[test] = TestClock(started_ms, epoch_seconds)
+
+    def forget(self, test: str) -> None:
+        """A test of which nothing will come any more."""
+        self._clocks.pop(test, None)
+
+    def tests(self) -> list[str]:
+        """Tests whose clocks are kept."""
+        return list(self._clocks)
+
+    def admit(self, partition: int, test: str, variant: str, share_bp: int) -> None:
+        """One request was admitted to an arm."""
+        counts = self._admitted[partition]
+        key = (test, variant, share_bp)
+        counts[key] = counts.get(key, 0) + 1
+
+    def add(self, partition: int, fact: Fact) -> int:
+        """One request finished or became overdue; how many facts of its partition wait now."""
+        facts = self._facts[partition]
+        facts.append(fact)
+        return len(facts)
+
+    def waiting(self) -> int:
+        """Facts and admissions in no batch yet."""
+        return sum(map(len, self._facts)) + sum(sum(counts.values()) for counts in self._admitted)
+
+    def take(self, partition: int) -> FactBatch | None:
+        """The next batch of a partition, of at most MAX_BATCH facts; None when nothing happened."""
+        facts, admitted = self._facts[partition], self._admitted[partition]
+        if not facts and not admitted:
+            return None
+        batch, self._facts[partition] = facts[:MAX_BATCH], facts[MAX_BATCH:]
+        counts = [Admitted(*key, count) for key, count in admitted.items()]
+        admitted.clear()
+        self._numbers[partition] += 1
+        tests = {entry.test for entry in batch} | {entry.test for entry in counts}
+        clocks = {test: self._clocks[test] for test in sorted(tests) if test in self._clocks}
+        return FactBatch(self.router_epoch, partition, self._numbers[partition], clocks, counts, batch)

@@ -1,0 +1,1 @@
+"""The inference edge: HTTP in raw ASGI, assignment, workers, answers."""

@@ -1,0 +1,259 @@
+"""uvicorn's HTTP protocol with what a public edge needs besides: limits on heads and on patience.
+
+* a head (request line and headers) over 64 KiB: 431;
+* a head that takes over 10 s, a body that pauses for 30 s or takes over 300 s: 408 (slow loris);
+* a client that closes its sending side in the middle of a request: 400;
+* one that closes it while it waits for an answer has hung up: `on_gone` is called, the generation is cancelled;
+* one that takes nothing of its answer for 60 s: the connection is cut.
+
+The ASGI app finds the protocol in ``scope["extensions"]["cypria"]``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from services.router.domain.errors import refusal
+from services.router.domain.refusals import BadRequest, Refused
+
+MAX_HEAD = 64 << 10
+HEAD_S = 10.0
+BODY_IDLE_S = 30.0
+BODY_S = 300.0
+STALLED_S = 60.0
+LINGER_S = 2.0
+SWEEP_S = 0.5
+
+_HEAD, _BODY, _WAITING, _LINGERING = range(4)
+
+
+class HeadTooLarge(Refused):
+    """431."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class RequestTimeout(Refused):
+    """408."""
+
+    status = 408
+    error_type = "timeout_error"
+    code = "request_timeout"
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_gone: Callable[[], None] | None = None
+        self._phase = _HEAD
+        self._head_bytes = 0
+        self._parsed_bytes = 0
+        self._began = self._heard = self.loop.time()
+        self._stalled: float | None = None
+        self._refusal: Refused | None = None
+        self._half_closed = False
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has come."""
+        super().connection_made(transport)
+        _sweeper(self).connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        _sweeper(self).connections.discard(self)
+        super().connection_lost(exc)
+        self._gone()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request."""
+        if self._phase == _LINGERING:
+            return
+        self._unset_keepalive_if_required()
+        self._heard = self.loop.time()
+        if self._phase == _WAITING:
+            self._begin_head()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self.cycle.more_body:
+                self._fail(BadRequest("an upgrade with a body is not offered: leave out the Upgrade header",
+                                      code="upgrade_not_offered"))  # fmt: skip
+        except httptools.HttpParserError:
+            self._fail(self._refusal or BadRequest("this is not valid HTTP/1.1", code="invalid_http"))
+        else:
+            if self._phase == _HEAD:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD:
+                    self._fail(_head_too_large())
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        if self._phase != _HEAD:
+            self._begin_head()
+        self._parsed_bytes = 0
+        self.scope["extensions"] = {"cypria": self}  # type: ignore[dict-item]
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        super().on_headers_complete()
+        self._phase = _BODY
+        self._began = self._heard
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._phase = _WAITING
+        super().on_message_complete()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more; True keeps the connection open for the answer."""
+        self._half_closed = True
+        if self._phase == _HEAD and self._head_bytes:
+            self._fail(BadRequest("the connection was closed inside a request's head: send all of it",
+                                  code="incomplete_request"))  # fmt: skip
+            return True
+        if self._phase == _BODY and not self.cycle.response_complete:
+            self._fail(BadRequest("the body ended before its announced length: send all of it",
+                                  code="incomplete_body"))  # fmt: skip
+            return True
+        if self._phase == _WAITING and self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+            self._gone()
+            return True
+        return None
+
+    def pause_writing(self) -> None:
+        """The client takes nothing at present."""
+        self._stalled = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client takes more again."""
+        self._stalled = None
+        super().resume_writing()
+
+    def abandon(self) -> None:
+        """End an answer that cannot be completed: close without its last chunk."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+
+    def sweep(self, now: float) -> None:
+        """Has the client's time run out?"""
+        if self._stalled is not None and now - self._stalled > STALLED_S:
+            self.transport.abort()
+        elif self._phase == _LINGERING:
+            if now - self._began > LINGER_S:
+                self.transport.close()
+        elif self._phase == _HEAD:
+            if now - self._began > HEAD_S:
+                if self._head_bytes:
+                    self._fail(RequestTimeout(f"the head took over {HEAD_S:g} s: send it at once"))
+                else:
+                    self.transport.close()
+        elif self._phase == _BODY and not self.flow.read_paused and self._body_late(now):
+            self._fail(RequestTimeout(f"the body paused for over {BODY_IDLE_S:g} s: send it at once"))
+
+    def _body_late(self, now: float) -> bool:
+        return now - self._heard > BODY_IDLE_S or now - self._began > BODY_S
+
+    def _begin_head(self) -> None:
+        self._phase = _HEAD
+        self._began = self._heard
+        self._head_bytes = 0
+
+    def _count(self, size: int) -> None:
+        self._parsed_bytes += size
+        if self._parsed_bytes > MAX_HEAD:
+            self._refusal = _head_too_large()
+            raise self._refusal
+
+    def _gone(self) -> None:
+        callback, self.on_gone = self.on_gone, None
+        if callback is not None:
+            callback()
+
+    def _fail(self, refused: Refused) -> None:
+        """Answer what cannot be served, then close; linger so that the client can read the answer first."""
+        cycle, phase = self.cycle, self._phase
+        busy = cycle is not None and not cycle.response_complete
+        answering = busy and (phase != _BODY or cycle.response_started)
+        if busy:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._gone()
+        self._phase = _LINGERING
+        self._began = self.loop.time()
+        if self.transport.is_closing():
+            return
+        if answering:
+            # Another answer is on its way on this connection: nothing may be put in between.
+            self.transport.close()
+            return
+        reply = refusal(refused)
+        self.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[reply.status],
+                    b"content-type: application/json\r\ncontent-length: ",
+                    b"%d" % len(reply.body),
+                    b"\r\nconnection: close\r\n\r\n",
+                    reply.body,
+                )
+            )
+        )
+        if self.transport.can_write_eof() and not self._half_closed:
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+class _Sweeper:
+    """Looks at all connections of a loop twice a second: cheaper than timers for each request."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.connections: set[EdgeProtocol] = set()
+        self._loop = loop
+        self._next()
+
+    def _next(self) -> None:
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for connection in list(self.connections):
+            connection.sweep(now)
+        self._next()
+
+
+_SWEEPERS: "WeakKeyDictionary[ServerState, _Sweeper]" = WeakKeyDictionary()
+
+
+def _sweeper(protocol: EdgeProtocol) -> _Sweeper:
+    sweeper = _SWEEPERS.get(protocol.server_state)
+    if sweeper is None:
+        sweeper = _SWEEPERS[protocol.server_state] = _Sweeper(protocol.loop)
+    return sweeper
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"the request line and headers are over {MAX_HEAD} bytes: send fewer or shorter ones")

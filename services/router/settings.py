@@ -1,0 +1,23 @@
+"""What the router reads from the configuration, checked before anything starts."""
+
+import ipaddress
+import os
+
+from services._runtime.settings import ConfigError
+from services._runtime.settings_model import Settings
+from services.router.adapters.keys import load_keys
+from services.router.domain.auth import KeyRing
+
+SERVICE = "router"
+
+
+def read_keys(settings: Settings) -> KeyRing:
+    """The API keys. Raises ConfigError when one cannot be read, or an address of `security.ip_allow` is none."""
+    for address in settings.security.ip_allow:
+        try:
+            ipaddress.ip_network(address, strict=False)
+        except ValueError:
+            raise ConfigError(
+                f"security.ip_allow: '{address}' is no address and no network: write it like 10.0.0.0/8"
+            ) from None
+    return load_keys(settings.security.api_keys, os.environ)

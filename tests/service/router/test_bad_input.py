@@ -1,0 +1,249 @@
+"""What hostile and broken clients send, over a real socket: a clear error each, and the service goes on."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.router.edge import protocol
+from tests.harness import eventually
+from tests.service.router.rig import Rig, chat
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer client-key\r\n"
+
+
+class Raw:
+    """A client that can do everything wrong."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.writer.write(data)
+            await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], Any]:
+        async with asyncio.timeout(20):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            status = int(head.split(" ", 2)[1])
+            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return status, headers, json.loads(body)
+
+    async def closed(self) -> bool:
+        async with asyncio.timeout(20):
+            return await self.reader.read() == b""
+
+
+@contextlib.asynccontextmanager
+async def raw(rig: Rig) -> AsyncIterator[Raw]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def serves(rig: Rig) -> None:
+    """The router still does its work."""
+    assert (await rig.post()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "code"),
+    [
+        (b'{"model": "stable", ', 400, None, "invalid_json"),
+        (b"", 400, None, "invalid_json"),
+        (b"[]", 400, None, "invalid_type"),
+        (b'"text"', 400, None, "invalid_type"),
+        (b'{"model": "stable", "x": "\xff\xfe"}', 400, None, "invalid_utf8"),
+        (b'{"model": 7}', 400, "model", "invalid_type"),
+        (b'{"model": "stable", "stream": "yes"}', 400, "stream", "invalid_type"),
+        (b'{"model": "stable", "user": {"id": 1}}', 400, "user", "invalid_type"),
+        (b'{"messages": []}', 400, "model", "missing_model"),
+        (b'{"model": ""}', 400, "model", "missing_model"),
+        (b'{"model": "nobody"}', 404, "model", "model_not_found"),
+        (b'{"x":' * 100_000, 400, None, "invalid_json"),
+    ],
+)
+async def test_a_bad_body_is_refused_naming_the_field(
+    rig: Rig, body: bytes, status: int, param: str | None, code: str
+) -> None:
+    await rig.worker("stable")
+    response = await rig.client.post("/v1/chat/completions", content=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["message"]
+    assert error["type"]
+    assert response.headers["x-request-id"]
+    await serves(rig)
+
+
+async def test_another_method_is_refused_and_the_right_one_named(rig: Rig) -> None:
+    response = await rig.client.get("/v1/chat/completions")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert (await rig.client.post("/v1/models", json={})).headers["allow"] == "GET"
+
+
+async def test_an_11_mib_body_is_refused_by_its_announced_length(rig: Rig) -> None:
+    await rig.worker("stable")
+    body = b"x" * (11 << 20)
+    async with raw(rig) as client:
+        sending = asyncio.create_task(client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body))
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (413, "body_too_large")
+        await sending
+    await serves(rig)
+
+
+async def test_an_11_mib_body_in_chunks_is_refused_before_its_end(rig: Rig) -> None:
+    await rig.worker("stable")
+    chunk = b"%x\r\n%s\r\n" % (1 << 20, b"x" * (1 << 20))
+    async with raw(rig) as client:
+        await client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(11):
+            await client.send(chunk)
+        status, _, content = await client.answer()  # the body has no end yet
+        assert (status, content["error"]["code"]) == (413, "body_too_large")
+    await serves(rig)
+
+
+async def test_a_client_that_asks_before_sending_too_much_is_told_not_to(rig: Rig) -> None:
+    async with raw(rig) as client:
+        await client.send(HEAD + b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (413, "close")
+        assert await client.closed()
+
+
+async def test_a_body_of_exactly_the_limit_is_taken(rig: Rig) -> None:
+    worker = await rig.worker("stable")
+    limit = rig.settings.http.max_body_bytes
+    body = json.dumps(chat(pad="")).encode()
+    body = body.replace(b'"pad": ""', b'"pad": "' + b"x" * (limit - len(body)) + b'"')
+    assert len(body) == limit
+    assert (await rig.client.post("/v1/chat/completions", content=body)).status_code == 200
+    assert worker.bodies == [body]
+
+
+@pytest.mark.parametrize("headers", [b"X-Big: %s\r\n" % (b"a" * (64 << 10)),
+                                     b"".join(b"X-%d: %s\r\n" % (i, b"b" * 1000) for i in range(70))])  # fmt: skip
+async def test_headers_of_64_kib_are_refused(rig: Rig, headers: bytes) -> None:
+    await rig.worker("stable")
+    async with raw(rig) as client:
+        await client.send(HEAD + headers + b"Content-Length: 2\r\n\r\n{}")
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (431, "headers_too_large")
+        assert await client.closed()
+    await serves(rig)
+
+
+async def test_a_head_without_an_end_is_refused_once_it_is_too_large(rig: Rig) -> None:
+    async with raw(rig) as client:
+        await client.send(HEAD + b"X-Endless: ")
+        sending = asyncio.create_task(client.send(b"a" * (1 << 20)))
+        status, _, _ = await client.answer()
+        assert status == 431
+        await sending
+
+
+async def test_what_is_not_http_is_told_so(rig: Rig) -> None:
+    async with raw(rig) as client:
+        await client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (400, "invalid_http")
+        assert await client.closed()
+    await rig.worker("stable")
+    await serves(rig)
+
+
+async def test_a_slow_head_times_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 1.0)
+    await rig.worker("stable")
+    async with raw(rig) as client, raw(rig) as silent:
+        await client.send(HEAD)
+        drip = asyncio.create_task(_drip(client, b"X-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"))
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (408, "request_timeout")
+        drip.cancel()
+        assert await silent.closed()
+    await serves(rig)
+
+
+async def _drip(client: Raw, data: bytes) -> None:
+    for byte in data:
+        await client.send(bytes([byte]))
+        await asyncio.sleep(0.1)
+
+
+async def test_a_body_that_pauses_times_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_IDLE_S", 0.6)
+    await rig.worker("stable")
+    async with raw(rig) as client:
+        await client.send(HEAD + b'Content-Length: 100\r\n\r\n{"model":')
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (408, "request_timeout")
+        assert await client.closed()
+    await serves(rig)
+
+
+async def test_a_client_that_closes_its_side_too_early_is_told_so(rig: Rig) -> None:
+    await rig.worker("stable")
+    async with raw(rig) as client:
+        await client.send(HEAD + b'Content-Length: 100\r\n\r\n{"model":')
+        client.writer.write_eof()
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (400, "incomplete_body")
+        assert await client.closed()
+    async with raw(rig) as client:
+        await client.send(HEAD)
+        client.writer.write_eof()
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (400, "incomplete_request")
+    await serves(rig)
+
+
+async def test_a_client_that_closes_its_side_while_it_waits_cancels_its_request(rig: Rig) -> None:
+    worker = await rig.worker("stable")
+    body = json.dumps(chat(mode="hang")).encode()
+    async with raw(rig) as client:
+        await client.send(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await eventually(lambda: worker.running == 1)
+        client.writer.write_eof()
+        status, _, content = await client.answer()
+        assert (status, content["error"]["code"]) == (400, "client_closed_request")
+        assert await client.closed()
+    await eventually(lambda: worker.cancelled and worker.running == 0)
+
+
+async def test_a_half_closed_question_about_health_is_answered(rig: Rig) -> None:
+    async with raw(rig) as client:
+        await client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.writer.write_eof()
+        assert (await client.answer())[0] == 200
+        assert await client.closed()
+
+
+async def test_requests_in_a_row_on_one_connection_are_answered_in_order(rig: Rig) -> None:
+    await rig.worker("stable")
+    one = json.dumps(chat(mode="slow:0.1", stream=False)).encode()
+    two = json.dumps(chat(model="nobody")).encode()
+    async with raw(rig) as client:
+        await client.send(b"".join(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in (two, two, one)))
+        assert [(await client.answer())[0] for _ in range(2)] == [404, 404]
+        async with asyncio.timeout(10):
+            assert (await client.reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+async def test_odd_request_ids_are_replaced_and_fair_ones_kept(rig: Rig) -> None:
+    await rig.worker("stable")
+    for given, kept in ((b"a b-c/1", True), (b"x" * 129, False), (b"caf\xc3\xa9", False)):
+        response = await rig.client.post("/v1/chat/completions", json=chat(), headers={b"X-Request-ID": given})
+        assert (response.headers["x-request-id"].encode() == given) is kept
