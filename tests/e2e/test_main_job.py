@@ -66,7 +66,7 @@ async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(
     system: System, upstreams: tuple[FakeOpenAI, FakeOpenAI]
 ) -> None:
     _, canary = upstreams
-    canary.status = 500
+    canary.behaviour.status = 500
     test_id = await system.start_test(traffic_split_percent=20)
     tally = Tally()
     state: dict[str, Any] = {}
@@ -85,10 +85,10 @@ async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(
 
     await eventually(rolled_back, 30, 0.1)
     await load
-    before = canary.requests
+    before = len(canary.seen.paths)
     after = await drive(Load(system.url, system.key, "stable", 50), requests=50)
     assert tally.failed == after.failed == 0
-    assert canary.requests == before
+    assert len(canary.seen.paths) == before
     result = await system.api("GET", f"tests/{test_id}")
     assert result["status"] == "rolled_back"
     assert result["decision"] == "rollback"
