@@ -48,7 +48,7 @@ EVENTS = Stream(
 )  # fmt: skip
 ALERTS = Stream(
     "ALERTS", (subjects.ALERT,), 30 * DAY, 1 << 30,
-    writers=("monitor", "router", "inference", "metrics"), readers=("alerts", "metrics", "router"),
+    writers=("monitor", "router", "inference", "metrics", "alerts"), readers=("alerts", "metrics", "router"),
 )  # fmt: skip
 AUDIT = Stream(
     "AUDIT", (subjects.AUDIT,), 92 * DAY, 2 << 30, writers=("router", "inference"), readers=("metrics",)

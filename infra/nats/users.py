@@ -29,7 +29,7 @@ _PUBLISH: dict[str, tuple[str, ...]] = {
     "inference": (subjects.HEARTBEAT, "cypria.event.model.*", "cypria.audit.inference", subjects.ALERT),
     "metrics": (subjects.WINDOW, subjects.ALERT),
     "monitor": (subjects.LEASE, subjects.ROLLBACK, "cypria.event.verdict.*", subjects.ALERT, subjects.QUERY),
-    "alerts": ("cypria.event.alert.*",),
+    "alerts": (subjects.ALERT, "cypria.dlq.ALERTS.alerts.*"),
     CALLER: (subjects.REQUEST, subjects.CONTROL),
 }  # fmt: skip
 

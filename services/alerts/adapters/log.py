@@ -1,0 +1,32 @@
+"""The destination `log`: one structured line for each alert."""
+
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel
+from services._runtime.telemetry import get_logger
+from services.alerts.domain.outcome import Outcome, Sent
+from services.alerts.domain.render import log_fields
+from services.alerts.settings import Channel
+
+log = get_logger("services.alerts")
+
+
+class LogDestination:
+    """Writes at the log level that fits the alert's."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.name = channel.name
+        self.min_level = channel.min_level
+
+    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
+        """Never fails."""
+        fields = log_fields(alert, event_id)
+        if alert.resolved or alert.level is AlertLevel.INFO:
+            log.info("alert", **fields)
+        elif alert.level is AlertLevel.WARNING:
+            log.warning("alert", **fields)
+        else:
+            log.error("alert", **fields)
+        return Sent()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,9 @@
+"""What this service shows on /metrics. Destinations are configured, so their number is bounded."""
+
+from prometheus_client import Counter, Gauge
+
+DELIVERIES = Counter("cypria_alerts_deliveries", "Attempts to deliver, by outcome", ["destination", "outcome"])
+DEAD_LETTERS = Counter("cypria_alerts_dead_letters", "Messages put into the DLQ", ["stream"])
+DERIVED = Counter("cypria_alerts_derived", "Alerts raised from events of tests and monitoring")
+ERRORS = Counter("cypria_alerts_handler_errors", "Messages that raised and will come again", ["consumer"])
+HISTORY = Gauge("cypria_alerts_history_items", "Alerts in the history")

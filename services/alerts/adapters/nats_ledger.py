@@ -1,0 +1,96 @@
+"""The KV bucket `alert_state`: claims by incident (`i.`) and deliveries by event (`e.`), for each destination."""
+
+import hashlib
+from typing import Any
+
+from schemas import streams, subjects
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel
+from services._runtime.bus import Bus, compare_and_set
+from services._runtime.clock import now_ms
+from services._runtime.kv import KvMirror
+from services.alerts.domain import incident
+from services.alerts.domain.incident import IncidentState, Send, Skip, Status
+from services.alerts.domain.record import DeliveryRecord
+
+_PATIENCE_S = 10.0
+
+
+def _key(kind: str, destination: str, name: str) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{kind}.{subjects.token(destination)}.{digest}"
+
+
+class NatsLedger:
+    """Entries live as long as the bucket keeps them, which is as long as ALERTS keeps the alerts."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._kv: Any = None
+        self._mirror = KvMirror(bus, streams.ALERT_STATE.name)
+
+    async def start(self) -> None:
+        """Bind the bucket and read it. Raises NATS errors and TimeoutError."""
+        self._kv = await self._bus.js.key_value(streams.ALERT_STATE.name)
+        await self._mirror.start()
+
+    async def stop(self) -> None:
+        """End the watch."""
+        await self._mirror.stop()
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return self._mirror.missing()
+
+    def delivered_to(self, destinations: list[str], event_id: str) -> list[DeliveryRecord]:
+        """Deliveries of one event, of those destinations that know it, from the copy in memory."""
+        found = []
+        for destination in destinations:
+            entry = self._mirror.entries.get(_key("e", destination, event_id))
+            if entry is not None:
+                found.append(DeliveryRecord.model_validate_json(entry[0]))
+        return found
+
+    async def delivery(self, destination: str, event_id: str) -> DeliveryRecord | None:
+        """What is known of one event's delivery, from the bucket itself."""
+        value, _ = await compare_and_set(
+            self._kv, _key("e", destination, event_id), lambda _value: None, patience_s=_PATIENCE_S
+        )
+        return DeliveryRecord.model_validate_json(value) if value else None
+
+    async def claim(
+        self, destination: str, alert: Alert, event_id: str, sequence: int, min_level: AlertLevel
+    ) -> Send | Skip:
+        """Decide and store the decision; whoever comes second sees the first one's claim."""
+        decision: Send | Skip | None = None
+
+        def change(value: bytes | None) -> bytes | None:
+            nonlocal decision
+            state = IncidentState.model_validate_json(value) if value else None
+            decision = incident.decide(state, alert, event_id, sequence, min_level, now_ms())
+            return decision.state.model_dump_json().encode() if decision.state is not None else None
+
+        await self._change(destination, alert, change)
+        assert decision is not None
+        return decision
+
+    async def finish(self, destination: str, alert: Alert, event_id: str, status: Status) -> None:
+        """Write down what became of a claim."""
+
+        def change(value: bytes | None) -> bytes | None:
+            if not value:
+                return None
+            state = IncidentState.model_validate_json(value)
+            return incident.finish(state, event_id, status, now_ms()).model_dump_json().encode()
+
+        await self._change(destination, alert, change)
+
+    async def record(self, record: DeliveryRecord) -> None:
+        """Store what the history shows; only the replica that holds the message writes it."""
+        payload = record.model_dump_json().encode()
+        key = _key("e", record.destination, record.event_id)
+        await compare_and_set(self._kv, key, lambda _value: payload, patience_s=_PATIENCE_S)
+
+    async def _change(self, destination: str, alert: Alert, change: Any) -> None:
+        key = _key("i", destination, incident.incident_key(alert))
+        await compare_and_set(self._kv, key, change, patience_s=_PATIENCE_S)

@@ -1,0 +1,106 @@
+"""Alerts that follow from durable events: every start, change and end of a test, and monitoring switched on or off."""
+
+from typing import Any
+
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel
+from schemas.v1.events import MonitoringChanged, TestEvent
+from schemas.v1.experiment import VerdictRecord
+
+AUTOMATIC = frozenset({"monitor", "router"})
+"""Actors of a rollback that no person ordered."""
+
+_TESTS: dict[str, tuple[AlertLevel, str]] = {
+    "test.started": (AlertLevel.INFO, "Test started"),
+    "test.split_changed": (AlertLevel.INFO, "Traffic split changed"),
+    "test.paused": (AlertLevel.INFO, "Test paused"),
+    "test.resumed": (AlertLevel.INFO, "Test resumed"),
+    "test.completed": (AlertLevel.INFO, "Test completed"),
+    "test.failed": (AlertLevel.CRITICAL, "Test failed"),
+}
+_REPEATABLE = frozenset({"test.split_changed", "test.paused", "test.resumed"})
+MONITORING = "monitoring.changed"
+ROLLED_BACK = "test.rolled_back"
+
+
+def alert_of_test(kind: str, event: TestEvent) -> Alert | None:
+    """The alert of an event of a test, such as ``test.started``; None where nobody needs to know.
+
+    A rollback that the system ordered is an emergency under the incident of the verdict that caused it; one that
+    a person ordered is a warning.
+    """
+    if kind == ROLLED_BACK:
+        return _rolled_back(event)
+    if kind not in _TESTS:
+        return None
+    level, title = _TESTS[kind]
+    name = kind.removeprefix("test.")
+    verdict = event.result.verdict if event.result else None
+    incident = f"{event.test_id}.{name}"
+    if kind in _REPEATABLE:
+        incident += f".{event.version}"
+    return _alert(event, incident, level, title, _sentence(kind, event), verdict)
+
+
+def alert_of_monitoring(event_id: str, event: MonitoringChanged) -> Alert:
+    """The alert of monitoring being switched: off is a warning, since verdicts then only alert."""
+    word = "started" if event.active else "stopped"
+    return Alert(
+        incident=f"monitoring.{event_id}",
+        level=AlertLevel.INFO if event.active else AlertLevel.WARNING,
+        title=f"Monitoring {word}",
+        message=f"{event.actor} {word} monitoring, every {event.check_interval_seconds:g} s"
+        + ("" if event.active else "; verdicts only alert until it is started again"),
+        at_ms=event.at_ms,
+    )
+
+
+def _rolled_back(event: TestEvent) -> Alert:
+    order = event.order
+    automatic = order is None or order.actor in AUTOMATIC
+    message = f"{event.model_b} was taken out, {event.model_a} serves everything"
+    reason = (order.reason if order else None) or event.reason
+    if reason:
+        message += f": {reason}"
+    verdict = order.verdict if order else None
+    incident = f"{event.test_id}.rollback" if automatic else f"{event.test_id}.rolled_back"
+    level = AlertLevel.EMERGENCY if automatic else AlertLevel.WARNING
+    title = "Canary rolled back" if automatic else "Canary rolled back by an operator"
+    alert = _alert(event, incident, level, title, message, verdict)
+    return alert.model_copy(update={"rule": order.rule}) if order else alert
+
+
+def _sentence(kind: str, event: TestEvent) -> str:
+    pair = f"{event.model_b} against {event.model_a} at {event.share_bp / 100:g} %"
+    if kind == "test.completed":
+        decision = event.result.decision if event.result else None
+        text = f"{pair}: {decision or 'no decision'}"
+    else:
+        text = pair
+    reason = (event.result.reason if event.result else None) or event.reason
+    return f"{text}: {reason}" if reason else text
+
+
+def _alert(
+    event: TestEvent, incident: str, level: AlertLevel, title: str, message: str, verdict: VerdictRecord | None
+) -> Alert:
+    numbers: dict[str, Any] = {"split_percent": event.share_bp / 100}
+    if verdict is not None:
+        numbers |= {"n_a": verdict.n_a, "n_b": verdict.n_b}
+        if verdict.log_e is not None:
+            numbers["log_e"] = verdict.log_e
+    return Alert(
+        incident=incident,
+        level=level,
+        title=title,
+        message=message,
+        test_id=event.test_id,
+        rule=verdict.rule if verdict else None,
+        at_ms=event.at_ms,
+        value=verdict.value if verdict else None,
+        bound=verdict.bound if verdict else None,
+        threshold=verdict.threshold if verdict else None,
+        n=(verdict.n_b or None) if verdict else None,
+        tags={"model_a": event.model_a, "model_b": event.model_b},
+        numbers=numbers,
+    )

@@ -1,0 +1,26 @@
+"""What became of one attempt to deliver. Reasons hold no addresses and no secrets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The destination has it."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """It may work later; ``after_s`` is what the destination asked for."""
+
+    reason: str
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """It will not work however often it is tried."""
+
+    reason: str
+
+
+Outcome = Sent | Retry | Refused

@@ -1,0 +1,195 @@
+"""Decode, ask the domain, act. A handler returns None for what is done, else seconds until it is to come again."""
+
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from nats.errors import Error as NatsError
+from pydantic import ValidationError
+
+from schemas import streams, subjects
+from schemas.v1.alerts import Alert
+from schemas.v1.cloudevent import CloudEvent
+from schemas.v1.events import MonitoringChanged, TestEvent
+from schemas.v1.query import AlertsQuery, AlertsReply, QueryError
+from services._runtime.clock import now_ms
+from services._runtime.telemetry import get_logger
+from services.alerts.adapters import meters
+from services.alerts.domain import derive
+from services.alerts.domain.backoff import RetryPolicy, delay_s, exhausted
+from services.alerts.domain.history import History, Item
+from services.alerts.domain.incident import Skip, Status
+from services.alerts.domain.outcome import Refused, Retry, Sent
+from services.alerts.domain.record import DeliveryRecord, shown
+from services.alerts.ports import DeadLetters, Destination, Incoming, Ledger
+
+log = get_logger(__name__)
+
+BUS_ERRORS = (NatsError, TimeoutError, OSError)
+_REMEMBERED = 10_000
+
+
+def _short(exc: ValidationError) -> str:
+    """What is wrong, without the values."""
+    errors = exc.errors(include_url=False, include_input=False)[:5]
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors)
+
+
+class Consumer:
+    """What handlers of durable consumers share: a message is retried with backoff and buried past the limit."""
+
+    def __init__(self, stream: str, consumer: str, letters: DeadLetters, retry: RetryPolicy) -> None:
+        self._stream = stream
+        self._consumer = consumer
+        self._letters = letters
+        self._retry = retry
+
+    async def handle(self, incoming: Incoming) -> float | None:
+        """None when the message is done; else the delay in seconds after which it is to come again."""
+        try:
+            return await self._process(incoming)
+        except BUS_ERRORS as exc:
+            log.warning("bus_failed", consumer=self._consumer, sequence=incoming.sequence, error=repr(exc))
+            return self._delay(incoming)
+        except Exception as exc:
+            meters.ERRORS.labels(self._consumer).inc()
+            log.exception("handler_failed", consumer=self._consumer, sequence=incoming.sequence)
+            if not exhausted(self._retry, incoming.attempt):
+                return self._delay(incoming)
+            return await self._bury(incoming, f"handler raised {type(exc).__name__} on every attempt")
+
+    async def _process(self, incoming: Incoming) -> float | None:
+        raise NotImplementedError
+
+    async def _bury(self, incoming: Incoming, reason: str, destination: str | None = None) -> float | None:
+        try:
+            await self._letters.bury(incoming, self._stream, reason, destination)
+        except BUS_ERRORS as exc:
+            log.warning("dead_letter_failed", sequence=incoming.sequence, error=repr(exc))
+            return self._delay(incoming)
+        return None
+
+    def _delay(self, incoming: Incoming, at_least_s: float = 0.0) -> float:
+        return delay_s(self._retry, incoming.attempt, random.random(), at_least_s)  # noqa: S311
+
+
+class Delivery(Consumer):
+    """Alerts to one destination, which has a consumer of its own: it can only ever delay itself."""
+
+    def __init__(
+        self, destination: Destination, ledger: Ledger, letters: DeadLetters, retry: RetryPolicy
+    ) -> None:
+        super().__init__(streams.ALERTS.name, f"alerts.{destination.name}", letters, retry)
+        self._destination = destination
+        self._ledger = ledger
+        self._delivered: OrderedDict[str, None] = OrderedDict()
+
+    async def _process(self, incoming: Incoming) -> float | None:
+        try:
+            event = CloudEvent[Alert].model_validate_json(incoming.payload)
+        except ValidationError as exc:
+            return await self._bury(incoming, f"not an alert: {_short(exc)}")
+        name, alert = self._destination.name, event.data
+        known = await self._ledger.delivery(name, event.id)
+        if known is not None and known.final:
+            return None
+        decision = await self._ledger.claim(name, alert, event.id, incoming.sequence, self._destination.min_level)
+        if isinstance(decision, Skip):
+            status = Status.SENT if event.id in self._delivered else Status.SUPPRESSED
+            await self._record(incoming, event.id, status, decision.reason)
+            meters.DELIVERIES.labels(name, "suppressed").inc()
+            return None
+        if event.id in self._delivered:  # only the bus failed after the last attempt
+            outcome: Sent | Retry | Refused = Sent()
+        else:
+            outcome = await self._destination.deliver(alert, event.id)
+            meters.DELIVERIES.labels(name, type(outcome).__name__.lower()).inc()
+        return await self._conclude(incoming, event, outcome)
+
+    async def _conclude(
+        self, incoming: Incoming, event: CloudEvent[Alert], outcome: Sent | Retry | Refused
+    ) -> float | None:
+        name = self._destination.name
+        if isinstance(outcome, Sent):
+            self._remember(event.id)
+            await self._ledger.finish(name, event.data, event.id, Status.SENT)
+            await self._record(incoming, event.id, Status.SENT)
+            return None
+        if isinstance(outcome, Retry) and not exhausted(self._retry, incoming.attempt):
+            log.warning("delivery_failed", destination=name, alert_id=event.id, attempt=incoming.attempt,
+                        reason=outcome.reason)  # fmt: skip
+            await self._record(incoming, event.id, Status.SENDING, outcome.reason)
+            return self._delay(incoming, outcome.after_s)
+        reason = f"destination {name}: {outcome.reason}, given up at attempt {incoming.attempt}"
+        later = await self._bury(incoming, reason, name)
+        if later is None:
+            await self._ledger.finish(name, event.data, event.id, Status.FAILED)
+            await self._record(incoming, event.id, Status.FAILED, outcome.reason)
+        return later
+
+    async def _record(self, incoming: Incoming, event_id: str, status: Status, reason: str = "") -> None:
+        record = DeliveryRecord(
+            destination=self._destination.name, event_id=event_id, sequence=incoming.sequence, status=status,
+            attempts=incoming.attempt, at_ms=now_ms(), reason=reason,
+        )  # fmt: skip
+        await self._ledger.record(record)
+
+    def _remember(self, event_id: str) -> None:
+        self._delivered[event_id] = None
+        if len(self._delivered) > _REMEMBERED:
+            self._delivered.popitem(last=False)
+
+
+class Events(Consumer):
+    """Durable events that are alerts as well."""
+
+    def __init__(
+        self,
+        history: Callable[[], History],
+        raise_alert: Callable[[str, Alert], Awaitable[None]],
+        letters: DeadLetters,
+        retry: RetryPolicy,
+    ) -> None:
+        super().__init__(streams.EVENTS.name, "alerts.events", letters, retry)
+        self._history = history
+        self._raise_alert = raise_alert
+
+    async def _process(self, incoming: Incoming) -> float | None:
+        kind = incoming.subject.removeprefix(subjects.event(""))
+        try:
+            derived = self._derive(kind, incoming.payload)
+        except ValidationError as exc:
+            return await self._bury(incoming, f"not an event {kind}: {_short(exc)}")
+        if derived is not None and not self._history().known(derived[1]):
+            await self._raise_alert(*derived)
+            meters.DERIVED.inc()
+        return None
+
+    @staticmethod
+    def _derive(kind: str, payload: bytes) -> tuple[str, Alert] | None:
+        if kind.startswith("test."):
+            event = CloudEvent[TestEvent].model_validate_json(payload)
+            alert = derive.alert_of_test(kind, event.data)
+            return (f"{event.id}.alert", alert) if alert else None
+        if kind == derive.MONITORING:
+            changed = CloudEvent[MonitoringChanged].model_validate_json(payload)
+            return f"{changed.id}.alert", derive.alert_of_monitoring(changed.id, changed.data)
+        return None
+
+
+def answer(
+    payload: bytes, history: History, missing: str | None, deliveries: Callable[[str], list[DeliveryRecord]]
+) -> tuple[bytes, bool]:
+    """`cypria.query.alerts`: (reply, whether it is a QueryError)."""
+    if missing is not None:
+        return QueryError(message=f"{missing}: try again").model_dump_json().encode(), True
+    try:
+        query = AlertsQuery.model_validate_json(payload or b"{}")
+    except ValidationError as exc:
+        return QueryError(message=_short(exc), code="invalid_request").model_dump_json().encode(), True
+    items, total = history.newest(query.limit, query.test_id)
+
+    def item(one: Item) -> dict[str, object]:
+        return shown(one, deliveries(one.event_id))
+
+    return AlertsReply(alerts=[item(one) for one in items], total_alerts=total).model_dump_json().encode(), False
