@@ -5,7 +5,7 @@ import json
 import random
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -54,6 +54,7 @@ class Seen:
     cancelled: int = 0
     running: int = 0
     most_running: int = 0
+    chunks: int = 0
 
 
 class FakeOpenAI:
@@ -70,7 +71,7 @@ class FakeOpenAI:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    async def __aenter__(self) -> "FakeOpenAI":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -170,8 +171,8 @@ class FakeOpenAI:
 
     def _whole(self, request: web.Request, body: Any, choices: Any, usage: Any, *, chat: bool) -> web.Response:
         found = []
-        for index, (tokens, finish) in enumerate(choices):
-            text = "".join(tokens)
+        for index, (tokens, reason) in enumerate(choices):
+            text, finish = "".join(tokens), reason
             part: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             if chat and self.behaviour.tool_call:
                 part["message"] = {"role": "assistant", "content": None, "tool_calls": [_call(*self.behaviour.tool_call)]}
@@ -197,12 +198,14 @@ class FakeOpenAI:
             await response.write(f"data: {text}{end}".encode())
 
         sent = 0
-        for index, (tokens, finish) in enumerate(choices):
+        for index, (tokens, reason) in enumerate(choices):
+            finish = reason
             if chat:
                 await send({"choices": [{"index": index, "delta": {"role": "assistant", "content": ""}}]})
             parts: list[dict[str, Any]] = [{"delta": {"content": t}} if chat else {"text": t} for t in tokens]
             if chat and behaviour.tool_call:
                 parts = [{"delta": {"tool_calls": [{"index": 0, **_call(*behaviour.tool_call)}]}}]
+                finish = "tool_calls"
             for part in parts:
                 if sent == behaviour.die_after:
                     assert request.transport is not None
@@ -217,6 +220,7 @@ class FakeOpenAI:
                     await asyncio.sleep(behaviour.chunk_delay_s)
                 await send({"choices": [{"index": index, "finish_reason": None, **part}]})
                 sent += 1
+                self.seen.chunks += 1
             if not behaviour.no_end:
                 await send({"choices": [{"index": index, "finish_reason": finish, **({"delta": {}} if chat else {"text": ""})}]})
         if (body.get("stream_options") or {}).get("include_usage") and behaviour.usage:

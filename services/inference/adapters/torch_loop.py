@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from services._runtime.telemetry import get_logger
 from services.inference.adapters.torch_batch import NOT_FINITE, Results, TorchBatch
@@ -132,6 +133,7 @@ class TorchLoop:
 
     def _load(self) -> None:
         torch.set_num_threads(self._threads)
+        transformers_logging.disable_progress_bar()
         common = {"local_files_only": True, "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(self._path, **common)
         self.model = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,210 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from schemas import subjects
+from schemas.v1.inference import (
+    CHUNK,
+    FINAL,
+    HEAD,
+    SINGLE,
+    Final,
+    Flow,
+    Heartbeat,
+    InferRequest,
+    ReplyHead,
+    SingleHead,
+    decode_heartbeat,
+    encode,
+    pack,
+    unpack,
+)  # fmt: skip
+from services._runtime.bus import Bus
+from services.inference.adapters.models import Models, ServedModel
+from services.inference.adapters.nats_events import ModelEvents
+from services.inference.adapters.nats_worker import NatsWorker
+from tests.fakes.openai_server import FakeOpenAI
+from tests.harness import NatsServer, eventually
+
+ROUTER = "r00000001"
+
+
+@dataclass
+class Reply:
+    """The frames of one request as the router gets them."""
+
+    id: str
+    kinds: list[bytes] = field(default_factory=list)
+    body: bytes = b""
+    head: ReplyHead | None = None
+    final: Final | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take(self, msg: Msg) -> None:
+        kind = msg.data[:1]
+        self.kinds.append(kind)
+        assert self.final is None, "a frame after the last one"
+        if kind == SINGLE:
+            single, self.body = unpack(msg.data, SingleHead)
+            self.head, self.final = single.head, single.final
+        elif kind == HEAD:
+            self.head, body = unpack(msg.data, ReplyHead)
+            self.body += body
+        elif kind == FINAL:
+            self.final, body = unpack(msg.data, Final)
+            self.body += body
+        else:
+            assert kind == CHUNK
+            self.body += msg.data[1:]
+        if self.final is not None:
+            self.ended.set()
+
+    @property
+    def pieces(self) -> int:
+        """Those that used credit."""
+        return sum(kind in {HEAD, CHUNK} for kind in self.kinds)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    async def end(self) -> "Reply":
+        async with asyncio.timeout(20):
+            await self.ended.wait()
+        return self
+
+    @property
+    def done(self) -> Final:
+        assert self.final is not None
+        return self.final
+
+
+class RouterEnd:
+    """Speaks the router's half of the frame protocol, as the router's user."""
+
+    def __init__(self, nc: Client, worker: str) -> None:
+        self.nc = nc
+        self.worker = worker
+        self.beats: list[Heartbeat] = []
+        self._n = 0
+        self._alive: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        async def beat(msg: Msg) -> None:
+            self.beats.append(decode_heartbeat(msg.data))
+
+        await self.nc.subscribe(subjects.HEARTBEAT, cb=beat)
+        await self.nc.flush()
+        self._alive = asyncio.create_task(self._keep_alive())
+
+    def fall_silent(self) -> None:
+        """No keep-alive any more."""
+        assert self._alive is not None
+        self._alive.cancel()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await self.flow()
+            await asyncio.sleep(1)
+
+    async def flow(self, **fields: Any) -> None:
+        await self.nc.publish(subjects.flow(self.worker), encode(Flow(router=ROUTER, **fields)))
+
+    async def send(self, route: str = "chat", *, model: str = "m", head: dict[str, Any] | None = None, **body: Any) -> Reply:
+        raw = json.dumps({"model": model, **body}).encode()
+        return await self.send_raw(raw, route, model=model, stream=bool(body.get("stream")), **(head or {}))
+
+    async def send_raw(self, raw: bytes, route: str = "chat", *, model: str = "m", **head: Any) -> Reply:
+        self._n += 1
+        request_id = head.pop("id", f"q{self._n}")
+        reply = Reply(request_id)
+        inbox = f"_INBOX.router.{ROUTER}.{self._n}"
+        await self.nc.subscribe(inbox, cb=reply.take)
+        frame = pack(HEAD, InferRequest(id=request_id, router=ROUTER, route=route, **head), raw)
+        await self.nc.publish(subjects.infer(model, self.worker), frame, reply=inbox)
+        await self.nc.flush()
+        return reply
+
+    async def chat(self, content: str = "Tell me a story.", **body: Any) -> Reply:
+        return await self.send("chat", messages=[{"role": "user", "content": content}], **body)
+
+    async def beaten(self, times: int) -> None:
+        """So many heartbeats (four a second for each model) have come since."""
+        until = len(self.beats) + times
+        await eventually(lambda: len(self.beats) >= until)
+
+    async def state(self, model: str, state: str) -> Heartbeat:
+        """The first heartbeat of ``model`` in ``state`` from now on."""
+        start = len(self.beats)
+
+        def find() -> Heartbeat | None:
+            return next((b for b in self.beats[start:] if (b.model, b.state) == (model, state)), None)
+
+        beat = await eventually(find)
+        assert isinstance(beat, Heartbeat)
+        return beat
+
+
+@dataclass
+class Stack:
+    router: RouterEnd
+    worker: NatsWorker
+    models: Models
+    bus: Bus
+    fake: FakeOpenAI
+
+    async def load(self) -> None:
+        self.models.preload()
+        await eventually(lambda: self.models.missing() is None)
+
+
+StackFactory = Callable[..., Any]
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeOpenAI]:
+    async with FakeOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+def stack(nats_server: NatsServer, fake: FakeOpenAI) -> StackFactory:
+    """`async with stack(max_concurrency=1) as s`: a worker with one openai model "m" (or ``models=[...]``)."""
+
+    @asynccontextmanager
+    async def build(*, models: list[dict[str, Any]] | None = None, preload: bool = True, **model: Any) -> AsyncIterator[Stack]:
+        configs = models or [{"name": "m", "engine": "openai", "base_url": fake.base_url, **model}]
+        async with nats_server.bus("inference", models=configs) as bus:
+            nc = await nats_server.connect("router")
+            events = ModelEvents(bus, "w00000001")
+
+            def on_state(changed: ServedModel, seconds: float | None) -> None:
+                events.state_changed(changed, seconds)
+                worker.beat_soon()
+
+            served = Models(bus.settings.models, [], on_state)
+            worker = NatsWorker(bus, served, "w00000001")
+            router = RouterEnd(nc, worker.worker)
+            await router.start()
+            events.start()
+            await worker.start()
+            found = Stack(router, worker, served, bus, fake)
+            try:
+                if preload:
+                    await found.load()
+                yield found
+            finally:
+                router.fall_silent()
+                await worker.stop(0.1)
+                await served.close()
+                await events.stop()
+                await nc.close()
+
+    return build

@@ -1,0 +1,158 @@
+"""Outcomes, costs, requests and legacy replies."""
+
+import json
+
+import pytest
+
+from schemas.v1.common import Outcome
+from services.inference.domain import requests
+from services.inference.domain.cost import Prices, cost_nano
+from services.inference.domain.legacy import LegacyReply, to_completions
+from services.inference.domain.lifecycle import LifecycleError, State, advance
+from services.inference.domain.outcome import broken_off, is_repetition, of_status
+from services.inference.domain.replies import Inspector
+from services.inference.domain.requests import BadRequestError, Wants
+
+
+def chunk(**choice: object) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (400, Outcome.CLIENT_ERROR), (413, Outcome.CLIENT_ERROR), (422, Outcome.CLIENT_ERROR),
+        (401, Outcome.ERROR_BEFORE_FIRST_TOKEN), (404, Outcome.ERROR_BEFORE_FIRST_TOKEN), (408, Outcome.TIMEOUT),
+        (429, Outcome.REJECTED), (503, Outcome.REJECTED), (504, Outcome.TIMEOUT), (302, Outcome.ERROR_BEFORE_FIRST_TOKEN),
+    ],
+)  # fmt: skip
+def test_statuses(status: int, outcome: Outcome) -> None:
+    assert of_status(status) is outcome
+
+
+def test_broken_off() -> None:
+    assert broken_off(content=True) is Outcome.ERROR_MID_STREAM
+    assert broken_off(content=False) is Outcome.ERROR_BEFORE_FIRST_TOKEN
+
+
+@pytest.mark.parametrize("period", [1, 7, 31, 32, 33, 100, 128])
+def test_loops_are_found(period: int) -> None:
+    unit = "".join(chr(ord("a") + (n * 7 + n // 26) % 26) for n in range(period))
+    assert is_repetition("A start of its own. " + unit * (1200 // period))
+
+
+def test_ordinary_text_is_no_loop() -> None:
+    assert not is_repetition(" ".join(str(n) for n in range(400)))
+    assert not is_repetition("again and again " * 20)
+    assert not is_repetition("x" * 511)
+    assert not is_repetition("")
+
+
+def test_first_token_is_the_first_content() -> None:
+    seen = Inspector(Wants())
+    assert seen.event(b": hello\n\n", 1.0)
+    assert seen.event(chunk(delta={"role": "assistant", "content": ""}), 2.0)
+    assert seen.first_at is None
+    assert seen.event(chunk(delta={"content": "a"}), 3.0)
+    assert seen.event(chunk(delta={"content": "b"}), 4.0)
+    assert seen.event(chunk(delta={}, finish_reason="stop"), 5.0)
+    assert (seen.first_at, seen.last_at, seen.content_events, seen.tokens_out()) == (3.0, 4.0, 2, 2)
+    assert not seen.event(b'data: {"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":9}}\n\n', 6.0)
+    assert (seen.prompt_tokens, seen.tokens_out()) == (4, 9)
+    assert seen.event(b"data: [DONE]\n\n", 7.0)
+    assert seen.outcome() is Outcome.OK
+
+
+def test_usage_event_stays_when_it_was_asked_for() -> None:
+    assert Inspector(Wants(include_usage=True)).event(b'data: {"choices":[],"usage":{"prompt_tokens":4}}\n\n', 1.0)
+
+
+def test_usage_beside_content_is_never_dropped() -> None:
+    event = b'data: {"choices":[{"text":"x"}],"usage":{"prompt_tokens":4,"completion_tokens":1}}\n\n'
+    assert Inspector(Wants()).event(event, 1.0)
+
+
+def test_reasoning_counts_as_the_first_token_but_not_as_an_answer() -> None:
+    seen = Inspector(Wants())
+    seen.event(chunk(delta={"reasoning_content": "hm"}), 1.0)
+    seen.event(chunk(delta={}, finish_reason="stop"), 2.0)
+    assert seen.first_at == 1.0
+    assert seen.outcome() is Outcome.EMPTY
+
+
+@pytest.mark.parametrize("junk", [b"data: {\n\n", b"data: []\n\n", b'data: {"choices": 3}\n\n', b"data: \xff\n\n"])
+def test_what_cannot_be_read_passes(junk: bytes) -> None:
+    assert Inspector(Wants()).event(junk, 1.0)
+
+
+def test_tool_call_in_pieces() -> None:
+    seen = Inspector(Wants(tools=frozenset({"f"})))
+    for part in ({"name": "f", "arguments": ""}, {"arguments": '{"a"'}, {"arguments": ": 1}"}):
+        seen.event(chunk(delta={"tool_calls": [{"index": 0, "function": part}]}), 1.0)
+    seen.event(chunk(delta={}, finish_reason="tool_calls"), 2.0)
+    assert seen.outcome() is Outcome.OK
+
+
+def test_length_before_invalid_json() -> None:
+    seen = Inspector(Wants(json=True))
+    seen.whole(b'{"choices":[{"message":{"content":"{"},"finish_reason":"length"}]}', 1.0)
+    assert seen.outcome() is Outcome.LENGTH
+
+
+def test_error_inside_a_stream() -> None:
+    seen = Inspector(Wants())
+    seen.event(b'data: {"error": {"message": "gone", "code": 503}}\n\n', 1.0)
+    assert (seen.outcome(), seen.error_status(), seen.error_message()) == (Outcome.ERROR_BEFORE_FIRST_TOKEN, 503, "gone")
+
+
+def test_cost_is_whole_nano_dollars() -> None:
+    prices = Prices(prompt_per_1k=0.0002, completion_per_1k=0.0006, gpu_second=0.0007)
+    assert cost_nano(prices, 1000, 1000, 1_000_000) == 200_000 + 600_000 + 700_000
+    assert cost_nano(Prices(), 10, 10, 10) == 0
+
+
+def test_reading_a_body() -> None:
+    assert requests.read(b'{"model":"m","stream":true,"x":1}') == Wants(model="m", stream=True)
+    wants = requests.read(b'{"stream_options":{"include_usage":true},"response_format":{"type":"json_schema"},"tools":[{"function":{"name":"f"}}]}')
+    assert (wants.include_usage, wants.json, wants.tools) == (True, True, frozenset({"f"}))
+    assert requests.read(b'{"model": 5}') == Wants(), "wrong types are the engine's to refuse"
+    for bad in (b"", b"[]", b'"x"', b"{", b"nul", b"\xff"):
+        with pytest.raises(BadRequestError):
+            requests.read(bad)
+
+
+def test_body_for_the_upstream() -> None:
+    body = b'{"model":"a", "big":123456789012345678901234567890, "f":1.0}'
+    wants = requests.read(body)
+    assert requests.for_upstream(body, wants, "a", ask_usage=False) is body
+    renamed = requests.for_upstream(body, wants, "b", ask_usage=False)
+    assert b"123456789012345678901234567890" in renamed
+    assert b"1.0" in renamed
+    assert json.loads(renamed)["model"] == "b"
+    asked = json.loads(requests.for_upstream(body, wants, "a", ask_usage=True))
+    assert asked["stream_options"] == {"include_usage": True}
+    null = b'{"model":"a","stream_options":null}'
+    assert json.loads(requests.for_upstream(null, requests.read(null), "a", ask_usage=True))["stream_options"] == {"include_usage": True}
+
+
+def test_legacy() -> None:
+    body, prompt = to_completions(b'{"prompt":"p","max_tokens":3,"stream":true}')
+    assert (json.loads(body), prompt) == ({"prompt": "p", "max_tokens": 3, "stream": True}, "p")
+    assert to_completions(b'{"prompt":[1,2]}')[1] == ""
+    for bad in (b"{}", b'{"prompt":1}', b'{"prompt":["a"]}', b"[]"):
+        with pytest.raises(BadRequestError):
+            to_completions(bad)
+    reply = LegacyReply("p")
+    assert json.loads(reply.event(b'data: {"choices":[{"index":0,"text":"a"}]}\n\n'))["text"] == ["pa"]
+    assert json.loads(reply.event(b'data: {"choices":[{"index":0,"text":"b"}]}\n\n'))["text"] == ["pab"]
+    assert reply.event(b"data: [DONE]\n\n") == b""
+    assert reply.whole(b"no json") == b"no json"
+
+
+def test_states() -> None:
+    path = [State.VERIFYING, State.LOADING, State.WARMING, State.READY, State.DRAINING, State.UNLOADED, State.VERIFYING]
+    state = State.REGISTERED
+    for following in path:
+        state = advance(state, following)
+    with pytest.raises(LifecycleError, match="verifying cannot become ready"):
+        advance(state, State.READY)
