@@ -122,9 +122,8 @@ class Metrics:
         try:
             port = await front.start(address.host, address.port)
         except OSError as exc:
-            self._front_problem = (
-                f"cannot listen on {address.host}:{address.port} ({exc.strerror}): free the port or set clickhouse.http_port"
-            )
+            where = f"{address.host}:{address.port}"
+            self._front_problem = f"cannot listen on {where} ({exc.strerror}): free the port or set clickhouse.http_port"
             log.error("clickhouse_http_failed", reason=self._front_problem)
         else:
             self._front = front

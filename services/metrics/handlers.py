@@ -55,9 +55,7 @@ class Answers:
 
     async def history(self, question: HistoryQuery) -> HistoryReply:
         """Ended tests, newest first."""
-        return await self._engine.read(
-            lambda client: self._questions.history(client, question.limit, question.offset)
-        )
+        return await self._engine.read(lambda client: self._questions.history(client, question.limit, question.offset))
 
     async def test(self, question: TestQuery) -> TestReply:
         """One test, null when unknown."""
@@ -76,7 +74,7 @@ class Answers:
 
 
 def subscribe(broker: NatsBroker, answers: Answers) -> None:
-    """Answer every question. Without a queue group: a stopped replica must not swallow questions, the first answer counts."""
+    """Answer every question. No queue group, so that a stopped replica swallows none; the first answer counts."""
     _on(broker, "totals", TotalsQuery, answers.totals)
     _on(broker, "history", HistoryQuery, answers.history)
     _on(broker, "test", TestQuery, answers.test)
@@ -103,10 +101,8 @@ def _on(broker: NatsBroker, name: str, kind: type[Q], answer: Callable[[Q], Awai
 async def _answered(name: str, kind: type[Q], answer: Callable[[Q], Awaitable[Message]], body: bytes) -> Message:
     try:
         return await answer(kind.model_validate_json(body))
-    except ValidationError as exc:
+    except (ValidationError, InvalidQuestionError) as exc:
         return QueryError(message=_explain(exc), code="invalid")
-    except InvalidQuestionError as exc:
-        return QueryError(message=str(exc), code="invalid")
     except UnknownTestError as exc:
         return QueryError(message=str(exc), code="unknown_test")
     except AWAY as exc:
@@ -120,7 +116,9 @@ async def _answered(name: str, kind: type[Q], answer: Callable[[Q], Awaitable[Me
         return QueryError(message="metrics failed to answer: look at its log", code="internal")
 
 
-def _explain(exc: ValidationError) -> str:
+def _explain(exc: ValidationError | InvalidQuestionError) -> str:
+    if isinstance(exc, InvalidQuestionError):
+        return str(exc)
     first: Any = exc.errors(include_input=False, include_url=False)[0]
     field = ".".join(map(str, first["loc"])) or "(whole message)"
     return f"{field}: {first['msg']}"

@@ -56,7 +56,13 @@ def http_front(settings: Settings) -> HttpFront:
     password = configured.get_secret_value() if configured else str(known.get("password") or secrets.token_urlsafe(24))
     port = settings.clickhouse.http_port or _usable(known.get("port"))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    shown = {"url": f"http://{HOST}:{port}", "port": port, "user": HTTP_USER, "password": password, "database": "cypria"}
+    shown = {
+        "url": f"http://{HOST}:{port}",
+        "port": port,
+        "user": HTTP_USER,
+        "password": password,
+        "database": "cypria",
+    }
     write_private(path, json.dumps(shown, indent=1))
     return HttpFront(HOST, port, HTTP_USER, password)
 

@@ -53,9 +53,7 @@ class ClickHouse:
         elif parts.scheme in {"clickhouse", "clickhouses"} and parts.hostname:
             self.database = self.path.strip("/") or DEFAULT_DATABASE
         else:
-            raise ValueError(
-                "clickhouse.dsn: give chdb:///DIRECTORY or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE"
-            )
+            raise ValueError("clickhouse.dsn: give chdb:///DIRECTORY or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE")
         if not _DATABASE.match(self.database):
             raise ValueError(f"clickhouse.dsn: '{self.database}' is not a database name of letters, digits and _")
         self._parts = parts
@@ -121,7 +119,12 @@ class ClickHouse:
             ) from exc
 
     def insert(
-        self, client: Client, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], settings: dict[str, Any]
+        self,
+        client: Client,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        settings: dict[str, Any],
     ) -> None:
         """Insert rows as one block, which is what makes it all or nothing."""
         context = client.create_insert_context(
@@ -160,7 +163,7 @@ class ClickHouse:
             if number in applied:
                 if applied[number][1] != digest:
                     raise MigrationError(
-                        f"migration {file.name} was changed after database {self.database} took it: add a new file instead"
+                        f"migration {file.name} was changed after database {self.database} took it: add a new file"
                     )
                 continue
             for statement in statements(text, self.database, retention_days):
@@ -181,7 +184,9 @@ class ClickHouse:
         ).result_rows
         done = []
         for name, query in rows:
-            ttl = re.search(r"TTL (.+?toIntervalDay\()(\d+)(\) (?:DELETE )?WHERE .+?)(?: SETTINGS |$)", query, re.DOTALL)
+            ttl = re.search(
+                r"TTL (.+?toIntervalDay\()(\d+)(\) (?:DELETE )?WHERE .+?)(?: SETTINGS |$)", query, re.DOTALL
+            )
             if ttl and int(ttl.group(2)) != retention_days:
                 client.command(
                     f"ALTER TABLE {self.database}.{name} MODIFY TTL {ttl.group(1)}{retention_days}{ttl.group(3)}"

@@ -40,15 +40,17 @@ LIMITS = {
 
 _TRANSPORT = frozenset(
     {
-        "query", "database", "user", "password", "quota_key", "session_id", "session_timeout", "session_check", "query_id",
-        "compress", "decompress", "enable_http_compression", "buffer_size", "wait_end_of_query", "default_format",
-        "client_protocol_version", "role", "send_progress_in_http_headers", "http_headers_progress_interval_ms",
+        "query", "database", "user", "password", "quota_key", "session_id", "session_timeout", "session_check",
+        "query_id", "compress", "decompress", "enable_http_compression", "buffer_size", "wait_end_of_query",
+        "default_format", "client_protocol_version", "role", "send_progress_in_http_headers",
+        "http_headers_progress_interval_ms",
     }
 )  # fmt: skip
 _READ_ONLY_SETTINGS = frozenset(
     {
         "date_time_input_format", "date_time_output_format", "output_format_json_quote_64bit_integers",
-        "output_format_json_quote_denormals", "max_result_rows", "max_block_size", "output_format_native_write_json_as_string",
+        "output_format_json_quote_denormals", "max_result_rows", "max_block_size",
+        "output_format_native_write_json_as_string",
     }
 )  # fmt: skip
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -110,8 +112,8 @@ class Front:
         if not self._authorized(request):
             meters.HTTP_QUERIES.labels("unauthorized").inc()
             return self._error(
-                f"Code: {_UNAUTHENTICATED}. DB::Exception: Authentication failed: password is incorrect, or there is no "
-                "such user. (AUTHENTICATION_FAILED)", query_id, 403,
+                f"Code: {_UNAUTHENTICATED}. DB::Exception: Authentication failed: password is incorrect, or there is "
+                "no such user. (AUTHENTICATION_FAILED)", query_id, 403,
             )  # fmt: skip
         try:
             body = _inflate(await request.read(), request.headers.get("Content-Encoding", ""))

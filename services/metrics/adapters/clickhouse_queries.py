@@ -66,7 +66,8 @@ class Questions:
         where = "WHERE status IN {ended:Array(String)}"
         parameters: dict[str, Any] = {"ended": _ENDED, "limit": limit, "offset": offset}
         total = client.query(
-            f"SELECT count() FROM {self._database}.tests {where}", parameters={"ended": _ENDED}  # noqa: S608
+            f"SELECT count() FROM {self._database}.tests {where}",  # noqa: S608
+            parameters={"ended": _ENDED},
         ).result_rows[0][0]
         rows = client.query(
             f"{_RESULTS.format(database=self._database)} {where} "
@@ -104,8 +105,8 @@ class Questions:
             parameters["actor"] = question.actor
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         result = client.query(
-            "SELECT toUnixTimestamp64Milli(at) AS at_ms, actor, role, action, target, test_id, source, status, outcome, "  # noqa: S608
-            f"request_id FROM {self._database}.audit_log {where} "
+            "SELECT toUnixTimestamp64Milli(at) AS at_ms, actor, role, action, target, test_id, source, status, "  # noqa: S608
+            f"outcome, request_id FROM {self._database}.audit_log {where} "
             "ORDER BY at DESC, event_id DESC LIMIT {limit:UInt32}",
             parameters=parameters,
         )
@@ -119,7 +120,9 @@ def _unix_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidQuestionError(f"since: '{text[:40]}' is not a time: give RFC 3339, such as 2025-01-01T12:00:00Z") from None
+        raise InvalidQuestionError(
+            f"since: '{text[:40]}' is not a time: give RFC 3339, such as 2025-01-01T12:00:00Z"
+        ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0, int(moment.timestamp() * 1000))
@@ -137,8 +140,9 @@ def _result(row: Any) -> TestResult:
             return result.model_copy(update={"status": state})
     ended = status in _ENDED
     return TestResult(
-        test_id=test_id, status=state, reason=reason or None, start_time=_time(first), end_time=_time(last) if ended else None,
-        models={"variant_a": model_a, "variant_b": model_b}, traffic_split_percent=split, version=version,
+        test_id=test_id, status=state, reason=reason or None, start_time=_time(first),
+        end_time=_time(last) if ended else None, models={"variant_a": model_a, "variant_b": model_b},
+        traffic_split_percent=split, version=version,
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ class WindowStore:
     def positions(self, client: Client) -> dict[str, tuple[int, int]]:
         """By stream creation time: the last WINDOWS sequence taken in, and how many messages were."""
         rows = client.query(
-            f"SELECT digest, max(wm), sum(messages) FROM {self._engine.database}.{TABLE} WHERE test = '' GROUP BY digest"  # noqa: S608
+            f"SELECT digest, max(wm), sum(messages) FROM {self._engine.database}.{TABLE} "  # noqa: S608
+            "WHERE test = '' GROUP BY digest"
         ).result_rows
         return {str(created): (int(wm), int(messages)) for created, wm, messages in rows}
 
@@ -43,7 +44,13 @@ class WindowStore:
         return self.positions(client).get(created, (0, 0))[0]
 
     def append(
-        self, client: Client, created: str, previous: int, rows: list[list[Any]], last: int, stopping: Callable[[], bool]
+        self,
+        client: Client,
+        created: str,
+        previous: int,
+        rows: list[list[Any]],
+        last: int,
+        stopping: Callable[[], bool],
     ) -> None:
         """Insert rows that lead from position ``previous`` to ``last``, and do not return before they are in, once.
 

@@ -7,10 +7,11 @@ WINDOWS = Counter("cypria_metrics_windows", "Windows stored")
 REPEATED_BATCHES = Counter("cypria_metrics_repeated_batches", "Fact batches that came again and were dropped")
 MISSING_BATCHES = Counter("cypria_metrics_missing_batches", "Fact batches that never came although later ones did")
 DEAD_LETTERS = Counter("cypria_metrics_dead_letters", "Messages put into the DLQ", ["stream"])
-WRITING = Gauge("cypria_metrics_partition_writing", "1 where this process writes the partition's windows", ["partition"])
+WRITING = Gauge(
+    "cypria_metrics_partition_writing", "1 where this process writes the partition's windows", ["partition"]
+)
 UNITS = Gauge("cypria_metrics_seen_units", "Units of known tests held in memory", ["partition"])
 STORED_SEQUENCE = Gauge("cypria_metrics_stored_sequence", "Last WINDOWS sequence whose sums are in ClickHouse")
-STORE_LAG = Gauge("cypria_metrics_store_lag_messages", "WINDOWS messages not yet in ClickHouse")
 INSERTS = Histogram(
     "cypria_metrics_insert_seconds", "Time of an insert with its read-back",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),

@@ -19,7 +19,10 @@ BATCH = 1000
 """Windows in one insert at most: it stays one block, and a backlog is taken in steps."""
 TICK_MS = 650
 """Inserts go out once a second, shortly after the partitions' windows (`nats_partition_writer.TICK_MS`)."""
-TAKE_OVER_S = 3.0
+QUIET_S = 4.0
+"""Windows in which nothing happened only move the position, this often."""
+TAKE_OVER_S = 6.0
+"""Longer than QUIET_S, so that a quiet writer is not taken for a dead one."""
 _CONSUMER = "metrics"
 
 
@@ -87,17 +90,18 @@ class Feeder:
         if reader.stream_created != created:
             return
         self._blocked = None
+        rows, since = Rows(), monotonic()
         try:
             while not self._stopping:
                 messages = await reader.fetch(BATCH, ((TICK_MS - now_ms()) % 1000 or 1000) / 1000)
-                meters.STORE_LAG.set(max(0, reader.last_sequence - reader.position) if not messages else 0)
-                if messages:
-                    position = await self._append(created, position, messages)
+                await self._fold(rows, messages)
+                if rows.counts or (rows.messages and monotonic() - since > QUIET_S):
+                    await self._append(created, position, rows)
+                    position, rows, since = rows.last_seq, Rows(), monotonic()
         finally:
             await asyncio.shield(reader.close())
 
-    async def _append(self, created: str, position: int, messages: list[StreamMessage]) -> int:
-        rows = Rows()
+    async def _fold(self, rows: Rows, messages: list[StreamMessage]) -> None:
         for message in messages:
             try:
                 window = wire.decode_window(message.data)
@@ -110,13 +114,14 @@ class Feeder:
                 rows.skip(message.sequence)
             else:
                 rows.add(window, message.sequence, message.time_ms)
+
+    async def _append(self, created: str, position: int, rows: Rows) -> None:
         table, last = rows.table(created), rows.last_seq
         with meters.INSERTS.time():
             await self._engine.write(
                 lambda client: self._store.append(client, created, position, table, last, lambda: self._stopping)
             )
         meters.STORED_SEQUENCE.set(last)
-        return last
 
     async def _stand_by(self) -> None:
         """Return once the position has not moved for TAKE_OVER_S while the engine answered."""

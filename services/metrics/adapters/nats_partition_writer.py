@@ -139,8 +139,8 @@ class PartitionWriter:
                 await self._rebuild(units, window.rebuild_from or last.sequence, last.sequence)
             except (wire.BadMessageError, ValueError) as exc:
                 raise PositionError(
-                    f"the window at WINDOWS sequence {last.sequence} of partition {self._partition} cannot be read ({exc}): "
-                    "remove that message from the stream, and the one before it becomes the position"
+                    f"the window at WINDOWS sequence {last.sequence} of partition {self._partition} cannot be read "
+                    f"({exc}): remove that message from the stream, and the one before it becomes the position"
                 ) from None
         reader = SequenceReader(
             self._bus, streams.METRICS.name, subjects.metric(self._partition), after=watermark.last_seq
@@ -202,8 +202,8 @@ class PartitionWriter:
     def _report_missing(self, batch: FactBatch, count: int) -> None:
         meters.MISSING_BATCHES.inc(count)
         text = (
-            f"{count} fact batches of router {batch.router_epoch} before number {batch.n} of partition {self._partition} "
-            "never came: they were dropped by the router's spool or aged out of METRICS"
+            f"{count} fact batches of router {batch.router_epoch} before number {batch.n} of partition "
+            f"{self._partition} never came: they were dropped by the router's spool or aged out of METRICS"
         )
         log.error("fact_batches_missing", partition=self._partition, router_epoch=batch.router_epoch, count=count)
         incident = f"metrics.missing.{batch.router_epoch}.{self._partition}.{batch.n}"

@@ -70,7 +70,9 @@ class WindowLog:
                     return last.sequence
                 raise SupersededError(f"{self.subject}: another writer stored sequence {last.sequence}")
             if (last.sequence if last else 0) < after:
-                raise SupersededError(f"{self.subject}: the window at sequence {after} is gone, the stream was replaced")
+                raise SupersededError(
+                    f"{self.subject}: the window at sequence {after} is gone, the stream was replaced"
+                )
 
     async def _read_back(self) -> StoredWindow | None:
         while True:

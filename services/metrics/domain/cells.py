@@ -26,7 +26,7 @@ REPLIED = frozenset(
 """Outcomes with a whole (or length-limited) reply: only their times say how fast a variant is."""
 
 BUCKET_SHIFT = 57
-"""The top 7 bits of a unit hash are its bucket of 128; the partition is in the lowest bits, so the two are independent."""
+"""The top 7 bits of a unit hash are its bucket of 128; the partition is in the lowest, so the two are independent."""
 
 CellKey = tuple[str, str, int, int, str]
 """test, variant, share_bp, epoch, digest."""

@@ -65,9 +65,9 @@ class Fold:
             place = places.get(admitted.test)
             if place is None:
                 place = places[admitted.test] = self._place(admitted.test, batch.tests.get(admitted.test), time_ms)
-            self._cell((admitted.test, admitted.variant, admitted.share_bp, place[0].epoch, "")).admitted += (
-                admitted.count
-            )
+            self._cell(
+                (admitted.test, admitted.variant, admitted.share_bp, place[0].epoch, "")
+            ).admitted += admitted.count
         self.facts += len(batch.facts)
         return True
 

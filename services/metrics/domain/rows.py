@@ -12,7 +12,8 @@ SLOT_S = 10
 MOMENTS = ("latency", "ttft", "itl", "cost")
 UNITS = ("new", "first_errors", "first_client_errors", "first_overdue", "new_test", "first_errors_test")
 COUNTS = (
-    "admitted", "done", "overdue", "overdue_done", "fallback", "prompt_tokens", "completion_tokens", "cached_tokens", "gpu_us",
+    "admitted", "done", "overdue", "overdue_done", "fallback", "prompt_tokens", "completion_tokens", "cached_tokens",
+    "gpu_us",
 )  # fmt: skip
 MAPS = ("outcomes", "strata", "feedback")
 
@@ -61,6 +62,11 @@ class Rows:
         self.messages = 0
         self.last_seq = 0
         self._cells: dict[Key, Cell] = {}
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is anything to count besides the position."""
+        return bool(self._cells)
 
     def add(self, window: Window, sequence: int, time_ms: int) -> None:
         """Add a window (its WINDOWS sequence and broker time). The window's cells belong to this object afterwards."""

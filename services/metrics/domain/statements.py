@@ -15,7 +15,18 @@ FORBIDDEN_WORDS = frozenset({"into", "outfile", "infile"})
 """RefusedError as bare words wherever they stand."""
 
 TABLE_FUNCTIONS = frozenset(
-    {"numbers", "numbers_mt", "zeros", "zeros_mt", "values", "view", "null", "generateseries", "generate_series", "format"}
+    {
+        "numbers",
+        "numbers_mt",
+        "zeros",
+        "zeros_mt",
+        "values",
+        "view",
+        "null",
+        "generateseries",
+        "generate_series",
+        "format",
+    }
 )
 """Table functions that read nothing but their arguments."""
 
@@ -27,7 +38,7 @@ FORBIDDEN_FUNCTIONS = frozenset(
         "currentrequesturl", "throwif", "dictget", "joinget", "initializeaggregation", "fuzzbits", "fullhostname",
     }
 )  # fmt: skip
-"""Scalar functions that reach out of the engine, hold it up, or show its innards; those beginning with ``ai`` ask a model."""
+"""Scalar functions that reach out of the engine, hold it up or show its innards; those named ``ai...`` ask a model."""
 
 _TOKEN = re.compile(
     r"""
@@ -51,7 +62,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """``kind``: name, quoted, string, number or symbol. ``text`` is in lower case, that of quoted names without quotes."""
+    """``kind``: name, quoted, string, number or symbol. ``text`` is in lower case; quoted names lose their quotes."""
 
     kind: str
     text: str
@@ -65,8 +76,8 @@ def tokens(statement: str) -> list[Token]:
         match = _TOKEN.match(statement, at)
         if match is None:
             raise RefusedError(
-                f"{statement[at]!r} at {at} cannot be read: close strings and comments, and keep names to letters, digits, "
-                "spaces and _ . / % ( ) # -"
+                f"{statement[at]!r} at {at} cannot be read: close strings and comments, and keep names to letters, "
+                "digits, spaces and _ . / % ( ) # -"
             )
         at = match.end()
         kind, text = str(match.lastgroup), match.group()

@@ -13,7 +13,7 @@ THROUGHPUT_S = 60.0
 
 @dataclass(slots=True)
 class Totals:
-    """Sums of one variant. Times in microseconds, cost in nano-dollars; ``recent`` finished since ``recent_since_s``."""
+    """Sums of one variant. Times in microseconds, cost in nano-dollars; ``recent`` finished lately."""
 
     admitted: int = 0
     done: int = 0

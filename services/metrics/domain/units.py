@@ -62,7 +62,7 @@ class TestUnits:
     last_fact_ms: int = 0
 
     def advance(self, epoch: int) -> None:
-        """Begin a later epoch: every unit counts afresh. An earlier one (the broker's clock stepped back) is ignored."""
+        """Begin a later epoch, in which every unit counts afresh; an earlier one (a clock stepped back) is ignored."""
         if epoch <= self.epoch:
             return
         self.epoch = epoch
@@ -133,15 +133,13 @@ class UnitBook:
                 units.first_seq = sequence
 
     def rebuild_from(self) -> int:
-        """The WINDOWS sequence from which the sets can be rebuilt; 0 when nothing older than the open window matters."""
+        """The WINDOWS sequence to rebuild the sets from; 0 when nothing older than the open window matters."""
         return min((units.first_seq for units in self.tests.values() if units.first_seq), default=0)
 
     def forget(self, live: Collection[str], now_ms: int) -> list[str]:
         """Drop tests that are not live and had no fact for GRACE_MS; returns their ids."""
         gone = [
-            test
-            for test, units in self.tests.items()
-            if test not in live and now_ms - units.last_fact_ms > GRACE_MS
+            test for test, units in self.tests.items() if test not in live and now_ms - units.last_fact_ms > GRACE_MS
         ]
         for test in gone:
             del self.tests[test]

@@ -16,7 +16,6 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_http import Front
 
-
 AUTH = {"Authorization": "Basic " + base64.b64encode(b"cypria:secret").decode()}
 
 

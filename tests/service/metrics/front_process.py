@@ -1,4 +1,4 @@
-"""A process with a writable HTTP front over chDB: what stands in for a ClickHouse server. Prints its port."""
+"""A process with a writable HTTP front over chDB: what stands in for a ClickHouse server."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ async def main(path: str, port: int) -> None:
     client = get_client(dsn=f"chdb://{path}")
     client.command("CREATE DATABASE IF NOT EXISTS other")
     front = Front(path, "other", "cypria", "secret", writable=True)
-    print(await front.start("127.0.0.1", port), flush=True)
+    await front.start("127.0.0.1", port)
     await asyncio.Event().wait()
 
 

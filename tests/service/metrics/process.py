@@ -33,7 +33,7 @@ class Process:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: PLW1509
+            self.process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=environment(), preexec_fn=_child
             )
 
@@ -41,6 +41,10 @@ class Process:
         assert self.process is not None
         self.process.send_signal(sig)
         return self.process.wait(20)
+
+    def signal(self, sig: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(sig)
 
     def log(self) -> str:
         return self._log.read_text()

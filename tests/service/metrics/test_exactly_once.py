@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import signal
 from pathlib import Path
 
 import nats
@@ -107,7 +108,7 @@ async def test_windows_do_not_wait_for_clickhouse_and_it_catches_up_later(nats_s
     await nc.close()
 
 
-async def test_two_processes_share_one_clickhouse_and_count_everything_once(nats_server: NatsServer, tmp_path: Path) -> None:
+async def test_two_processes_that_are_stopped_and_killed_count_everything_once(nats_server: NatsServer, tmp_path: Path) -> None:
     nc = await nats_server.connect("router")
     clickhouse = Server(tmp_path / "server")
     pair = [Metrics(nats_server, tmp_path / name, clickhouse.dsn) for name in ("one", "two")]
@@ -122,13 +123,14 @@ async def test_two_processes_share_one_clickhouse_and_count_everything_once(nats
         producers = [Producer(nc, p, p) for p in (0, 5)]
         stop = asyncio.Event()
         task = asyncio.create_task(load(producers, stop))
-        await asyncio.sleep(2)
-        pair[0].kill()
-        await asyncio.sleep(4.5)
-        pair[0].start()
-        await asyncio.sleep(1.5)
-        pair[1].kill()
-        pair[1].start()
+        for first, second in (pair, pair[::-1]):
+            await asyncio.sleep(1.5)
+            first.signal(signal.SIGSTOP)
+            await asyncio.sleep(7)
+            first.signal(signal.SIGCONT)
+            await asyncio.sleep(1.5)
+            second.kill()
+            second.start()
         stop.set()
         await task
         for process in pair:

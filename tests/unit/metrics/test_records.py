@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-import msgspec
 from schemas.v1 import facts as fact_models
 from schemas.v1 import windows as window_models
 from services.metrics.adapters import wire
