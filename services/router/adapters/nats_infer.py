@@ -30,12 +30,12 @@ class Stream:
     """One request on one worker. ``frames`` are raw payloads in order; `wait` returns when something changed.
 
     ``timed_out``: the deadline passed while waiting. ``lost``: the worker fell silent. ``broken``: frames may be
-    missing, because the connection was away. ``ended``: the last frame has been taken.
+    missing, because the connection was away. ``unreached``: the worker is not on the bus. ``ended``: the last frame has been taken.
     """
 
     __slots__ = (
         "_waiter", "broken", "closed", "deadline", "ended", "frames", "loop", "lost", "owed", "timed_out", "token",
-        "until", "worker",
+        "unreached", "until", "worker",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, worker: Worker, token: str, until: float) -> None:
@@ -46,6 +46,7 @@ class Stream:
         self.deadline = until
         self.until = until
         self.owed = 0
+        self.unreached = False
         self.timed_out = self.lost = self.broken = self.ended = self.closed = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -74,8 +75,9 @@ class Stream:
 class InferClient:
     """Opens streams, files frames, returns credit, keeps routers' leases on their streams alive, cancels."""
 
-    def __init__(self, bus: Bus, router_id: str) -> None:
+    def __init__(self, bus: Bus, router_id: str, unreached: Callable[[Worker], None]) -> None:
         self._bus = bus
+        self._unreached = unreached
         self._router = router_id
         self._prefix = f"{inbox_prefix(bus.settings, bus.service)}.{router_id}."
         self._cut = len(self._prefix)
@@ -187,9 +189,15 @@ class InferClient:
 
     async def _file(self, msg: Msg) -> None:
         stream = self._streams.get(msg.subject[self._cut :])
-        if stream is not None:
+        if stream is None:
+            return
+        if msg.data:
             stream.frames.append(msg.data)
-            stream.wake()
+        else:
+            # The server's own answer: nobody subscribes to that worker's subject any more.
+            stream.unreached = True
+            self._unreached(stream.worker)
+        stream.wake()
 
     async def _flow(self) -> None:
         while True:

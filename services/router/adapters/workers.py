@@ -75,11 +75,17 @@ class WorkerTable:
         for model in list(self._models):
             workers = self._models[model]
             for worker in [w for w in workers.values() if now - w.last_seen > GONE_S]:
-                del workers[worker.id]
-                worker.gone = True
-                self._lost(worker)
+                self.remove(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """The worker is not there; its next heartbeat brings it back."""
+        workers = self._models.get(worker.model, {})
+        if workers.get(worker.id) is worker:
+            del workers[worker.id]
             if not workers:
-                del self._models[model]
+                del self._models[worker.model]
+            worker.gone = True
+            self._lost(worker)
 
     def forgive(self, now: float) -> None:
         """Nobody could be heard until now (the connection was away): count silence from here."""

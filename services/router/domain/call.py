@@ -68,10 +68,11 @@ class Ended:
     """How serving a request by one model came out.
 
     ``reply`` is the answer still to be sent; None when one is on its way or sent, or nobody waits for it.
-    ``retry``: another worker may be tried, nothing of an answer has left. ``reset``: its own worker said so.
+    ``retry``: another worker may be tried, nothing of an answer has left. ``reset``: its own worker said so;
+    ``lost``: the worker took the request and fell silent.
     """
 
-    __slots__ = ("digest", "final", "outcome", "reply", "reset", "retry", "status")
+    __slots__ = ("digest", "final", "lost", "outcome", "reply", "reset", "retry", "status")
 
     def __init__(
         self, outcome: Outcome, *, status: int, reply: Reply | None = None, final: Final | None = None,
@@ -84,3 +85,4 @@ class Ended:
         self.digest = final.digest if final is not None and final.digest else digest
         self.retry = retry
         self.reset = reset
+        self.lost = False

@@ -52,7 +52,7 @@ class InferencePath:
         batcher = Batcher(f"{router_id}-{now_ms():x}")
         self.meters = Meters()
         self.alerts = AlertSink(bus)
-        self.client = InferClient(infer_bus, router_id)
+        self.client = InferClient(infer_bus, router_id, lambda worker: self.table.remove(worker))
         self.table = WorkerTable(configured, self.client.lost)
         self.facts = FactPublisher(bus, batcher, settings.data_dir / "spool")
         self.arms = Arms(

@@ -29,8 +29,10 @@ SILENT_STREAM_S = 5.0
 """How long a started stream outlives its worker's heartbeats: a busy worker is not a dead one."""
 MAX_FAILURE = 1 << 20
 """Bytes kept of an error that comes in pieces."""
-MAX_TRIES = 3
+MAX_LOST = 3
 """Workers that one request may lose; it might be what kills them."""
+MAX_SENDS = 20
+"""Workers that one request may be sent to, those included that were not there to take it."""
 
 
 class Sink(Protocol):
@@ -112,7 +114,8 @@ class Server:
         """Try the model's workers until one answers, refuses for good, or none is left in time."""
         tried: set[str] = set()
         last: Ended | None = None
-        for _ in range(MAX_TRIES):
+        lost = 0
+        for _ in range(MAX_SENDS):
             worker = self._table.choose(model, tried) if self._client.connected else None
             if worker is None:
                 if last is not None and last.reset:
@@ -127,6 +130,9 @@ class Server:
                 return ended
             tried.add(worker.id)
             last = ended
+            lost += ended.lost
+            if lost >= MAX_LOST:
+                break
         return last or self._nobody(model)
 
     def _nobody(self, model: str) -> Ended:
@@ -209,7 +215,7 @@ class _Relay:
             if frames:
                 self.limbo = stream.lost = stream.timed_out = False
                 ended = await self._next_frame()
-            elif stream.broken or stream.lost or self.limbo:
+            elif stream.broken or stream.unreached or stream.lost or self.limbo:
                 ended = await self._silence()
             elif stream.timed_out:
                 ended = await self._too_late()
@@ -235,7 +241,7 @@ class _Relay:
     async def _silence(self) -> Ended | None:
         """The worker fell silent or the connection broke; None: go on waiting, it may be back."""
         stream, worker = self.stream, self.stream.worker
-        if stream.broken:
+        if stream.broken or stream.unreached:
             return await self._lost()
         stream.lost = False
         if self.table.alive(worker):
@@ -255,7 +261,9 @@ class _Relay:
         if self.call.first_byte:
             return await self._break_off("the worker that generated this was lost", Outcome.ERROR_MID_STREAM)
         reply = errors.lost_worker(self.stream.worker.model)
-        return self._ended(Outcome.ERROR_BEFORE_FIRST_TOKEN, reply.status, reply=reply, retry=True)
+        ended = self._ended(Outcome.ERROR_BEFORE_FIRST_TOKEN, reply.status, reply=reply, retry=True)
+        ended.lost = not self.stream.unreached
+        return ended
 
     async def _too_late(self) -> Ended:
         if self.call.first_byte:

@@ -19,10 +19,11 @@ from tests.harness import NatsServer, eventually
 
 KEYS = {"admin": "admin-key", "client": "client-key", "viewer": "viewer-key"}
 SECURITY = {
+    "rate_limit": {"control_per_minute": 0},
     "api_keys": [
         {"name": name, "role": name, "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
         for name, key in KEYS.items()
-    ]
+    ],
 }
 MODELS = [
     {"name": name, "engine": "openai", "base_url": "http://127.0.0.1:9/v1", "preload": False}

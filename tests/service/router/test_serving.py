@@ -1,6 +1,7 @@
 """Requests through a real router, a real nats-server and workers that follow a script."""
 
 import asyncio
+import contextlib
 import json
 import socket
 
@@ -215,17 +216,13 @@ async def test_a_client_that_hangs_up_cancels_the_generation(rig: Rig) -> None:
     worker = await rig.worker("stable")
     await rig.worker("canary")
     await rig.start_test(traffic_split_percent=0)
-    for stream in (True, False):
-        mode = "slow:0.05" if stream else "hang"
-        with pytest.raises(httpx.TimeoutException):
+    for count, fields in enumerate([{"mode": "flood:100000", "stream": True}, {"mode": "hang"}], 1):
+        with contextlib.suppress(httpx.ReadTimeout):
             async with rig.client.stream(
-                "POST", "/v1/chat/completions", json=chat(mode=f"{mode}" if not stream else "flood:100000", stream=stream),
-                timeout=httpx.Timeout(5, read=0.5),
-            ) as response:  # fmt: skip
-                async for _ in response.aiter_raw():
-                    raise httpx.ReadTimeout("enough")
-        wanted = 1 if stream else 2
-        await eventually(lambda wanted=wanted: len(worker.cancelled) >= wanted and worker.running == 0)
+                "POST", "/v1/chat/completions", json=chat(**fields), timeout=httpx.Timeout(5, read=0.5)
+            ) as response:
+                await anext(response.aiter_raw())
+        await eventually(lambda count=count: len(worker.cancelled) == count and worker.running == 0)
     await eventually(lambda: rig.path.client.open_streams == 0)
     assert [fact.outcome for fact in await rig.facts()] == [Outcome.CLIENT_CANCEL] * 2
 
