@@ -149,8 +149,8 @@ def main() -> None:
         verdict = "aim met" if per_core >= 40_000 else "target met" if per_core >= 20_000 else "BELOW TARGET"
         print(
             f"round {number + 1}: {found['facts']:,.0f} facts in batches of {options.batch}: CPU {found['cpu']:.2f} s "
-            f"with start-up, wall {found['wall']:.2f} s, nats-server {found['nats']:.2f} s -> {per_core:,.0f} facts per core "
-            f"and second ({verdict}: must 20,000, aim 40,000); idle {100 * found['idle']:.1f} % of a core"
+            f"with start-up, wall {found['wall']:.2f} s, nats-server {found['nats']:.2f} s -> {per_core:,.0f} facts a "
+            f"core and second ({verdict}: must 20,000, aim 40,000); idle {100 * found['idle']:.1f} % of a core"
         )
 
 

@@ -123,7 +123,7 @@ class Metrics:
             port = await front.start(address.host, address.port)
         except OSError as exc:
             where = f"{address.host}:{address.port}"
-            self._front_problem = f"cannot listen on {where} ({exc.strerror}): free the port or set clickhouse.http_port"
+            self._front_problem = f"cannot listen on {where} ({exc.strerror}): free it or set clickhouse.http_port"
             log.error("clickhouse_http_failed", reason=self._front_problem)
         else:
             self._front = front

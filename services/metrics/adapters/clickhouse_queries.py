@@ -18,7 +18,7 @@ log = get_logger(__name__)
 _ENDED = ["completed", "rolled_back", "failed"]
 
 _TOTALS = """
-SELECT test, variant, sum(admitted), sum(done), sum(overdue), sum(fallback), sumMap(outcomes),
+SELECT test, variant, sum(admitted), sum(done), sum(overdue), sum(overdue_done), sum(fallback), sumMap(outcomes),
     sum(latency_n), sum(latency_us), sumMap(latency_bins), sum(ttft_n), sum(ttft_us), sumMap(ttft_bins),
     sum(itl_n), sum(itl_us), sum(prompt_tokens), sum(completion_tokens), sum(cost_nano), sum(units_new_test),
     sumIf(done, slot >= fromUnixTimestamp({{since:UInt32}})), toUnixTimestamp(min(slot))

@@ -118,18 +118,30 @@ class OpenCell:
         cell.gpu_us = sum(bounded([fact.gpu_us for fact in finals]))
         replies = [(f, h >> BUCKET_SHIFT) for f, h in zip(finals, self.hashes, strict=True) if f.outcome in REPLIED]
         timed = [(f.latency_us, b) for f, b in replies if f.latency_us is not None]
+        started = [(f.ttft_us, b) for f, b in replies if f.ttft_us is not None]
+        priced = [(f.cost_nano, b) for f, b in replies if f.cost_nano]
         cell.latency, latency_ln = moments([value for value, _ in timed])
-        cell.ttft, _ = moments([f.ttft_us for f, _ in replies if f.ttft_us is not None])
+        cell.ttft, ttft_ln = moments([value for value, _ in started])
         cell.itl, _ = moments([f.itl_us for f, _ in replies if f.itl_us is not None])
         # Money is money also for a request that failed half-way; only the guardrail's evidence wants whole replies.
         cell.cost, _ = moments([f.cost_nano for f in finals if f.cost_nano])
-        priced = [(f.cost_nano, b) for f, b in replies if f.cost_nano]
-        cost_ln = logs([min(value, LIMIT) for value, _ in priced])[0] if priced else np.empty(0, dtype=np.int64)
-        cell.buckets = self._buckets([b for _, b in timed], latency_ln, [b for _, b in priced], cost_ln)
+        cost_ln = logs(bounded([value for value, _ in priced]))[0]
+        cell.buckets = buckets = self._buckets()
+        for (_, index), ln in zip(timed, latency_ln.tolist(), strict=True):
+            bucket = buckets[index]
+            bucket.latency_n += 1
+            bucket.latency_ln += ln
+        for (_, index), ln in zip(started, ttft_ln.tolist(), strict=True):
+            bucket = buckets[index]
+            bucket.ttft_n += 1
+            bucket.ttft_ln += ln
+        for (_, index), ln in zip(priced, cost_ln.tolist(), strict=True):
+            bucket = buckets[index]
+            bucket.cost_n += 1
+            bucket.cost_ln += ln
 
-    def _buckets(
-        self, timed: list[int], latency_ln: NDArray[np.int64], priced: list[int], cost_ln: NDArray[np.int64]
-    ) -> dict[int, Bucket]:
+    def _buckets(self) -> dict[int, Bucket]:
+        """Requests and errors by unit bucket."""
         buckets: dict[int, Bucket] = {}
         for fact, unit in zip(self.finals, self.hashes, strict=True):
             if fact.outcome is Outcome.CLIENT_ERROR:
@@ -141,14 +153,6 @@ class OpenCell:
             bucket.n += 1
             if fact.outcome in ERRORS:
                 bucket.errors += 1
-        for index, ln in zip(timed, latency_ln.tolist(), strict=True):
-            bucket = buckets[index]
-            bucket.latency_n += 1
-            bucket.latency_ln += ln
-        for index, ln in zip(priced, cost_ln.tolist(), strict=True):
-            bucket = buckets[index]
-            bucket.cost_n += 1
-            bucket.cost_ln += ln
         return buckets
 
     def _first_requests(self, units: UnitEvidence) -> None:

@@ -101,6 +101,8 @@ class Bucket(msgspec.Struct, omit_defaults=True):
     errors: int = 0
     latency_n: int = 0
     latency_ln: int = 0
+    ttft_n: int = 0
+    ttft_ln: int = 0
     cost_n: int = 0
     cost_ln: int = 0
 

@@ -18,6 +18,7 @@ class Totals:
     admitted: int = 0
     done: int = 0
     overdue: int = 0
+    overdue_done: int = 0
     fallback: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     latency_n: int = 0
@@ -57,7 +58,7 @@ def summary(totals: Totals, recent_span_s: float) -> VariantSummary:
         client_cancels=cancels,
         admitted=totals.admitted,
         in_flight=max(0, totals.admitted - done - client_errors),
-        overdue=totals.overdue,
+        overdue=max(0, totals.overdue - totals.overdue_done),
         fallback_count=totals.fallback,
         success_rate=100.0 * successful / done if done else None,
         throughput_rps=totals.recent / recent_span_s if recent_span_s > 0 else 0.0,

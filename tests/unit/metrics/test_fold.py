@@ -116,6 +116,8 @@ def test_counts_equal_a_plain_count(items: list[Any]) -> None:
         assert sum(b.errors for b in cell.buckets.values()) == sum(n for o, n in cell.outcomes.items() if o in ERRORS)
         assert sum(b.latency_ln for b in cell.buckets.values()) == cell.latency.ln
         assert sum(b.latency_n for b in cell.buckets.values()) == cell.latency.n
+        assert sum(b.ttft_ln for b in cell.buckets.values()) == cell.ttft.ln
+        assert sum(b.ttft_n for b in cell.buckets.values()) == cell.ttft.n
         assert sum(cell.latency.bins.values()) == cell.latency.n
     assert outcomes == Counter(f.outcome for f in finals)
     assert sum(c.done for c in cells) == sum(f.outcome is not Outcome.CLIENT_ERROR for f in finals)
