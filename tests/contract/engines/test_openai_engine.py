@@ -118,8 +118,7 @@ async def test_connections_are_used_again(fake: FakeOpenAI) -> None:
     subject = await engine_for(fake)
     for stream in (False, True, False, True):
         await subject.chat(max_tokens=3, stream=stream)
-    connector = subject.engine._session.connector  # type: ignore[attr-defined]
-    assert sum(len(pool) for pool in connector._conns.values()) == 1
+    assert subject.engine._pool.idle == 1  # type: ignore[attr-defined]
     await subject.engine.close()
 
 
