@@ -23,6 +23,13 @@ INACTIVE_S = 30.0
 _CHECK_AFTER_S = 2.0
 
 
+def _raise_if_cancelled() -> None:
+    """A cancellation that arrives inside nats-py's fetch may come out as a timeout, or as nothing at all."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @dataclass(frozen=True, slots=True)
 class StreamMessage:
     """A message with its place in the stream; ``time_ms`` is the broker's clock."""
@@ -87,8 +94,10 @@ class SequenceReader:
                 await self._subscribe()
             messages = await self._sub.fetch(batch, timeout=timeout_s)
         except (NatsError, TimeoutError, OSError) as exc:
+            _raise_if_cancelled()
             await self._after_nothing(exc, timeout_s)
             return []
+        _raise_if_cancelled()
         return await self._in_order(messages)
 
     async def catch_up(self) -> AsyncIterator[StreamMessage]:

@@ -36,4 +36,10 @@ def build_app(settings: Settings) -> AsgiFastStream:
             await watcher.stop()
             await bus.close()
 
-    return AsgiFastStream(broker, lifespan=lifespan, asgi_routes=health.routes(SERVICE, readiness))
+    async def answering() -> None:
+        readiness.add("questions", lambda: None)
+
+    readiness.add("questions", lambda: "questions about verdicts are not answered yet")
+    return AsgiFastStream(
+        broker, lifespan=lifespan, after_startup=[answering], asgi_routes=health.routes(SERVICE, readiness)
+    )

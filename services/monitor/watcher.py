@@ -73,9 +73,7 @@ class Watcher:
 
     async def stop(self) -> None:
         """Checkpoint and hand over what this replica leads, then stop."""
-        for task in [*self._tasks, *self._following.values()]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._following.values(), return_exceptions=True)
+        await _end({*self._tasks, *self._following.values()})
         now = monotonic()
         for test_id, track in self.tracks.items():
             if track.leads(now) and self._bus.connected:
@@ -347,3 +345,11 @@ class Watcher:
         telemetry.SEQUENCE.set(self.sequence)
         if self.window_ms is not None:
             telemetry.LAG.set(max(0.0, (now_ms() - self.window_ms) / 1000))
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel until all are done: a cancellation that falls together with a timeout inside nats-py can get lost."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=0.5)

@@ -291,7 +291,7 @@ def test_no_counts_make_a_nan(data: st.DataObject) -> None:
             )
         run(evaluator, [(second + 1, (START_S + second) * 1000, window(cells))], ticker)
     assert evaluator.exceptions == []
-    assert all(value == value for value in evidence(evaluator).values())  # noqa: PLR0124
+    assert all(value == value for value in evidence(evaluator).values())
     evaluator.statuses()
     assert evaluator.exceptions == []
 

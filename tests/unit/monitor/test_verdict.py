@@ -1,0 +1,169 @@
+"""The decision at stop, and the numbers in its reason."""
+
+import pytest
+
+from schemas.v1.common import Decision
+from schemas.v1.experiment import VerdictRecord
+from services.monitor.domain import alerts, verdict
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.evidence import Ticker
+from services.monitor.domain.promotion import conditions
+from tests.unit.monitor.synthetic import TEST, Arm, Traffic, experiment, stream
+
+
+def evaluated(traffic: Traffic, seconds: int, **fields: object) -> TestEvaluator:
+    evaluator = TestEvaluator(experiment(share_bp=traffic.share_bp, **fields))
+    ticker = Ticker(TEST)
+    for message in stream(traffic, seconds):
+        tick = ticker.add(*message)
+        if tick is not None:
+            evaluator.tick(tick)
+    tick = ticker.open_tick()
+    assert tick is not None
+    evaluator.tick(tick)
+    return evaluator
+
+
+def test_no_data_is_inconclusive() -> None:
+    record = verdict.decide(evaluated(Traffic(1, per_second=0), 10))
+    assert record.decision is Decision.INCONCLUSIVE
+    assert record.rule == "no_data"
+    only_a = verdict.decide(evaluated(Traffic(1, share_bp=0), 10))
+    assert only_a.decision is Decision.INCONCLUSIVE
+    assert "B 0" in only_a.reason
+
+
+def test_a_better_canary_is_promoted() -> None:
+    """Errors are what a promotion waits for, so both arms have many here and the margin is wide."""
+    traffic = Traffic(
+        2, share_bp=5000, per_second=60, a=Arm(errors=0.2, median_ms=300), b=Arm(errors=0.1, median_ms=200)
+    )
+    evaluator = evaluated(
+        traffic, 120, failure_criteria={"max_error_rate_percent": 90}, thresholds={"critical_error_rate": 90}
+    )
+    record = verdict.decide(evaluator)
+    assert record.decision is Decision.PROMOTE_B, record.reason
+    assert all(condition.met for condition in conditions(evaluator))
+    assert "canary" in record.reason
+    assert record.log_e is not None
+    assert record.value == pytest.approx(-33, abs=8)
+    status = verdict.status(evaluator)
+    assert status.promotion["met"] is True
+    assert "promote" in status.summary
+    assert VerdictRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_worse_canary_within_the_margin_keeps_a() -> None:
+    record = verdict.decide(evaluated(Traffic(3, share_bp=5000, per_second=60, b=Arm(median_ms=225)), 300))
+    assert record.decision is Decision.KEEP_A
+    assert record.rule == "latency_increase_warning"
+    assert "%" in record.reason
+
+
+def test_an_equal_canary_is_shown_not_to_improve() -> None:
+    record = verdict.decide(
+        evaluated(
+            Traffic(4, share_bp=5000, per_second=60), 150, success_criteria={"min_improvement_threshold": 20}
+        )
+    )
+    assert record.decision is Decision.KEEP_A
+    assert record.rule == "no_improvement"
+    assert "20 %" in record.reason
+
+
+def test_little_evidence_is_inconclusive_and_says_how_much_is_missing() -> None:
+    record = verdict.decide(evaluated(Traffic(5, per_second=5, b=Arm(median_ms=180)), 60))
+    assert record.decision is Decision.INCONCLUSIVE
+    assert "more requests" in record.reason
+    assert record.details["conditions"]
+    assert any(not condition["met"] for condition in record.details["conditions"])
+
+
+def test_a_time_is_given_where_everything_missing_can_be_foreseen() -> None:
+    evaluator = evaluated(Traffic(6, per_second=20), 4)
+    sample = [condition for condition in conditions(evaluator) if condition.name == "sample_size"]
+    assert not sample[0].met
+    text = verdict.waiting(evaluator, sample)
+    assert text.startswith("needs about ")
+    assert "minutes at this rate" in text
+
+
+def test_a_mismatched_split_can_promote_nothing() -> None:
+    evaluator = TestEvaluator(experiment())
+    ticker = Ticker(TEST)
+    for sequence, time_ms, window in stream(Traffic(7), 100):
+        for cell in window.cells:
+            cell.share_bp = 4000
+        tick = ticker.add(sequence, time_ms, window)
+        if tick is not None:
+            evaluator.tick(tick)
+    record = verdict.decide(evaluator)
+    assert record.decision is Decision.INCONCLUSIVE
+    assert record.rule == "sample_ratio_mismatch"
+
+
+def test_a_fired_guardrail_decides() -> None:
+    evaluator = evaluated(Traffic(8, b=Arm(errors=0.6)), 30)
+    record = verdict.decide(evaluator)
+    assert record.decision is Decision.ROLLBACK
+    assert record == verdict.decide(TestEvaluator.from_dict(evaluator.experiment, evaluator.to_dict()))
+    fired = evaluator.fired
+    assert fired is not None
+    event_id, request = alerts.rollback_request(evaluator, fired)
+    assert event_id == f"{TEST}.3.rollback"
+    assert request.order.verdict == record
+    assert verdict.status(evaluator).summary.startswith("rollback: ")
+
+
+@pytest.mark.parametrize(("metric", "words"), [("cost", "nothing was measured"), ("error_rate", "too few")])
+def test_other_primary_metrics_say_what_they_lack(metric: str, words: str) -> None:
+    evaluator = evaluated(Traffic(9), 30, primary_metric=metric)
+    assert words in conditions(evaluator)[-1].text
+
+
+def test_errors_as_primary_metric() -> None:
+    traffic = Traffic(10, share_bp=5000, per_second=60, a=Arm(errors=0.3), b=Arm(errors=0.1))
+    evaluator = evaluated(
+        traffic, 60, primary_metric="error_rate", failure_criteria={"max_error_rate_percent": 90},
+        thresholds={"critical_error_rate": 90},
+    )
+    condition = conditions(evaluator)[-1]
+    assert condition.met
+    assert condition.value == pytest.approx(-66, abs=10)
+
+
+def test_an_impossible_improvement_is_named() -> None:
+    evaluator = evaluated(Traffic(11), 20, success_criteria={"min_improvement_threshold": 100})
+    assert "impossible" in conditions(evaluator)[-1].text
+
+
+def test_few_sticky_users_hold_a_promotion() -> None:
+    traffic = Traffic(12, users=30, share_bp=5000, per_second=60, b=Arm(median_ms=100))
+    evaluator = evaluated(traffic, 60)
+    assert "too few units" in conditions(evaluator)[-1].text
+    assert verdict.decide(evaluator).decision is Decision.INCONCLUSIVE
+
+
+def test_summaries_count_what_the_api_shows() -> None:
+    traffic = Traffic(13, b=Arm(errors=0.2, client_errors=0.1))
+    evaluator = evaluated(traffic, 20, policies={"on_monitor_down": "hold"})
+    b = evaluator.totals.summaries()["b"]
+    assert b.request_count + b.client_errors == b.admitted
+    assert b.in_flight == 0
+    assert b.error_rate == pytest.approx(100 * b.error_count / b.request_count)
+    assert b.latency_p95_ms > b.latency_p50_ms > 0
+    assert b.throughput_rps == pytest.approx(b.request_count / 20)
+
+
+def test_alerts_tell_what_will_happen() -> None:
+    evaluator = evaluated(Traffic(14, b=Arm(errors=0.6)), 30, auto_rollback=False)
+    fired = evaluator.fired
+    assert fired is not None
+    off = alerts.alert_of(evaluator.experiment, fired, monitoring_active=True)
+    assert "auto_rollback is off" in off.message
+    stopped = evaluator.experiment.model_copy(update={"auto_rollback": True})
+    assert "monitoring is stopped" in alerts.alert_of(stopped, fired, monitoring_active=False).message
+    assert not alerts.acts(stopped, monitoring_active=False)
+    assert alerts.acts(stopped, monitoring_active=True)
+    assert off.level == "EMERGENCY"
+    assert off.incident == f"{TEST}.rollback.{fired.rule}.1"
