@@ -100,7 +100,11 @@ class Bus:
                 await self.nc.flush(timeout=1)
         except TRANSIENT as exc:
             log.warning("flush_failed", error=repr(exc))
-        await self.nc.close()
+        try:
+            await self.nc.close()
+        except (RuntimeError, *TRANSIENT) as exc:
+            # With the server away, nats-py writes what is pending to a transport that uvloop has closed.
+            log.warning("close_failed", error=repr(exc))
 
     async def _on_error(self, exc: Exception) -> None:
         log.warning("nats_error", error=repr(exc))

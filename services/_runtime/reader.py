@@ -114,7 +114,7 @@ class SequenceReader:
     async def close(self) -> None:
         """Drop the consumer."""
         sub, self._sub = self._sub, None
-        if sub is not None:
+        if sub is not None and self._bus.connected:
             with contextlib.suppress(NatsError, OSError, TimeoutError):
                 info = await sub.consumer_info()
                 await sub.unsubscribe()
