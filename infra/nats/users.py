@@ -15,10 +15,14 @@ USERS = (*streams.SERVICES, CALLER, PROVISION)
 
 @dataclass(frozen=True)
 class Permissions:
-    """Subjects (NATS patterns) that a user may publish to and subscribe to; everything else is refused."""
+    """Subjects (NATS patterns) that a user may publish to and subscribe to; everything else is refused.
+
+    ``never`` is taken out of what it may subscribe to.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    never: tuple[str, ...] = ()
 
 
 _PUBLISH: dict[str, tuple[str, ...]] = {
@@ -45,6 +49,12 @@ _SUBSCRIBE: dict[str, tuple[str, ...]] = {
     CALLER: (),
 }  # fmt: skip
 
+_NEVER: dict[str, tuple[str, ...]] = {"metrics": ("cypria.query.alerts",)}
+"""Holes in a service's patterns: questions about alerts are the alerts service's."""
+
+_DURABLES: dict[str, tuple[str, ...]] = {"alerts": (streams.ALERTS.name, streams.EVENTS.name)}
+"""Streams that a service consumes by durable consumers with acknowledgements; other readers keep their own place."""
+
 _ANSWERS: dict[str, tuple[str, ...]] = {
     "router": (CALLER,),
     "inference": ("router",),
@@ -59,23 +69,26 @@ def permissions(user: str) -> Permissions:
     """What a user may do. Raises KeyError for an unknown user."""
     own_inbox = f"_INBOX.{user}.>"
     if user == PROVISION:
-        return Permissions(publish=("$JS.API.>", "$KV.>"), subscribe=(own_inbox,))
+        return Permissions(publish=("$JS.API.>",), subscribe=(own_inbox,))
     publish = list(_PUBLISH[user])
     publish += [f"_INBOX.{asker}.>" for asker in _ANSWERS.get(user, ())]
     if user in streams.SERVICES:
         publish.append(f"cypria.dlq.*.{user}")
-        publish.append("$JS.API.INFO")
         for stream in streams.STREAMS:
             if user in stream.readers:
                 publish += _reading(stream.name)
-            elif user in stream.writers:
-                publish.append(f"$JS.API.STREAM.INFO.{stream.name}")
+            if stream.name in _DURABLES.get(user, ()):
+                publish += [f"$JS.API.CONSUMER.LIST.{stream.name}", f"$JS.ACK.{stream.name}.>"]
         for bucket in streams.BUCKETS:
             if user in bucket.readers or user in bucket.writers:
                 publish += _reading(f"KV_{bucket.name}")
             if user in bucket.writers:
                 publish.append(f"$KV.{bucket.name}.>")
-    return Permissions(publish=tuple(dict.fromkeys(publish)), subscribe=(own_inbox, *_SUBSCRIBE[user]))
+    return Permissions(
+        publish=tuple(dict.fromkeys(publish)),
+        subscribe=(own_inbox, *_SUBSCRIBE[user]),
+        never=_NEVER.get(user, ()),
+    )
 
 
 def _reading(stream: str) -> list[str]:
@@ -83,15 +96,12 @@ def _reading(stream: str) -> list[str]:
         f"$JS.API.STREAM.INFO.{stream}",
         f"$JS.API.CONSUMER.CREATE.{stream}",
         f"$JS.API.CONSUMER.CREATE.{stream}.>",
-        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.>",
         f"$JS.API.CONSUMER.INFO.{stream}.>",
-        f"$JS.API.CONSUMER.LIST.{stream}",
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.>",
         f"$JS.API.CONSUMER.DELETE.{stream}.>",
         f"$JS.API.STREAM.MSG.GET.{stream}",
         f"$JS.API.DIRECT.GET.{stream}",
         f"$JS.API.DIRECT.GET.{stream}.>",
-        f"$JS.ACK.{stream}.>",
         f"$JS.FC.{stream}.>",
     ]
 
@@ -118,10 +128,13 @@ def server_config(
     ]
     for user in USERS:
         allowed = permissions(user)
+        publish, subscribe, never = (
+            ", ".join(map(_quote, some)) for some in (allowed.publish, allowed.subscribe, allowed.never)
+        )
         lines += [
             f"    {{ user: {user}, password: {_quote(passwords[user])}, permissions: {{",
-            f"        publish: {{ allow: [{', '.join(map(_quote, allowed.publish))}] }},",
-            f"        subscribe: {{ allow: [{', '.join(map(_quote, allowed.subscribe))}] }}",
+            f"        publish: {{ allow: [{publish}] }},",
+            f"        subscribe: {{ allow: [{subscribe}], deny: [{never}] }}",
             "    } }",
         ]
     lines += ["  ]", "}"]

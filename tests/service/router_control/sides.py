@@ -165,7 +165,7 @@ async def others(server: NatsServer, *, monitor: bool = True) -> AsyncIterator[O
         subjects.verdict("status"): lambda q: VerdictStatus(test_id=q["test_id"], n_b=40, summary="holds"),
         subjects.verdict("final"): final(),
     }
-    patterns = [("metrics", subjects.QUERY)]
+    patterns = [("metrics", subjects.QUERY), ("alerts", subjects.query("alerts"))]
     if monitor:
         patterns.append(("monitor", subjects.VERDICT))
     await these.open(server, *patterns)
