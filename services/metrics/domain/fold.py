@@ -6,7 +6,7 @@ Pure: the broker's time of every batch is an argument, and the state is what the
 from schemas.v1.common import ERRORS, Outcome
 from services.metrics.domain.cells import CellKey, OpenCell
 from services.metrics.domain.records import Fact, FactBatch, NewUnits, TestClock, Watermark, Window
-from services.metrics.domain.units import Fresh, TestUnits, UnitBook
+from services.metrics.domain.units import TestUnits, UnitBook
 
 MAX_EPOCHS = 256
 """Router processes whose highest batch number is kept, the least recently heard of going first."""
@@ -55,27 +55,27 @@ class Fold:
         self.missing_batches += batch.n - (highest or 0) - 1
         while len(self.batches) > MAX_EPOCHS:
             del self.batches[next(iter(self.batches))]
-        places: dict[str, tuple[TestUnits, Fresh]] = {}
+        known: dict[str, TestUnits] = {}
         for fact in batch.facts:
-            place = places.get(fact.test)
-            if place is None:
-                place = places[fact.test] = self._place(fact.test, batch.tests.get(fact.test), time_ms)
-            self._add(fact, *place)
+            units = known.get(fact.test)
+            if units is None:
+                units = known[fact.test] = self._units(fact.test, batch.tests.get(fact.test), time_ms)
+            self._add(fact, units)
         for admitted in batch.admitted:
-            place = places.get(admitted.test)
-            if place is None:
-                place = places[admitted.test] = self._place(admitted.test, batch.tests.get(admitted.test), time_ms)
+            units = known.get(admitted.test)
+            if units is None:
+                units = known[admitted.test] = self._units(admitted.test, batch.tests.get(admitted.test), time_ms)
             self._cell(
-                (admitted.test, admitted.variant, admitted.share_bp, place[0].epoch, "")
+                (admitted.test, admitted.variant, admitted.share_bp, units.now.epoch, "")
             ).admitted += admitted.count
         self.facts += len(batch.facts)
         return True
 
-    def _place(self, test: str, clock: TestClock | None, time_ms: int) -> tuple[TestUnits, Fresh]:
+    def _units(self, test: str, clock: TestClock | None, time_ms: int) -> TestUnits:
         units = self.units.of(test, time_ms)
         if clock is not None:
             units.advance(max(0, time_ms - clock.started_ms) // (clock.epoch_seconds * 1000))
-        return units, self.units.fresh(test, units.epoch)
+        return units
 
     def _cell(self, key: CellKey) -> OpenCell:
         cell = self._cells.get(key)
@@ -83,17 +83,13 @@ class Fold:
             cell = self._cells[key] = OpenCell(key)
         return cell
 
-    def _add(self, fact: Fact, units: TestUnits, fresh: Fresh) -> None:
-        key = (fact.test, fact.variant, fact.share_bp, units.epoch, fact.digest)
+    def _add(self, fact: Fact, units: TestUnits) -> None:
+        key = (fact.test, fact.variant, fact.share_bp, units.now.epoch, fact.digest)
         cell = self._cells.get(key) or self._cell(key)
         unit = int(fact.unit, 16)
         if fact.kind == "overdue":
             cell.overdue += 1
-            if not fact.sticky:
-                cell.units.first_overdue += 1
-            elif unit not in units.overdue:
-                units.overdue.add(unit)
-                fresh.overdue.append(unit)
+            if not fact.sticky or units.now.overdue.add(unit):
                 cell.units.first_overdue += 1
             return
         cell.finals.append(fact)
@@ -101,7 +97,7 @@ class Fold:
         cell.overdue_done += fact.was_overdue
         cell.fallback += fact.fallback
         if fact.sticky:
-            _sticky(cell, fact, unit, units, fresh)
+            _sticky(cell, fact, unit, units)
         else:
             _alone(cell, fact)
 
@@ -124,30 +120,18 @@ class Fold:
         self.units.stored(new_units, sequence)
 
 
-def _sticky(cell: OpenCell, fact: Fact, unit: int, units: TestUnits, fresh: Fresh) -> None:
+def _sticky(cell: OpenCell, fact: Fact, unit: int, units: TestUnits) -> None:
     """A unit counts once in each epoch, and its errors once more in the whole test."""
-    evidence = cell.units
-    if unit not in units.seen:
-        units.seen.add(unit)
-        fresh.seen.append(unit)
+    evidence, now = cell.units, units.now
+    if now.seen.add(unit):
         evidence.new += 1
         cell.first.append(fact)
-        if unit not in units.seen_test:
-            units.seen_test.add(unit)
-            fresh.seen_test.append(unit)
-            evidence.new_test += 1
+        evidence.new_test += units.seen_test.add(unit)
     if fact.outcome in ERRORS:
-        if unit not in units.errors:
-            units.errors.add(unit)
-            fresh.errors.append(unit)
+        if now.errors.add(unit):
             evidence.first_errors += 1
-            if unit not in units.errors_test:
-                units.errors_test.add(unit)
-                fresh.errors_test.append(unit)
-                evidence.first_errors_test += 1
-    elif fact.outcome is Outcome.CLIENT_ERROR and unit not in units.client_errors:
-        units.client_errors.add(unit)
-        fresh.client_errors.append(unit)
+            evidence.first_errors_test += units.errors_test.add(unit)
+    elif fact.outcome is Outcome.CLIENT_ERROR and now.client_errors.add(unit):
         evidence.first_client_errors += 1
 
 

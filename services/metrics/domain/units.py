@@ -1,11 +1,15 @@
-"""Which units have been seen, for each test and unit epoch, and what of it is new in the open window.
+"""Which units have been seen, for each test and unit epoch, and what of it the open window must carry.
 
 A unit is a salted 64-bit hash. The sets of one epoch are dropped when the test's next epoch begins; what must
 count once in the whole test (`seen_test`, `errors_test`) stays until the test is forgotten.
+
+The sets are rebuilt from the stored windows. So that a restart need not read a test's windows from its beginning,
+known hashes are carried again now and then, a few in each window (a sweep): once all have been, rebuilding may
+begin where that sweep began.
 """
 
 import base64
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +18,13 @@ from services.metrics.domain.records import NewUnits
 
 GRACE_MS = 3_600_000
 """How long after its last fact an ended test is remembered, so that facts resent late do not count twice."""
+SWEEP_AFTER = 900
+"""Windows (seconds) after which what is known of a test is carried again."""
+SWEEP_CHUNK = 128
+"""Known hashes that one window carries again at most: 1.4 KB."""
+
+OF_EPOCH = ("seen", "errors", "client_errors", "overdue")
+OF_TEST = ("seen_test", "errors_test")
 
 
 def pack(hashes: Collection[int]) -> str:
@@ -26,47 +37,120 @@ def pack(hashes: Collection[int]) -> str:
 def unpack(text: str) -> list[int]:
     """The hashes that `pack` encoded. Raises ValueError for anything else."""
     raw = base64.b64decode(text, validate=True)
-    return [int(value) for value in np.frombuffer(raw, dtype="<u8")] if raw else []
+    return np.frombuffer(raw, dtype="<u8").tolist() if raw else []
+
+
+class HashLog:
+    """A set that remembers the order in which it grew, and what has been taken from it."""
+
+    __slots__ = ("_known", "_order", "_taken")
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+        self._order: list[int] = []
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, unit: int) -> bool:
+        """Add a hash; whether it is new."""
+        if unit in self._known:
+            return False
+        self._known.add(unit)
+        self._order.append(unit)
+        return True
+
+    def take(self) -> list[int]:
+        """What was added since the last call."""
+        fresh = self._order[self._taken :]
+        self._taken = len(self._order)
+        return fresh
+
+    def slice(self, start: int, end: int) -> list[int]:
+        """Hashes in the order in which they were added."""
+        return self._order[start:end]
 
 
 @dataclass(slots=True)
-class Fresh:
-    """Hashes first met in the open window, for one test and epoch."""
+class EpochUnits:
+    """Units of one epoch of a test."""
 
-    seen: list[int] = field(default_factory=list)
-    errors: list[int] = field(default_factory=list)
-    client_errors: list[int] = field(default_factory=list)
-    overdue: list[int] = field(default_factory=list)
-    seen_test: list[int] = field(default_factory=list)
-    errors_test: list[int] = field(default_factory=list)
+    epoch: int = 0
+    seen: HashLog = field(default_factory=HashLog)
+    errors: HashLog = field(default_factory=HashLog)
+    client_errors: HashLog = field(default_factory=HashLog)
+    overdue: HashLog = field(default_factory=HashLog)
+
+
+@dataclass(slots=True)
+class Sweep:
+    """Carrying again everything that was known of a test when the sweep began."""
+
+    parts: list[tuple[str, HashLog, int]]
+    began_tick: int
+    began_seq: int = 0
+    part: int = 0
+    position: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been carried."""
+        return self.part >= len(self.parts)
 
 
 @dataclass(slots=True)
 class TestUnits:
-    """Units of one test: the sets of its present epoch and those of the whole test.
+    """Units of one test: those of its present epoch and those of the whole test.
 
-    ``first_seq`` is the WINDOWS sequence of the first message that carried units of this test; 0 while that
-    message has not been stored yet.
+    ``first_seq`` is the WINDOWS sequence from which they can be rebuilt; 0 while that window is not stored yet.
+    ``since_tick`` is its place in the count of windows.
     """
 
     __test__ = False
 
-    epoch: int = 0
-    seen: set[int] = field(default_factory=set)
-    errors: set[int] = field(default_factory=set)
-    client_errors: set[int] = field(default_factory=set)
-    overdue: set[int] = field(default_factory=set)
-    seen_test: set[int] = field(default_factory=set)
-    errors_test: set[int] = field(default_factory=set)
+    since_tick: int = 0
+    now: EpochUnits = field(default_factory=EpochUnits)
+    seen_test: HashLog = field(default_factory=HashLog)
+    errors_test: HashLog = field(default_factory=HashLog)
+    ended: list[EpochUnits] = field(default_factory=list)
+    sweep: Sweep | None = None
     first_seq: int = 0
     last_fact_ms: int = 0
 
     def advance(self, epoch: int) -> None:
         """Begin a later epoch, in which every unit counts afresh; an earlier one (a clock stepped back) is ignored."""
-        if epoch <= self.epoch:
-            return
-        self.epoch = epoch
-        self.seen, self.errors, self.client_errors, self.overdue = set(), set(), set(), set()
+        if epoch > self.now.epoch:
+            self.ended.append(self.now)
+            self.now = EpochUnits(epoch)
+
+    def logs(self) -> Iterator[tuple[str, HashLog]]:
+        """All that must be known now, by name."""
+        for name in OF_EPOCH:
+            yield name, getattr(self.now, name)
+        for name in OF_TEST:
+            yield name, getattr(self, name)
+
+    def begin_sweep(self, tick: int) -> None:
+        """Carry everything known once more, beginning with the window of this tick."""
+        self.sweep = Sweep([(name, log, len(log)) for name, log in self.logs() if len(log)], tick)
+
+    def swept(self, budget: int) -> dict[str, list[int]]:
+        """The next hashes of the sweep, at most ``budget``; those of an epoch that has ended are no longer needed."""
+        found: dict[str, list[int]] = {}
+        current = dict(self.logs())
+        while self.sweep is not None and not self.sweep.done and budget > 0:
+            name, log, end = self.sweep.parts[self.sweep.part]
+            if current[name] is log:
+                start = self.sweep.position
+                hashes = log.slice(start, min(end, start + budget))
+                found.setdefault(name, []).extend(hashes)
+                budget -= len(hashes)
+                self.sweep.position = start + len(hashes)
+                if self.sweep.position < end:
+                    continue
+            self.sweep.part, self.sweep.position = self.sweep.part + 1, 0
+        return found
 
 
 class UnitBook:
@@ -74,63 +158,62 @@ class UnitBook:
 
     def __init__(self) -> None:
         self.tests: dict[str, TestUnits] = {}
-        self._fresh: dict[tuple[str, int], Fresh] = {}
+        self._tick = 0
 
     def of(self, test: str, now_ms: int) -> TestUnits:
-        """The sets of a test, new ones if it has none."""
+        """The units of a test, none yet if it is new."""
         units = self.tests.get(test)
         if units is None:
-            units = self.tests[test] = TestUnits()
+            units = self.tests[test] = TestUnits(since_tick=self._tick)
         units.last_fact_ms = max(units.last_fact_ms, now_ms)
         return units
 
-    def fresh(self, test: str, epoch: int) -> Fresh:
-        """What is new of a test's epoch in the open window."""
-        key = (test, epoch)
-        fresh = self._fresh.get(key)
-        if fresh is None:
-            fresh = self._fresh[key] = Fresh()
-        return fresh
-
     def take_new(self) -> list[NewUnits]:
-        """What became new since the last call, and begin afresh."""
-        new = [
-            NewUnits(
-                test=test,
-                epoch=epoch,
-                seen=pack(fresh.seen),
-                errors=pack(fresh.errors),
-                client_errors=pack(fresh.client_errors),
-                overdue=pack(fresh.overdue),
-                seen_test=pack(fresh.seen_test),
-                errors_test=pack(fresh.errors_test),
-            )
-            for (test, epoch), fresh in sorted(self._fresh.items())
-            if fresh.seen or fresh.errors or fresh.client_errors or fresh.overdue
-        ]
-        self._fresh = {}
-        return new
+        """What the window that closes now must carry."""
+        budget = SWEEP_CHUNK
+        found = []
+        for test, units in sorted(self.tests.items()):
+            for past in units.ended:
+                fields = {name: pack(getattr(past, name).take()) for name in OF_EPOCH}
+                found.append(NewUnits(test=test, epoch=past.epoch, **fields))
+            units.ended = []
+            fresh = {name: log.take() for name, log in units.logs()}
+            if units.sweep is None and self._tick - units.since_tick >= SWEEP_AFTER:
+                units.begin_sweep(self._tick)
+            for name, hashes in units.swept(budget).items():
+                budget -= len(hashes)
+                fresh[name] += hashes
+            fields = {name: pack(hashes) for name, hashes in fresh.items()}
+            found.append(NewUnits(test=test, epoch=units.now.epoch, **fields))
+        self._tick += 1
+        return [new for new in found if any(getattr(new, name) for name in (*OF_EPOCH, *OF_TEST))]
+
+    def stored(self, new_units: Iterable[NewUnits], sequence: int) -> None:
+        """Note that the window that carries these units now has this WINDOWS sequence."""
+        for test in {new.test for new in new_units}:
+            units = self.tests.get(test)
+            if units is None:
+                continue
+            units.first_seq = units.first_seq or sequence
+            if units.sweep is not None:
+                units.sweep.began_seq = units.sweep.began_seq or sequence
+                if units.sweep.done:
+                    units.first_seq, units.since_tick = units.sweep.began_seq, units.sweep.began_tick
+                    units.sweep = None
 
     def replay(self, new_units: Iterable[NewUnits], sequence: int, time_ms: int) -> None:
-        """Take in the units of a stored window (its WINDOWS sequence and broker time), to rebuild the sets."""
+        """Take in a stored window (its units, WINDOWS sequence and broker time), to rebuild the sets."""
         for new in new_units:
             units = self.of(new.test, time_ms)
             units.first_seq = units.first_seq or sequence
             units.advance(new.epoch)
-            if new.epoch == units.epoch:
-                units.seen.update(unpack(new.seen))
-                units.errors.update(unpack(new.errors))
-                units.client_errors.update(unpack(new.client_errors))
-                units.overdue.update(unpack(new.overdue))
-            units.seen_test.update(unpack(new.seen_test))
-            units.errors_test.update(unpack(new.errors_test))
-
-    def stored(self, new_units: Iterable[NewUnits], sequence: int) -> None:
-        """Note that a window with these units now has this WINDOWS sequence."""
-        for new in new_units:
-            units = self.tests.get(new.test)
-            if units is not None and units.first_seq == 0:
-                units.first_seq = sequence
+            for name, log in units.logs():
+                if name in OF_TEST or new.epoch == units.now.epoch:
+                    for unit in unpack(getattr(new, name)):
+                        log.add(unit)
+                    log.take()
+            units.ended = []
+        self._tick += 1
 
     def rebuild_from(self) -> int:
         """The WINDOWS sequence to rebuild the sets from; 0 when nothing older than the open window matters."""

@@ -162,3 +162,22 @@ def test_a_dsn_that_is_none_is_refused(dsn: str) -> None:
 async def test_calls_from_many_tasks_at_once(engine: ClickHouse) -> None:
     results = await asyncio.gather(*(engine.read(lambda c, i=i: c.query(f"SELECT {i}").first_row[0]) for i in range(40)))
     assert results == list(range(40))
+
+
+async def test_provisioning_beside_the_process_that_holds_the_directory(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    dsn = f"chdb://{tmp_path / 'own'}"
+    code = f"from services.metrics.provision import provision_clickhouse as p; print(p({dsn!r}, 90)); print(p({dsn!r}, 90))"
+
+    def run() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    alone = await asyncio.to_thread(run)
+    assert "0001_window_cells.sql: applied" in alone
+    assert "clickhouse: up to date" in alone
+    engine = ClickHouse(dsn)
+    await engine.open()
+    assert "holds the chDB directory" in await asyncio.to_thread(run)
+    engine.close()

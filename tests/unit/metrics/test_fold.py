@@ -15,7 +15,7 @@ from services.metrics.adapters import wire
 from services.metrics.domain.cells import REPLIED, logs
 from services.metrics.domain.fold import MAX_EPOCHS, Fold
 from services.metrics.domain.records import Watermark, Window
-from services.metrics.domain.units import GRACE_MS, UnitBook
+from services.metrics.domain.units import GRACE_MS, OF_EPOCH, OF_TEST, SWEEP_AFTER, UnitBook, unpack
 from tests.unit.metrics.facts import START_MS, TEST, batch, fact, facts
 
 
@@ -227,6 +227,30 @@ def test_an_ended_test_is_forgotten_after_its_grace_and_rebuilding_starts_later(
     assert fold.units.forget({TEST, "ab_test_2"}, START_MS + 2 * GRACE_MS) == []
     assert fold.units.forget({"ab_test_2"}, START_MS + GRACE_MS + 1) == [TEST]
     assert fold.units.rebuild_from() == 20
+
+
+def test_known_units_are_carried_again_so_that_rebuilding_begins_late() -> None:
+    rng = random.Random(11)
+    fold = new_fold()
+    stored: list[Window] = []
+    known = [fact(rng.getrandbits(64), outcome=rng.choice(["ok", "timeout", "client_error"])) for _ in range(400)]
+    for second in range(4 * SWEEP_AFTER):
+        now = START_MS + second * 1000
+        items = known[: 300 + second % 100] if second % 50 == 0 else []
+        add(fold, batch(second + 1, items), second + 1, now)
+        stored.append(wire.decode_window(wire.encode_window(fold.close())))
+        fold.stored(stored[-1].new_units, len(stored))
+        assert sum(len(unpack(getattr(new, name))) for new in stored[-1].new_units for name in (*OF_EPOCH, *OF_TEST)) < 2000
+        if second % 97 == 0 and second:
+            units = UnitBook()
+            for sequence in range(stored[-1].rebuild_from or len(stored), len(stored) + 1):
+                units.replay(stored[sequence - 1].new_units, sequence, now)
+            mine, theirs = fold.units.tests[TEST], units.tests[TEST]
+            assert theirs.now.epoch == mine.now.epoch
+            for (name, log), (_, rebuilt) in zip(mine.logs(), theirs.logs(), strict=True):
+                assert set(rebuilt.slice(0, len(rebuilt))) == set(log.slice(0, len(log))), name
+    assert stored[-1].rebuild_from > 2 * SWEEP_AFTER
+    assert sum(c.units.new_test for w in stored for c in w.cells) == 350
 
 
 def test_size_bounds_the_message() -> None:
