@@ -14,7 +14,8 @@ from services.router.control import Control, build_control
 from services.router.domain.auth import KeyRing
 from services.router.domain.errors import refusal
 from services.router.domain.refusals import Unavailable
-from services.router.edge.http import HttpEdge
+from services.router.edge.gate import Gate
+from services.router.edge.http import ModelsApp
 from services.router.edge.path import InferencePath
 from services.router.edge.protocol import EdgeProtocol
 from services.router.handlers import BusEdge
@@ -44,7 +45,7 @@ class Router:
         self.infer_bus = Bus(settings, SERVICE, pending_size=0)
         self.path: InferencePath | None = None
         self.control: Control | None = None
-        self.edge: HttpEdge | None = None
+        self.models_app: ModelsApp | None = None
         self._bus_edge: BusEdge | None = None
 
     def readiness(self) -> Readiness:
@@ -70,7 +71,7 @@ class Router:
         await path.start()
         self._bus_edge = BusEdge(self.bus, path.gate)
         await self._bus_edge.start()
-        self.control, self.path, self.edge = control, path, HttpEdge(path.gate)
+        self.control, self.path, self.models_app = control, path, ModelsApp(path.gate)
 
     async def stop(self) -> None:
         """End everything; uvicorn has drained HTTP before. No fact is lost."""
@@ -95,15 +96,20 @@ class RouterApp(AsgiFastStream):
         self._router = router
         self._operations = dict(operations)
 
+    @property
+    def gate(self) -> Gate | None:
+        """Where `EdgeProtocol` takes requests to models; None until the router has started."""
+        return self._router.models_app.gate if self._router.models_app is not None else None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: one request, or the lifespan."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
         path = scope["path"]
-        edge, control = self._router.edge, self._router.control
-        if HttpEdge.serves(path) and edge is not None:
-            await edge(scope, receive, send)
+        models_app, control = self._router.models_app, self._router.control
+        if ModelsApp.serves(path) and models_app is not None:
+            await models_app(scope, receive, send)
         elif path in self._operations:
             await self._operations[path](scope, receive, send)
         elif control is not None:

@@ -18,7 +18,7 @@ from services.router.domain.call import Call, Reply
 from services.router.domain.errors import broken, refusal
 from services.router.domain.refusals import NotFound, Refused
 from services.router.domain.request import request_id
-from services.router.edge.http import Gate, common_headers, new_id, too_large
+from services.router.edge.gate import Gate, common_headers, new_id, too_large
 
 log = get_logger(__name__)
 
@@ -27,8 +27,6 @@ STATUS = "Cypria-Status"
 FINAL = "Cypria-Final"
 ROUTES = frozenset({"chat", "completions", "embeddings"})
 DRAIN_S = 1.5
-_NAMES = {"x-request-id": "X-Request-ID", "x-ab-test-id": "X-AB-Test-ID", "x-ab-test-variant": "X-AB-Test-Variant",
-          "x-ab-feedback-token": "X-AB-Feedback-Token"}  # fmt: skip
 
 
 class BusSink:
@@ -46,8 +44,7 @@ class BusSink:
 
     async def start(self, call: Call, head: ReplyHead) -> None:
         """What every piece says."""
-        named = {_NAMES[name.decode()]: value.decode() for name, value in common_headers(call)}
-        self._headers = {STATUS: str(head.status), "content-type": head.content_type, **named}
+        self._headers = {STATUS: str(head.status), "content-type": head.content_type, **common_headers(call)}
         if head.retry_after:
             self._headers["Retry-After"] = str(head.retry_after)
 

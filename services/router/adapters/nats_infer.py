@@ -30,7 +30,8 @@ class Stream:
     """One request on one worker. ``frames`` are raw payloads in order; `wait` returns when something changed.
 
     ``timed_out``: the deadline passed while waiting. ``lost``: the worker fell silent. ``broken``: frames may be
-    missing, because the connection was away. ``unreached``: the worker is not on the bus. ``ended``: the last frame has been taken.
+    missing, because the connection was away. ``unreached``: the worker is not on the bus.
+    ``ended``: the last frame has been taken.
     """
 
     __slots__ = (

@@ -40,13 +40,13 @@ class Worker:
 
 
 class WorkerTable:
-    """All living workers by model. Times are monotonic seconds, ``configured`` the models of the configuration."""
+    """All living workers by model; ``on_lost`` is told of each that falls silent. Times are monotonic seconds."""
 
-    def __init__(self, configured: Collection[str], lost: Callable[[Worker], None]) -> None:
+    def __init__(self, configured: Collection[str]) -> None:
         self._models: dict[str, dict[str, Worker]] = {}
         self._configured = frozenset(configured)
         self._known = set(configured)
-        self._lost = lost
+        self.on_lost: Callable[[Worker], None] | None = None
         self._waiters: dict[str, set[Waiter]] = {}
         self._swept: float | None = None
 
@@ -85,7 +85,8 @@ class WorkerTable:
             if not workers:
                 del self._models[worker.model]
             worker.gone = True
-            self._lost(worker)
+            if self.on_lost is not None:
+                self.on_lost(worker)
 
     def forgive(self, now: float) -> None:
         """Nobody could be heard until now (the connection was away): count silence from here."""

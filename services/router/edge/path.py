@@ -24,7 +24,7 @@ from services.router.domain.auth import KeyRing
 from services.router.domain.facts import Batcher
 from services.router.domain.ratelimit import RateLimiter
 from services.router.edge.arms import Arms
-from services.router.edge.http import Gate
+from services.router.edge.gate import Gate
 from services.router.edge.meters import Meters
 from services.router.edge.serve import Server
 from services.router.ports import ModelInfo
@@ -52,8 +52,9 @@ class InferencePath:
         batcher = Batcher(f"{router_id}-{now_ms():x}")
         self.meters = Meters()
         self.alerts = AlertSink(bus)
-        self.client = InferClient(infer_bus, router_id, lambda worker: self.table.remove(worker))
-        self.table = WorkerTable(configured, self.client.lost)
+        self.table = WorkerTable(configured)
+        self.client = InferClient(infer_bus, router_id, self.table.remove)
+        self.table.on_lost = self.client.lost
         self.facts = FactPublisher(bus, batcher, settings.data_dir / "spool")
         self.arms = Arms(
             experiments=control.experiments, batcher=batcher, facts=self.facts, unit_salt=secrets.unit_salt,

@@ -3,14 +3,13 @@
 * a head (request line and headers) over 64 KiB: 431;
 * a head that takes over 10 s, a body that pauses for 30 s or takes over 300 s: 408 (slow loris);
 * a client that closes its sending side in the middle of a request: 400;
-* one that closes it while it waits for an answer has hung up: `on_gone` is called, the generation is cancelled;
+* one that closes it while it waits for a model has hung up: the generation is cancelled;
 * one that takes nothing of its answer for 60 s: the connection is cut.
 
-The ASGI app finds the protocol in ``scope["extensions"]["cypria"]``.
+Requests to models become an `Exchange` at once, without ASGI; everything else goes uvicorn's way.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +19,9 @@ from uvicorn.server import ServerState
 
 from services.router.domain.errors import refusal
 from services.router.domain.refusals import BadRequest, Refused
+from services.router.domain.request import PATHS
+from services.router.edge.exchange import CONTINUE, Exchange
+from services.router.edge.gate import Gate
 
 MAX_HEAD = 64 << 10
 HEAD_S = 10.0
@@ -27,9 +29,13 @@ BODY_IDLE_S = 30.0
 BODY_S = 300.0
 STALLED_S = 60.0
 LINGER_S = 2.0
+REFUSED_BODY_S = 10.0
+REFUSED_BODY_BYTES = 64 << 20
+"""How much of a refused body is still taken in, so that its sender reads the refusal instead of a reset."""
 SWEEP_S = 0.5
 
 _HEAD, _BODY, _WAITING, _LINGERING = range(4)
+_ROUTES = {path.encode(): route for path, route in PATHS.items()}
 
 
 class HeadTooLarge(Refused):
@@ -52,7 +58,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.on_gone: Callable[[], None] | None = None
+        self._serving: Exchange | None = None
         self._phase = _HEAD
         self._head_bytes = 0
         self._parsed_bytes = 0
@@ -69,6 +75,8 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         _sweeper(self).connections.discard(self)
+        if self._serving is not None:
+            self._serving.disconnected = True
         super().connection_lost(exc)
         self._gone()
 
@@ -96,32 +104,117 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        super().on_message_begin()
         if self._phase != _HEAD:
             self._begin_head()
         self._parsed_bytes = 0
-        self.scope["extensions"] = {"cypria": self}  # type: ignore[dict-item]
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_url(self, url: bytes) -> None:
         """A part of the request line."""
         self._count(len(url))
-        super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        super().on_headers_complete()
         self._phase = _BODY
         self._began = self._heard
+        route = self._route()
+        gate: Gate | None = getattr(self.app, "gate", None)
+        if route is not None and gate is not None and self.parser.get_method() == b"POST":
+            self._exchange(route, gate)
+            return
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    def _route(self) -> str | None:
+        path = self.url.partition(b"?")[0]
+        if not path.startswith(b"/"):
+            path = httptools.parse_url(self.url).path or b""
+        return _ROUTES.get(path)
+
+    def _exchange(self, route: str, gate: Gate) -> None:
+        version = self.parser.get_http_version()
+        exchange = Exchange(
+            self, gate, route, self.headers, self.client[0] if self.client else "",
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(), chunked=version == "1.1",
+        )  # fmt: skip
+        before = self.cycle
+        self.cycle = exchange  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            exchange.turn = True
+            if exchange.ready:
+                self._serve(exchange)
+            elif exchange.expects:
+                self.transport.write(CONTINUE)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        cycle: Any = self.cycle
+        if not isinstance(cycle, Exchange):
+            super().on_body(body)
+            return
+        cycle.take(body)
+        if cycle.response_complete:
+            if cycle.taken > REFUSED_BODY_BYTES:
+                self.transport.close()
+        elif cycle.refused is not None and cycle.turn and self._serving is None:
+            self._serve(cycle)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._phase = _WAITING
-        super().on_message_complete()
+        cycle: Any = self.cycle
+        if not isinstance(cycle, Exchange):
+            super().on_message_complete()
+            return
+        cycle.more_body = False
+        if cycle.response_complete:
+            if not cycle.keep_alive:
+                self.transport.close()
+        elif cycle.turn and self._serving is None:
+            self._serve(cycle)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if not isinstance(cycle, Exchange):
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.turn = True
+        if cycle.ready:
+            self._serve(cycle)
+        elif cycle.expects:
+            self.transport.write(CONTINUE)
+
+    def _serve(self, exchange: Exchange) -> None:
+        self._serving = exchange
+        task = self.loop.create_task(exchange.run())
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def answered(self, exchange: Exchange) -> None:
+        """An exchange is over: on to the next request, or close."""
+        self._serving = None
+        if not exchange.keep_alive and not self.transport.is_closing():
+            if exchange.more_body and not exchange.disconnected:
+                self._began = self.loop.time()  # closing on unread bytes would reset the connection
+            else:
+                self.transport.close()
+        elif exchange.more_body:
+            self._began = self.loop.time()
+        self.on_response_complete()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more; True keeps the connection open for the answer."""
@@ -150,13 +243,6 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stalled = None
         super().resume_writing()
 
-    def abandon(self) -> None:
-        """End an answer that cannot be completed: close without its last chunk."""
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
-
     def sweep(self, now: float) -> None:
         """Has the client's time run out?"""
         if self._stalled is not None and now - self._stalled > STALLED_S:
@@ -170,6 +256,9 @@ class EdgeProtocol(HttpToolsProtocol):
                     self._fail(RequestTimeout(f"the head took over {HEAD_S:g} s: send it at once"))
                 else:
                     self.transport.close()
+        elif self._phase == _BODY and self.cycle.response_complete:
+            if now - self._began > REFUSED_BODY_S:
+                self.transport.close()
         elif self._phase == _BODY and not self.flow.read_paused and self._body_late(now):
             self._fail(RequestTimeout(f"the body paused for over {BODY_IDLE_S:g} s: send it at once"))
 
@@ -188,15 +277,15 @@ class EdgeProtocol(HttpToolsProtocol):
             raise self._refusal
 
     def _gone(self) -> None:
-        callback, self.on_gone = self.on_gone, None
-        if callback is not None:
-            callback()
+        exchange, self._serving = self._serving, None
+        if exchange is not None and exchange.call is not None:
+            exchange.call.leave()
 
     def _fail(self, refused: Refused) -> None:
         """Answer what cannot be served, then close; linger so that the client can read the answer first."""
         cycle, phase = self.cycle, self._phase
         busy = cycle is not None and not cycle.response_complete
-        answering = busy and (phase != _BODY or cycle.response_started)
+        answering = busy and (phase != _BODY or cycle.response_started or bool(self.pipeline))
         if busy:
             cycle.disconnected = True
             cycle.message_event.set()

@@ -236,7 +236,7 @@ class _Relay:
     def _patience(self) -> float:
         if not self.limbo:
             return self.timeout_s + TIMEOUT_GRACE_S
-        return SILENT_STREAM_S if self.call.first_byte else _hold_left(self.call)
+        return min(SILENT_STREAM_S, self.timeout_s) if self.call.first_byte else _hold_left(self.call)
 
     async def _silence(self) -> Ended | None:
         """The worker fell silent or the connection broke; None: go on waiting, it may be back."""
