@@ -9,6 +9,7 @@ from pydantic import Field
 
 from schemas.v1.common import Message
 from schemas.v1.experiment import TestResult, VariantSummary, VerdictRecord
+from schemas.v1.windows import Window
 
 
 class QueryError(Message):
@@ -124,7 +125,8 @@ class VerdictStatus(Message):
 
 class FinalVerdictQuery(Message):
     """`cypria.verdict.final`: decide now. ``flushed`` is the highest batch number acknowledged, by router epoch and
-    partition, that the evidence must contain; ``deadline_ms`` is how long the monitor may wait for it."""
+    partition, that the evidence must contain; ``deadline_ms`` is how long the monitor may wait for it.
+    """
 
     test_id: str
     flushed: dict[str, dict[int, int]] = Field(default_factory=dict)
@@ -158,3 +160,30 @@ class Lease(Message):
     test_id: str
     counter: int
     holder: str
+
+
+class WindowsQuery(Message):
+    """`cypria.query.windows`: the evidence of a test as it is stored, oldest first, page by page.
+
+    ``after`` is the WINDOWS sequence that the last page ended with; 0 begins with the test's start.
+    """
+
+    test_id: str
+    after: int = Field(default=0, ge=0)
+    limit: int = Field(default=1000, ge=1, le=5000)
+
+
+class StoredWindow(Message):
+    """A window with its place in WINDOWS and the broker's time; only the cells of the test asked for, no unit hashes."""
+
+    sequence: int
+    at_ms: int
+    window: Window
+
+
+class WindowsReply(Message):
+    """A page. ``last`` is what the next page's ``after`` must be; ``complete`` when the stream's end was reached."""
+
+    windows: list[StoredWindow] = Field(default_factory=list)
+    last: int = 0
+    complete: bool = True

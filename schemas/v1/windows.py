@@ -94,7 +94,8 @@ class Watermark(Message):
 
 
 class NewUnits(Message):
-    """Unit hashes first seen in this window, so that the seen-set can be rebuilt from WINDOWS.
+    """Unit hashes first seen in this window, so that the seen-set can be rebuilt from WINDOWS; now and then known ones
+    are carried again, so that rebuilding need not begin with the test (counts are in `UnitEvidence` only).
 
     Each set is base64 of little-endian uint64 hashes.
     """
