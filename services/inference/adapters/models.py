@@ -26,15 +26,21 @@ class UnknownModelError(LookupError):
     """This worker has no such model."""
 
 
+def _transformers() -> MakeEngine:
+    from services.inference.adapters.transformers_engine import TransformersEngine
+
+    return TransformersEngine
+
+
+_IMPORTS: dict[str, Callable[[], MakeEngine]] = {"openai": lambda: OpenAIEngine, "transformers": _transformers}
+
+
 def make_engine(model: Model) -> Engine:
     """The engine that the configuration names. Raises ValueError with the remedy when its parts are missing."""
-    if model.engine == "openai":
-        return OpenAIEngine(model)
     try:
-        from services.inference.adapters.transformers_engine import TransformersEngine
+        return _IMPORTS[model.engine]()(model)
     except ImportError as exc:
-        raise ValueError(f"engine transformers needs the extra 'torch': pip install 'cypria[torch]' ({exc})") from exc
-    return TransformersEngine(model)
+        raise ValueError(f"engine {model.engine} needs its extra: pip install 'cypria[torch]' ({exc})") from exc
 
 
 class ServedModel:
@@ -101,9 +107,18 @@ class Models:
 
     def preload(self) -> None:
         """Begin to load what the configuration wants loaded at start; returns at once."""
-        for model in self._served.values():
-            if model.config.preload:
-                self.begin_load(model)
+        self._spawn(self._preload([model for model in self._served.values() if model.config.preload]))
+
+    async def _preload(self, wanted: list[ServedModel]) -> None:
+        # Importing torch holds up the event loop for a second: before any model serves, not after.
+        for engine in {model.config.engine for model in wanted}:
+            try:
+                await asyncio.to_thread(_IMPORTS[engine])
+            except ImportError as exc:
+                log.warning("engine_not_installed", engine=engine, error=str(exc))
+        for model in wanted:
+            if model.state in LOADABLE and not model.lock.locked():
+                self._spawn(self.load(model))
 
     def begin_load(self, model: ServedModel) -> None:
         """Load in the background. Raises LifecycleError unless the state allows it."""

@@ -156,7 +156,6 @@ class NatsWorker:
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time()
         while True:
             self._beat_now.clear()
             try:
@@ -166,8 +165,7 @@ class NatsWorker:
             except Exception:
                 # A worker without heartbeats is a dead one: go on, whatever it was.
                 log.exception("tick_failed")
-            due = max(due + HEARTBEAT_S, loop.time() + HEARTBEAT_S / 2)
-            timer = loop.call_at(due, self._beat_now.set)
+            timer = loop.call_later(HEARTBEAT_S, self._beat_now.set)
             try:
                 await self._beat_now.wait()
             finally:

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# What transformers otherwise imports at the first load, holding up the event loop while other models serve.
+import torch._dynamo
+import transformers.modeling_utils
+import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -22,6 +27,11 @@ log = get_logger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 _JOINS_BETWEEN_STEPS = 4
 """Prompts read between two steps: more would make those who are being answered wait."""
+
+_LOADING = threading.Lock()
+"""transformers changes torch's defaults for the whole process while it loads: two loads at once mix up their
+weights, without a word.
+"""
 
 Sink = Callable[[Delta], None]
 
@@ -136,9 +146,13 @@ class TorchLoop:
         transformers_logging.disable_progress_bar()
         common = {"local_files_only": True, "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(self._path, **common)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            self._path, dtype=_DTYPES[self._dtype], use_safetensors=True, **common
-        ).eval()
+        with _LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self._path, dtype=_DTYPES[self._dtype], use_safetensors=True, output_loading_info=True, **common
+            )
+        if lacking := sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])}):
+            raise ValueError(f"{self._path}: the weights lack {', '.join(lacking[:5])}, or have them in another shape")
+        self.model = model.eval()
         self._batch = TorchBatch(self.model, self.tokenizer)
 
     def _main(self) -> None:

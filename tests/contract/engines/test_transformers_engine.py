@@ -76,6 +76,30 @@ async def test_the_broken_model_loads_and_fails_every_request() -> None:
     await subject.engine.close()
 
 
+async def test_models_that_load_at_once_keep_their_own_weights() -> None:
+    engines = [TransformersEngine(Model(name="m", engine="transformers", path=MODELS / n)) for n in ("stable", "canary") * 2]
+    await asyncio.gather(*(engine.load() for engine in engines))
+    subjects = [Subject(engine, lambda: 0) for engine in engines]
+    texts = [(await s.chat(max_tokens=40, temperature=0)).json["choices"][0]["message"]["content"] for s in subjects]
+    assert texts[:2] == texts[2:]
+    assert texts[0] != texts[1]
+    assert all(text.isascii() and text.isprintable() for text in texts)
+    for engine in engines:
+        await engine.close()
+
+
+async def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "lacking"
+    shutil.copytree(MODELS / "stable", path)
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    engine = TransformersEngine(Model(name="m", engine="transformers", path=path))
+    with pytest.raises(ValueError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        await engine.load()
+    await engine.close()
+
+
 async def test_joining_and_leaving_changes_nobodys_text() -> None:
     subject = await engine_for(MODELS / "stable", max_batch_size=3)
     prompts = ["Hi.", "Tell me about rain and rivers, please, in a few words.", "What is tea?", "A fox " * 20, "Why?"]

@@ -166,6 +166,15 @@ async def test_heartbeats_tell_load_and_limits(stack: StackFactory) -> None:
         await asyncio.gather(*(reply.end() for reply in replies))
 
 
+async def test_extra_heartbeats_do_not_delay_the_next(stack: StackFactory) -> None:
+    async with stack() as s:
+        for _ in range(200):
+            s.worker.beat_soon()
+            await s.router.beaten(1)
+        # Were each extra beat to push the regular one away by its interval, the next would come in 50 s.
+        await s.router.beaten(2)
+
+
 async def test_drain_takes_nothing_new_and_finishes_what_runs(stack: StackFactory) -> None:
     async with stack() as s:
         s.fake.behaviour.chunk_delay_s = 0.02
