@@ -27,6 +27,10 @@ PATTERNS = (
     LEASE, ROLLBACK, EVENT, ALERT, AUDIT, DLQ,
 )  # fmt: skip
 
+CALLER_INBOX = "_INBOX.caller."
+"""Where outside callers are answered, and nowhere else: a reply subject is the caller's word, but it is the router
+that publishes there, with the router's permissions."""
+
 PARTITIONS = 8
 """Partitions of METRICS and WINDOWS; a fact's partition is its unit hash modulo this."""
 

@@ -101,8 +101,8 @@ class BusEdge:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _received(self, msg: Msg) -> None:
-        if not msg.reply:
-            log.warning("bus_request_without_reply", subject=msg.subject)
+        if not msg.reply.startswith(subjects.CALLER_INBOX):
+            log.warning("bus_request_without_inbox", subject=msg.subject)
             return
         task = asyncio.create_task(self._serve(msg), name="bus-request")
         self._tasks.add(task)

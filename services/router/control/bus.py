@@ -7,9 +7,13 @@ from typing import Any
 from faststream.nats import NatsBroker, NatsMessage, NatsResponse
 
 from schemas import subjects
+from services._runtime.telemetry import get_logger
 from services.router.control.dispatch import BUS, Call, Dispatcher, Reply, refusal
 from services.router.control.verbs import BY_TOKEN
 from services.router.domain.refusals import NotFound
+from services.router.domain.request import request_id as own_request_id
+
+log = get_logger(__name__)
 
 QUEUE = "routers"
 STATUS_HEADER = "Cypria-Status"
@@ -20,14 +24,20 @@ _AT_ONCE = 64
 def subscribe(broker: NatsBroker, dispatcher: Dispatcher) -> None:
     """Answer control requests on the bus.
 
-    Request: JSON body, `Authorization: Bearer KEY` as a NATS header, `X-Request-ID` if wanted. Reply: the JSON body
-    of the HTTP API, its status in the header `Cypria-Status`, and `Retry-After` where HTTP has it.
+    Request: JSON body, `Authorization: Bearer KEY` as a NATS header, `X-Request-ID` if wanted, a reply subject in the
+    callers' inbox (`_INBOX.caller.`): what asks for an answer elsewhere is dropped. Reply: the JSON body of the HTTP
+    API, its status in the header `Cypria-Status`, and `Retry-After` where HTTP has it.
     """
 
     @broker.subscriber(subjects.CONTROL, queue=QUEUE, max_workers=_AT_ONCE, decoder=_raw)
     async def control(body: bytes, msg: NatsMessage) -> NatsResponse:
+        if msg.reply_to and not msg.reply_to.startswith(subjects.CALLER_INBOX):
+            log.warning("bus_request_without_inbox", subject=_subject(msg))
+            msg.reply_to = ""  # nothing is sent there, and nothing is done
+            return NatsResponse(b"")
         headers = {name.lower(): value for name, value in (msg.headers or {}).items()}
-        request_id = str(headers.get("x-request-id") or f"req_{secrets.token_hex(12)}")[:128]
+        own = str(headers.get("x-request-id") or "").encode("utf-8", "surrogateescape")
+        request_id = own_request_id(own) or f"req_{secrets.token_hex(12)}"
         reply = await _answer(dispatcher, _subject(msg).rsplit(".", 1)[-1], headers, request_id, body)
         extra = {name: value for name, value in reply.headers.items() if name == "Retry-After"}
         out = {

@@ -83,3 +83,24 @@ async def test_a_request_without_a_reply_subject_reaches_nobody(rig: Rig) -> Non
         await eventually(lambda: len(worker.bodies) == 1)
     finally:
         await nc.close()
+
+
+async def test_an_answer_goes_to_the_callers_inbox_and_nowhere_else(rig: Rig) -> None:
+    """A reply subject is the caller's word; the router, who publishes there, may write where a caller may not."""
+    worker = await rig.worker("stable")
+    nc, watcher = await rig.nats.connect("caller"), await rig.nats.connect("router")
+    try:
+        heard = await watcher.subscribe("cypria.rollback.*")
+        await watcher.flush()
+        key = {"Authorization": "Bearer client-key"}
+        for reply in ("cypria.rollback.x", "cypria.metric.0", "$KV.experiments.stable", "_INBOX.router.x", "_INBOX.callers.x", ""):
+            await nc.publish("cypria.request.chat", dumped(), reply=reply, headers=key)
+            await nc.publish("cypria.request.chat", dumped(), reply=reply)  # refusals are answers as well
+        (answer,) = await ask(nc, "chat", dumped())
+        assert answer.headers["Cypria-Status"] == "200"
+        assert len(worker.bodies) == 1
+        await watcher.flush()
+        assert heard.pending_msgs == 0
+    finally:
+        await nc.close()
+        await watcher.close()

@@ -83,3 +83,28 @@ async def test_one_router_of_several_answers(nats_server: NatsServer) -> None:
         await ask(nc, "models")
         assert subscription.pending_msgs == 0
         await nc.close()
+
+
+async def test_nothing_is_done_for_a_caller_who_wants_the_answer_outside_its_inbox(nats_server: NatsServer) -> None:
+    async with side(nats_server):
+        nc, watcher = await nats_server.connect("caller"), await nats_server.connect("router")
+        heard = await watcher.subscribe("cypria.rollback.*")
+        await watcher.flush()
+        body = json.dumps({"model_a": "stable", "model_b": "canary"}).encode()
+        for reply in ("cypria.rollback.x", "$KV.experiments.stable", "_INBOX.router.x"):
+            await nc.publish(subjects.control("start"), body, reply=reply, headers={"Authorization": "Bearer secret-admin"})
+        assert told(await ask(nc, "status"))[1]["test_id"] is None
+        await watcher.flush()
+        assert heard.pending_msgs == 0
+        await nc.close()
+        await watcher.close()
+
+
+async def test_a_request_id_that_fits_no_header_is_replaced(nats_server: NatsServer) -> None:
+    async with side(nats_server):
+        nc = await nats_server.connect("caller")
+        for own, kept in (("mine-1", True), ("x" * 129, False), ("\u00fc", False)):
+            headers = {"Authorization": "Bearer secret-admin", "X-Request-ID": own}
+            reply = await nc.request(subjects.control("status"), b"", timeout=20, headers=headers)
+            assert (reply.headers["X-Request-ID"] == own) is kept
+        await nc.close()
