@@ -56,7 +56,7 @@ _STATUSES = {
 
 def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
     """The ASGI app: control routes, /docs, /openapi.json, and errors in one shape for everything else."""
-    app = FastAPI(title="Cypria", version="1", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="Cypria", version="1", description=DESCRIPTION, redoc_url=None, redirect_slashes=False)
     for verb in VERBS:
         _add(app, verb, dispatcher, max_body)
     _add_events(app, dispatcher, feed)

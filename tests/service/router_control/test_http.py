@@ -125,3 +125,11 @@ async def test_the_callers_request_id_is_kept_and_bad_ones_replaced(nats_server:
         assert reply.headers["x-request-id"] == "abc"
         reply = await router.call("GET", "/status", headers={"X-Request-ID": "x" * 200})
         assert reply.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_slash_too_many_is_not_redirected(nats_server: NatsServer) -> None:
+    """A redirect would name the caller's own Host, over plain HTTP, and take the key along."""
+    async with side(nats_server) as router:
+        reply = await router.call("GET", "/status/")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_path")
+        assert "location" not in reply.headers
