@@ -1,6 +1,6 @@
 """The control API: the same models serve HTTP and `cypria.control.<verb>`. Unknown fields are refused."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,13 @@ class FailureCriteriaPatch(Command):
     max_consecutive_errors: int | None = Field(default=None, ge=1, le=100_000)
 
 
+MAX_TAGS = 64
+"""Tags travel with every version of a test and with its alerts: an entry over the bus's `max_payload` could be
+written once and then neither stopped nor rolled back."""
+TagName = Annotated[str, Field(min_length=1, max_length=128)]
+TagValue = Annotated[str, Field(max_length=1024)]
+
+
 class StartRequest(Command):
     """`POST /v1/ab-testing/start`."""
 
@@ -42,7 +49,7 @@ class StartRequest(Command):
     success_criteria: SuccessCriteriaPatch | None = None
     failure_criteria: FailureCriteriaPatch | None = None
     primary_metric: str | None = Field(default=None, pattern="^(latency|ttft|cost|error_rate)$")
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
 
 
 class StartReply(Message):

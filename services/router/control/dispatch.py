@@ -5,7 +5,7 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
@@ -204,13 +204,25 @@ def _explained(exc: ValidationError, model: type[BaseModel]) -> Refused:
     if first["type"] == "missing":
         return Unprocessable(f"{where} is missing: give it", param=where, code="missing_field")
     if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(model.model_fields)) or "no field at all"
+        known = ", ".join(sorted(_fields_beside(first["loc"], model))) or "no field at all"
         return Unprocessable(
             f"{where} is not a field that this version knows: check its spelling or leave it out (known here: {known})",
             param=where, code="unknown_field",
         )  # fmt: skip
     text = first["msg"].removeprefix("Value error, ")
     return Unprocessable(f"{where}: {text[:1].lower()}{text[1:]}", param=where)
+
+
+def _fields_beside(path: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """The fields that the object holding the last part of ``path`` may have."""
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = [kind for kind in get_args(field.annotation) if isinstance(kind, type)] if field else []
+        nested = next((kind for kind in inner if issubclass(kind, BaseModel)), None)
+        if nested is None:
+            break
+        model = nested
+    return list(model.model_fields)
 
 
 def _named(call: Call, name: str) -> str | None:

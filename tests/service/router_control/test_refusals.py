@@ -58,6 +58,12 @@ async def test_each_endpoint_needs_its_role(nats_server: NatsServer) -> None:
             {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency_ms": -1}},
             422, "failure_criteria.max_latency_ms", "greater than 0",
         ),
+        (
+            {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency": 5}},
+            422, "failure_criteria.max_latency", "known here: max_consecutive_errors, max_error_rate_percent, max_latency_ms)",
+        ),
+        ({"model_a": "stable", "model_b": "canary", "tags": {"a": "x" * (9 << 20)}}, 422, "tags.a", "1024"),
+        ({"model_a": "stable", "model_b": "canary", "tags": {str(n): "" for n in range(65)}}, 422, "tags", "64"),
     ],
 )  # fmt: skip
 async def test_start_refuses(nats_server: NatsServer, body: dict, status: int, param: str, says: str) -> None:
