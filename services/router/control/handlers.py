@@ -47,6 +47,7 @@ class Handlers(Reads):
         """The result; 404 when nothing runs."""
         test = self._target(params.test_id)
         result = await self._lifecycle.stop_test(test, params.reason or f"stopped by {who.name}", who.name)
+        (result,) = await self._with_totals([result])
         return Done(result, test.test_id, test.model_a)
 
     async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:

@@ -13,7 +13,7 @@ from services.router.control.parts import Parts
 from services.router.domain.commands import BeginStop, Command, Complete, Launch, StepRollback
 from services.router.domain.experiment import result_of
 from services.router.domain.refusals import NotFound, Refused, Unavailable
-from services.router.domain.views import by_variant
+from services.router.domain.views import by_variant, complete_totals
 
 log = get_logger(__name__)
 
@@ -184,7 +184,8 @@ class Lifecycle:
             return Complete(test.test_id, Decision.INCONCLUSIVE, why, None, summary)
         verdict = final.verdict
         reason = verdict.reason if final.complete else f"{verdict.reason} (the last facts had not arrived)"
-        summary = by_variant(final.metrics_summary) or await self._totals(test)
+        found = by_variant(final.metrics_summary) or await self._totals(test)
+        summary = complete_totals(found, {}) if found else {}
         return Complete(test.test_id, verdict.decision, f"{reason}; {asked}", verdict, summary)
 
     async def _flush(self) -> dict[str, dict[int, int]]:

@@ -5,7 +5,8 @@ import json
 
 from schemas import streams, subjects
 from schemas.v1.common import Decision
-from schemas.v1.experiment import RollbackOrder
+from schemas.v1.experiment import RollbackOrder, VariantSummary, VerdictRecord
+from schemas.v1.query import FinalVerdict, TotalsReply
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import final, others, side, stream_messages
 
@@ -209,3 +210,18 @@ async def test_monitoring_can_be_switched(nats_server: NatsServer) -> None:
         assert status["degraded"][0].startswith("monitor:")
         found = await stream_messages(nats_server, "router", "EVENTS", "cypria.event.monitoring.changed")
         assert [json.loads(m.data)["data"]["active"] for m in found] == [False, True]
+
+
+async def test_a_result_names_both_arms_also_without_a_request(nats_server: NatsServer) -> None:
+    async with others(nats_server) as these, side(nats_server) as router:
+        for known in ({}, {"a": VariantSummary(request_count=45)}):
+            these.answers[subjects.query("totals")] = lambda q, known=known: TotalsReply(tests=dict.fromkeys(q["tests"], known))
+            verdict = VerdictRecord(decision=Decision.INCONCLUSIVE, reason="no data", rule="no_data", at_ms=1)
+            these.answers[subjects.verdict("final")] = lambda _q, known=known, verdict=verdict: FinalVerdict(
+                verdict=verdict, metrics_summary=known
+            )
+            await router.start_test()
+            summary = (await router.post("/stop"))["metrics_summary"]
+            assert set(summary) == {"variant_a", "variant_b"}
+            assert summary["variant_a"]["request_count"] == (45 if known else 0)
+            assert summary["variant_b"]["request_count"] == 0
