@@ -243,8 +243,8 @@ class TransformersEngine:
         """Refuse a text that cannot fit however it is tokenized, before time is spent on it."""
         if characters > self._max_len * self._longest_token:
             raise BadRequestError(
-                f"This model's maximum context length is {self._max_len} tokens. However, your {param} have "
-                f"{characters} characters. Please shorten them.", param, "context_length_exceeded",
+                f"This model's maximum context length is {self._max_len} tokens. However, '{param}' has "
+                f"{characters} characters. Please shorten it.", param, "context_length_exceeded",
             )  # fmt: skip
 
     def _check_room(self, prompt: int, wanted: int) -> None:
