@@ -35,8 +35,8 @@ _LEN = struct.Struct("<I")
 class InferRequest(msgspec.Struct, omit_defaults=True):
     """Head of a request. ``route``: chat, completions, embeddings or generate. ``reply`` is not here: NATS has it.
 
-    ``stream`` as the client asked; ``include_usage`` tells whether the client wants the usage chunk itself;
-    ``caller`` is an opaque name for fairness between callers; ``deadline_ms`` bounds the wait for the first byte.
+    ``stream`` as the client asked; ``caller`` is an opaque name for fairness between callers; ``deadline_ms``, a duration from arrival, bounds the
+    wait for a place.
     """
 
     id: str

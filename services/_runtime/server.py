@@ -42,8 +42,12 @@ def load_or_exit(config: Path | None) -> Settings:
     try:
         return load(config, os.environ)
     except ConfigError as exc:
-        sys.stderr.write(f"cypria: configuration refused\n{exc}\n")
-        raise SystemExit(EXIT_CONFIG) from None
+        raise _refused(str(exc)) from None
+
+
+def _refused(reason: str) -> SystemExit:
+    sys.stderr.write(f"cypria: configuration refused\n{reason}\n")
+    return SystemExit(EXIT_CONFIG)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -84,13 +88,17 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     settings = load_or_exit(config)
     setup_logging(service, settings.logging)
     log = get_logger(__name__)
+    try:
+        app = build_app(settings)
+    except ConfigError as exc:  # what only this service can judge: keys, addresses, variables that the file names
+        raise _refused(f"{config}: {exc}" if config else str(exc)) from None
     edge = service == "router"
     sock = bind(*((settings.http.host, settings.http.port) if edge else (settings.ops.host, settings.ops.port)))
     host, port = sock.getsockname()[:2]
     _write_run_file(settings, service, host, port)
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(settings),
+            app,
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -102,11 +110,18 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         )
     )
     log.info("starting", host=host, port=port, pid=os.getpid())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again once it has drained: a clean stop is not a death by signal
+        signal.signal(number, _already_handled)
     with asyncio.Runner(loop_factory=_uvloop) as runner:
         runner.run(server.serve(sockets=[sock]))
     log.info("stopped")
     if not server.started:
         raise SystemExit(1)
+
+
+def _already_handled(_number: int, _frame: object) -> None:
+    """The handler that stands while uvicorn's own does not."""
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 
@@ -13,28 +13,38 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Section(BaseModel):
+class Typed(BaseModel):
+    """Refuses unknown keys, and values that only resemble the right type; environment variables are YAML as well."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if wanted is bool and not isinstance(value, bool) and value not in (0, 1):
+            raise ValueError("Input should be true or false, without quotes")
+        if wanted in {int, float} and isinstance(value, (bool, str)):
+            raise ValueError("Input should be a number such as 5 or 2.5, without quotes")
+        return value
+
+
+class Section(Typed):
     """A section refuses keys that it does not know and values of another type."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
 
-class StrictSuccess(SuccessCriteria):
+class StrictSuccess(SuccessCriteria, Typed):
     """`ab_testing.success_criteria`."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class StrictFailure(FailureCriteria):
+class StrictFailure(FailureCriteria, Typed):
     """`ab_testing.failure_criteria`."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class StrictThresholds(Thresholds):
+class StrictThresholds(Thresholds, Typed):
     """`monitoring.thresholds`."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class AbTesting(Section):
@@ -45,6 +55,13 @@ class AbTesting(Section):
     max_test_duration_minutes: float = Field(default=1440, gt=0, le=525_600)
     success_criteria: StrictSuccess = StrictSuccess()
     failure_criteria: StrictFailure = StrictFailure()
+
+    @field_validator("default_traffic_split_percent")
+    @classmethod
+    def _in_steps(cls, percent: float) -> float:
+        if abs(percent * 100 - round(percent * 100)) > 1e-6:
+            raise ValueError(f"{percent:g} is finer than splits are: give a multiple of 0.01")
+        return percent
 
 
 class Monitoring(Section):

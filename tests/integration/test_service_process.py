@@ -1,0 +1,48 @@
+"""A service as a process of its own: a clean stop is a clean exit, a bad configuration a clear one."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services._runtime.server import EXIT_CONFIG
+from tests.harness import NatsServer, environment, eventually
+from tests.system import ROOT
+
+
+def start(service: str, server: NatsServer, data_dir: Path, **extra: str) -> "subprocess.Popen[str]":
+    env = environment(
+        PYTHONPATH=str(ROOT),
+        CYPRIA_NATS__SERVERS=f'["{server.url}"]',
+        CYPRIA_NATS__USER=service,
+        CYPRIA_NATS__PASSWORD=server.embedded.passwords[service],
+        CYPRIA_DATA_DIR=str(data_dir),
+        CYPRIA_HTTP__PORT="0",
+        **extra,
+    )
+    return subprocess.Popen([sys.executable, "-m", f"services.{service}"], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("service", ["router", "inference", "metrics", "monitor", "alerts"])
+async def test_sigterm_ends_a_service_with_status_zero(service: str, nats_server: NatsServer, tmp_path: Path) -> None:
+    import asyncio
+
+    process = start(service, nats_server, tmp_path)
+    await eventually(lambda: list((tmp_path / "run").glob(f"{service}.*.json")) or process.poll() is not None, 60)
+    process.send_signal(signal.SIGTERM)
+    _, log = await asyncio.to_thread(process.communicate, timeout=20)
+    assert process.returncode == 0, log[-2000:]
+    assert '"stopped"' in log
+
+
+def test_a_bad_configuration_stops_start_up_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("monitoring: {check_intervall_seconds: 3}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "services.monitor", "--config", str(path)],
+        env=environment(PYTHONPATH=str(ROOT)), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_CONFIG
+    assert f"{path}: monitoring.check_intervall_seconds: unknown key" in done.stderr
