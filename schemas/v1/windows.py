@@ -85,11 +85,13 @@ class Watermark(Message):
     """How far a writer has come in METRICS.
 
     ``stream_created`` (RFC 3339) tells a recreated stream from the old one; ``last_seq`` is the last
-    METRICS sequence folded; ``batches`` is the highest batch number folded for each router epoch.
+    METRICS sequence folded and ``last_time_ms`` its broker time, which tells it from another message that came
+    under the same sequence after a power cut; ``batches`` is the highest batch number folded for each router epoch.
     """
 
     stream_created: str = ""
     last_seq: int = Field(default=0, ge=0)
+    last_time_ms: int = Field(default=0, ge=0)
     batches: dict[str, int] = Field(default_factory=dict)
 
 
