@@ -3,7 +3,7 @@
 -- ten seconds of the broker's time, of all partitions together; rows of one key merge.
 --
 -- The row with test = '' is the feeder's position in WINDOWS: its digest is the stream's creation time, wm the last
--- sequence whose sums are in this table, messages how many were taken in. It travels in the same INSERT as the sums
+-- sequence whose sums are in this table, wm_time_ms its broker time, messages how many were taken in. It travels in the same INSERT as the sums
 -- that it covers, and never expires.
 
 CREATE TABLE IF NOT EXISTS {database}.window_cells
@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS {database}.window_cells
     units_new_test SimpleAggregateFunction(sum, UInt64),
     units_first_errors_test SimpleAggregateFunction(sum, UInt64),
     wm SimpleAggregateFunction(max, UInt64),
+    wm_time_ms SimpleAggregateFunction(max, UInt64),
     messages SimpleAggregateFunction(sum, UInt64)
 )
 ENGINE = AggregatingMergeTree

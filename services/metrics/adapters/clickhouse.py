@@ -48,8 +48,8 @@ class ClickHouse:
         self.path = unquote(parts.path)
         if self.embedded:
             self.database = DEFAULT_DATABASE
-            if not self.path.strip("/"):
-                raise ValueError("clickhouse.dsn: chdb needs a directory, such as chdb:///var/lib/cypria")
+            if parts.netloc or not self.path.strip("/"):
+                raise ValueError("clickhouse.dsn: chdb needs an absolute directory, such as chdb:///var/lib/cypria")
         elif parts.scheme in {"clickhouse", "clickhouses"} and parts.hostname:
             self.database = self.path.strip("/") or DEFAULT_DATABASE
         else:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
@@ -15,6 +15,17 @@ log = get_logger(__name__)
 
 TABLE = "window_cells"
 _LONGEST_PAUSE_S = 5.0
+
+
+class Position(NamedTuple):
+    """Last WINDOWS sequence taken in, the broker time of that message, and how many messages were taken in."""
+
+    sequence: int
+    time_ms: int
+    messages: int
+
+
+NOWHERE = Position(0, 0, 0)
 
 
 class PositionTakenError(Exception):
@@ -32,16 +43,16 @@ class WindowStore:
         self._engine = engine
         self.problem: str | None = None
 
-    def positions(self, client: Client) -> dict[str, tuple[int, int]]:
-        """By stream creation time: the last WINDOWS sequence taken in, and how many messages were."""
+    def positions(self, client: Client) -> dict[str, Position]:
+        """The position in each WINDOWS stream that was ever taken in, by its creation time."""
         rows = client.query(
-            f"SELECT digest, max(wm), sum(messages) FROM {self._engine.database}.{TABLE} "  # noqa: S608
+            f"SELECT digest, max(wm), max(wm_time_ms), sum(messages) FROM {self._engine.database}.{TABLE} "  # noqa: S608
             "WHERE test = '' GROUP BY digest"
         ).result_rows
-        return {str(created): (int(wm), int(messages)) for created, wm, messages in rows}
+        return {str(created): Position(*map(int, numbers)) for created, *numbers in rows}
 
     def _position(self, client: Client, created: str) -> int:
-        return self.positions(client).get(created, (0, 0))[0]
+        return self.positions(client).get(created, NOWHERE).sequence
 
     def append(
         self,

@@ -9,8 +9,9 @@ from services._runtime.reader import PositionError, SequenceReader, StreamMessag
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters, wire
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
-from services.metrics.adapters.clickhouse_store import PositionTakenError, StoppedError, WindowStore
+from services.metrics.adapters.clickhouse_store import NOWHERE, PositionTakenError, StoppedError, WindowStore
 from services.metrics.adapters.nats_alarms import Alarms
+from services.metrics.adapters.nats_positions import still_holds
 from services.metrics.domain.rows import Rows
 
 log = get_logger(__name__)
@@ -78,7 +79,14 @@ class Feeder:
         info = await self._bus.js.stream_info(streams.WINDOWS.name)
         created = str(info.created)
         positions = await self._engine.read(self._store.positions)
-        reader.position = position = positions.get(created, (0, 0))[0]
+        known = positions.get(created, NOWHERE)
+        reader.position = position = known.sequence
+        if position and not await still_holds(self._bus.js, streams.WINDOWS.name, position, known.time_ms):
+            raise PositionError(
+                f"WINDOWS no longer holds what ClickHouse took in at sequence {position}: the server lost the end of "
+                "the stream, such as in a power cut, so the totals cannot be trusted. They are derived from WINDOWS: "
+                f"stop metrics, {self._remedy()}, and start it again"
+            )
         if positions and created not in positions:
             text = f"WINDOWS was made anew at {created}; ClickHouse goes on from its beginning, earlier totals stay"
             log.error("windows_stream_is_new", created=created, known=sorted(positions))
@@ -101,6 +109,11 @@ class Feeder:
         finally:
             await asyncio.shield(reader.close())
 
+    def _remedy(self) -> str:
+        if self._engine.embedded:
+            return f"remove the directory {self._engine.path}"
+        return f"run TRUNCATE TABLE {self._engine.database}.window_cells"
+
     async def _fold(self, rows: Rows, messages: list[StreamMessage]) -> None:
         for message in messages:
             try:
@@ -111,7 +124,7 @@ class Feeder:
                     self._bus.js, stream=streams.WINDOWS.name, consumer=_CONSUMER, subject=message.subject,
                     sequence=message.sequence, payload=message.data, reason=str(exc),
                 )  # fmt: skip
-                rows.skip(message.sequence)
+                rows.skip(message.sequence, message.time_ms)
             else:
                 rows.add(window, message.sequence, message.time_ms)
 

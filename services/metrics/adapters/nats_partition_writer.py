@@ -13,6 +13,7 @@ from services._runtime.reader import PositionError, SequenceReader, StreamMessag
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters, wire
 from services.metrics.adapters.nats_alarms import Alarms
+from services.metrics.adapters.nats_positions import sequence_before, still_holds
 from services.metrics.adapters.nats_window_log import SupersededError, WindowLog
 from services.metrics.domain.fold import BYTES_PER_CELL, BYTES_PER_FACT, Fold
 from services.metrics.domain.records import FactBatch, Watermark
@@ -26,6 +27,8 @@ TICK_MS = 500
 """Windows go out in the middle of each second of the wall clock, far from where a tick of verdicts ends."""
 BATCH = 256
 FORGET_EVERY_S = 60.0
+REWIND_MS = 60_000
+"""How much longer ago than the last known message reading begins again when METRICS has lost its end."""
 CHECK_EVERY_S = 10.0
 """A stream that was replaced under a standing connection is noticed after this long."""
 _BLOCKED_RETRY_S = 5.0
@@ -142,9 +145,8 @@ class PartitionWriter:
                     f"the window at WINDOWS sequence {last.sequence} of partition {self._partition} cannot be read "
                     f"({exc}): remove that message from the stream, and the one before it becomes the position"
                 ) from None
-        reader = SequenceReader(
-            self._bus, streams.METRICS.name, subjects.metric(self._partition), after=watermark.last_seq
-        )
+        position = await self._position(watermark)
+        reader = SequenceReader(self._bus, streams.METRICS.name, subjects.metric(self._partition), after=position)
         await reader.open(expect_created=watermark.stream_created or None)
         fold = Fold(self._partition, self._writer, watermark, units)
         fold.stream_created, fold.last_seq = reader.stream_created, reader.position
@@ -153,6 +155,28 @@ class PartitionWriter:
             tests=len(units.tests),
         )  # fmt: skip
         return fold, reader
+
+    async def _position(self, watermark: Watermark) -> int:
+        """Where to go on reading METRICS: behind the watermark, unless METRICS lost its end since.
+
+        Going back is safe, since a batch that was folded is known by its number and dropped.
+        """
+        created = str((await self._bus.js.stream_info(streams.METRICS.name)).created)
+        position = watermark.last_seq
+        if position == 0 or created != watermark.stream_created:
+            return position
+        if await still_holds(self._bus.js, streams.METRICS.name, position, watermark.last_time_ms):
+            return position
+        back = await sequence_before(
+            self._bus.js, streams.METRICS.name, subjects.METRIC, watermark.last_time_ms - REWIND_MS
+        )
+        text = (
+            f"METRICS no longer holds what partition {self._partition} read at sequence {position}: the server lost "
+            f"the end of the stream, such as in a power cut. Reading again from {back}; what it lost stays lost"
+        )
+        log.error("facts_stream_lost_its_end", partition=self._partition, position=position, back=back)
+        self._alarms.critical(f"metrics.rewound.{self._partition}.{position}", "Facts may have been lost", text)
+        return back
 
     async def _rebuild(self, units: UnitBook, start: int, end: int) -> None:
         """Fill the seen-sets from the stored windows start..end of this partition."""
@@ -182,7 +206,7 @@ class PartitionWriter:
         if reason:
             await self._dead_letter(message, reason)
         if batch is None:
-            fold.skip(message.sequence)
+            fold.skip(message.sequence, message.time_ms)
             return
         if fold.size + len(batch.facts) * BYTES_PER_FACT > room:
             await self._publish(fold)

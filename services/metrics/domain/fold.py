@@ -29,6 +29,7 @@ class Fold:
         self.units = units
         self.stream_created = watermark.stream_created
         self.last_seq = watermark.last_seq
+        self.last_time_ms = watermark.last_time_ms
         self.batches = dict(watermark.batches)
         self.facts = 0
         self.duplicates = 0
@@ -40,13 +41,13 @@ class Fold:
         """About how many bytes the open window would take, never less than it does."""
         return self.facts * BYTES_PER_FACT + len(self._cells) * BYTES_PER_CELL
 
-    def skip(self, sequence: int) -> None:
-        """Pass over a message that cannot be folded."""
-        self.last_seq = max(self.last_seq, sequence)
+    def skip(self, sequence: int, time_ms: int) -> None:
+        """Pass over a message (its METRICS sequence and broker time), folded or not."""
+        self.last_seq, self.last_time_ms = sequence, time_ms
 
     def fold(self, batch: FactBatch, sequence: int, time_ms: int) -> bool:
         """Add a batch (its METRICS sequence and broker time); False when it is a repetition, which changes nothing."""
-        self.skip(sequence)
+        self.skip(sequence, time_ms)
         highest = self.batches.pop(batch.router_epoch, None)
         self.batches[batch.router_epoch] = max(batch.n, highest or 0)
         if highest is not None and batch.n <= highest:
@@ -109,7 +110,7 @@ class Fold:
         return Window(
             partition=self.partition,
             writer=self.writer,
-            watermark=Watermark(self.stream_created, self.last_seq, dict(self.batches)),
+            watermark=Watermark(self.stream_created, self.last_seq, self.last_time_ms, dict(self.batches)),
             cells=cells,
             new_units=self.units.take_new(),
             rebuild_from=self.units.rebuild_from(),

@@ -135,11 +135,12 @@ class Cell(msgspec.Struct, omit_defaults=True):
     buckets: dict[int, Bucket] = {}
 
 
-class Watermark(msgspec.Struct):
+class Watermark(msgspec.Struct, omit_defaults=True):
     """`schemas.v1.windows.Watermark`."""
 
     stream_created: str = ""
     last_seq: int = 0
+    last_time_ms: int = 0
     batches: dict[str, int] = {}
 
 

@@ -26,7 +26,7 @@ def _moment_columns(name: str) -> tuple[str, ...]:
 COLUMNS: tuple[str, ...] = (
     "test", "slot", "variant", "share_bp", "epoch", "digest", *COUNTS, *MAPS,
     *(column for name in MOMENTS for column in _moment_columns(name)),
-    *(f"units_{name}" for name in UNITS), "wm", "messages",
+    *(f"units_{name}" for name in UNITS), "wm", "wm_time_ms", "messages",
 )  # fmt: skip
 
 _NO_MOMENTS: tuple[Any, ...] = (0, 0, 0, 0, 0, {})
@@ -61,6 +61,7 @@ class Rows:
     def __init__(self) -> None:
         self.messages = 0
         self.last_seq = 0
+        self.last_time_ms = 0
         self._cells: dict[Key, Cell] = {}
 
     @property
@@ -70,7 +71,7 @@ class Rows:
 
     def add(self, window: Window, sequence: int, time_ms: int) -> None:
         """Add a window (its WINDOWS sequence and broker time). The window's cells belong to this object afterwards."""
-        self.skip(sequence)
+        self.skip(sequence, time_ms)
         slot = time_ms // 1000 // SLOT_S * SLOT_S
         for cell in window.cells:
             key = (cell.test, slot, cell.variant, cell.share_bp, cell.epoch, cell.digest)
@@ -80,15 +81,15 @@ class Rows:
             else:
                 _add_cell(known, cell)
 
-    def skip(self, sequence: int) -> None:
+    def skip(self, sequence: int, time_ms: int) -> None:
         """Count a message, whether or not it had anything to add."""
         self.messages += 1
-        self.last_seq = sequence
+        self.last_seq, self.last_time_ms = sequence, time_ms
 
     def table(self, stream_created: str) -> list[list[Any]]:
         """Rows in the order of COLUMNS, the position row last."""
         rows = [_row(key, cell) for key, cell in sorted(self._cells.items())]
-        rows.append(position_row(stream_created, self.last_seq, self.messages))
+        rows.append(_position_row(stream_created, self.last_seq, self.last_time_ms, self.messages))
         return rows
 
 
@@ -101,11 +102,11 @@ def _row(key: Key, cell: Cell) -> list[Any]:
         m: Moments = getattr(cell, name)
         row += [m.n, m.total, m.squares, m.ln, m.ln_squares, m.bins]
     row += [getattr(cell.units, name) for name in UNITS]
-    return [*row, 0, 0]
+    return [*row, 0, 0, 0]
 
 
-def position_row(stream_created: str, last_seq: int, messages: int) -> list[Any]:
+def _position_row(stream_created: str, last_seq: int, last_time_ms: int, messages: int) -> list[Any]:
     """The row that says up to which WINDOWS sequence of which stream the sums go."""
     row: list[Any] = ["", datetime.fromtimestamp(0, UTC), "", 0, 0, stream_created]
     row += [0] * len(COUNTS) + [{} for _ in MAPS] + list(_NO_MOMENTS) * len(MOMENTS) + [0] * len(UNITS)
-    return [*row, last_seq, messages]
+    return [*row, last_seq, last_time_ms, messages]

@@ -57,11 +57,11 @@ async def test_sums_and_position_go_in_together(engine: ClickHouse) -> None:
     store = WindowStore(engine)
     batch = rows(window(2), window(3, 1), Window(0, "m", Watermark()))
     await engine.write(lambda c: store.append(c, CREATED, 0, batch.table(CREATED), 3, never))
-    assert await engine.read(store.positions) == {CREATED: (3, 3)}
+    assert await engine.read(store.positions) == {CREATED: (3, NOW_MS, 3)}
     assert await sums(engine) == (5, 5 * 10**30, {-1: 2, 1745: 5}, {"score": -6})
     await engine.write(lambda c: store.append(c, CREATED, 3, rows(window(1), first=4).table(CREATED), 4, never))
     await engine.write(lambda c: c.command("OPTIMIZE TABLE cypria.window_cells FINAL"))
-    assert await engine.read(store.positions) == {CREATED: (4, 4)}
+    assert await engine.read(store.positions) == {CREATED: (4, NOW_MS, 4)}
     assert (await sums(engine))[0] == 6
 
 
@@ -71,7 +71,7 @@ async def test_the_same_step_taken_twice_counts_once(engine: ClickHouse) -> None
     settings = {"insert_deduplication_token": f"{CREATED}/0/0", "insert_deduplicate": 1}
     await engine.write(lambda c: engine.insert(c, "window_cells", COLUMNS, table, settings))
     await engine.write(lambda c: store.append(c, CREATED, 0, table, 2, never))
-    assert await engine.read(store.positions) == {CREATED: (2, 2)}
+    assert await engine.read(store.positions) == {CREATED: (2, NOW_MS, 2)}
     assert (await sums(engine))[0] == 4
 
 
@@ -91,7 +91,7 @@ async def test_a_token_that_lost_its_part_is_replaced(engine: ClickHouse) -> Non
     # What a kill between the deduplication log and the part leaves behind.
     await engine.write(lambda c: c.command("ALTER TABLE cypria.window_cells DELETE WHERE 1 SETTINGS mutations_sync = 2"))
     await engine.write(lambda c: store.append(c, CREATED, 0, lost, 1, never))
-    assert await engine.read(store.positions) == {CREATED: (1, 1)}
+    assert await engine.read(store.positions) == {CREATED: (1, NOW_MS, 1)}
     assert (await sums(engine))[0] == 1
 
 
@@ -115,14 +115,14 @@ async def test_rows_age_out_and_the_position_never_does(engine: ClickHouse) -> N
     await engine.write(lambda c: store.append(c, CREATED, 1, rows(window(2), first=2).table(CREATED), 2, never))
     await engine.write(lambda c: c.command("OPTIMIZE TABLE cypria.window_cells FINAL"))
     assert (await sums(engine))[0] == 2
-    assert await engine.read(store.positions) == {CREATED: (2, 2)}
+    assert await engine.read(store.positions) == {CREATED: (2, NOW_MS, 2)}
 
 
 async def test_positions_belong_to_their_stream(engine: ClickHouse) -> None:
     store = WindowStore(engine)
     for created in (CREATED, "another"):
         await engine.write(lambda c, created=created: store.append(c, created, 0, rows(window(1)).table(created), 1, never))
-    assert await engine.read(store.positions) == {CREATED: (1, 1), "another": (1, 1)}
+    assert await engine.read(store.positions) == {CREATED: (1, NOW_MS, 1), "another": (1, NOW_MS, 1)}
     assert (await sums(engine))[0] == 2
 
 
@@ -152,7 +152,7 @@ async def test_tables_of_another_version_are_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize(
-    "dsn", ["chdb://", "chdb:///", "mysql://x/y", "", "clickhouse:///x", "clickhouse://h/bad-name", "clickhouse://h/a;b", "/var/lib"]
+    "dsn", ["chdb://", "chdb:///", "chdb://relative/dir", "mysql://x/y", "", "clickhouse:///x", "clickhouse://h/bad-name", "clickhouse://h/a;b", "/var/lib"]
 )
 def test_a_dsn_that_is_none_is_refused(dsn: str) -> None:
     with pytest.raises(ValueError, match=r"clickhouse\.dsn"):

@@ -55,7 +55,7 @@ class Producer:
                     headers={"Nats-Msg-Id": f"{self._epoch}.{self.partition}.{self.n}"},
                 )  # fmt: skip
                 break
-            except (nats.errors.Error, OSError, TimeoutError):
+            except (nats.errors.Error, OSError):
                 await asyncio.sleep(0.05)
         self.facts += facts
 

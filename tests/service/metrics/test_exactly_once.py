@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -152,6 +153,52 @@ async def test_a_second_process_on_a_chdb_directory_exits_naming_the_remedy(nats
         assert f"held by process {first.process.pid if first.process else ''}" in second.log()
         assert "clickhouse://USER:PASSWORD@HOST:PORT/DATABASE" in second.log()
         assert (await asyncio.to_thread(first.get, "/ready"))[0] == 200
+
+
+async def test_streams_that_lost_their_end_are_noticed_and_the_remedy_restores_exact_totals(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """What a power cut leaves: everything the bus had stored lately is gone, ClickHouse still has it."""
+    chdb, store, backup = tmp_path / "chdb", nats_server.data_dir / "nats" / "store", tmp_path / "backup"
+    metrics = Metrics(nats_server, tmp_path / "metrics", f"chdb://{chdb}")
+    nc = await nats_server.connect("router")
+    kept, lost, later = (Producer(nc, 2, i, epoch=f"r{i}") for i in range(3))
+    with contextlib.ExitStack() as stack:
+        for producer in (kept, lost):
+            metrics.start()
+            await metrics.ready()
+            for _ in range(10):
+                await producer.send(10)
+            done = sum(len(p.facts) for p in (kept, lost))
+
+            async def taken_in(done: int = done) -> bool:
+                return sum(v.admitted for v in (await answered(nc)).values()) >= done
+
+            await eventually(taken_in, 30)
+            metrics.kill()
+            nats_server.kill(signal.SIGTERM)
+            if producer is kept:
+                shutil.copytree(store, backup)
+            else:
+                shutil.rmtree(store)
+                shutil.copytree(backup, store)
+            nats_server.start()
+        for _ in range(10):
+            await later.send(10)
+        metrics.start()
+        stack.callback(metrics.kill)
+        await eventually(lambda: folded_up_to(nats_server, [later]), 30)
+
+        def blocked() -> bool:
+            return f"remove the directory {chdb}" in metrics.get("/ready")[1]
+
+        await eventually(lambda: asyncio.to_thread(blocked), 30)
+        metrics.kill()
+        shutil.rmtree(chdb)
+        metrics.start()
+        await metrics.ready()
+        await check(nats_server, nc, [kept, later])
+    await nc.close()
 
 
 async def test_windows_are_the_record(nats_server: NatsServer) -> None:

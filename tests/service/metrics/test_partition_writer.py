@@ -2,13 +2,21 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
+import pytest
+from nats.js.errors import NotFoundError
+
 from schemas import streams, subjects
-from schemas.v1.alerts import DeadLetter
+from schemas.v1.alerts import Alert, DeadLetter
+from schemas.v1.windows import Watermark, Window
 from services._runtime.bus import Bus
+from services._runtime.clock import now_ms
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_partition_writer import PartitionWriter
+from services.metrics.domain.fold import Fold
+from services.metrics.domain.records import FactBatch
 from tests.harness import NatsServer, eventually
 from tests.service.metrics.support import TEST, Producer, expected, folded_up_to, stored_windows, totals
 
@@ -133,6 +141,94 @@ async def test_poison_goes_to_the_dlq_with_its_reason_and_stops_nothing(nats_ser
     assert {letter.consumer for letter in letters} == {"metrics"}
     await provision.close()
     await nc.close()
+
+
+async def test_a_batch_that_cannot_be_folded_is_put_aside_without_losing_its_neighbours(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in folding is the same as poison: state is read again and the batch left out, with its reason."""
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 4, 8)
+    original = Fold.fold
+
+    def failing(self: Fold, batch: FactBatch, sequence: int, time_ms: int) -> bool:
+        result = original(self, batch, sequence, time_ms)
+        if batch.router_epoch == "bad":
+            raise OverflowError("too much")
+        return result
+
+    monkeypatch.setattr(Fold, "fold", failing)
+    bad = Producer(nc, 4, 9, epoch="bad")
+    async with nats_server.bus("metrics") as bus, running(bus, 4, "m1"):
+        await producer.send(5)
+        await bad.send(5)
+        await producer.send(5)
+        await eventually(lambda: folded_up_to(nats_server, [producer]))
+    assert totals([w for _, w in await stored_windows(nats_server)]) == expected([producer])
+    provision = await nats_server.connect("provision")
+    letter = DeadLetter.model_validate_json((await provision.jetstream().get_msg(streams.DLQ.name, 1)).data or b"")
+    assert letter.sequence == 2
+    assert "OverflowError: too much" in letter.reason
+    await provision.close()
+    await nc.close()
+
+
+async def test_lost_batches_raise_an_alert(nats_server: NatsServer) -> None:
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 7, 10)
+    async with nats_server.bus("metrics") as bus, running(bus, 7, "m1"):
+        await producer.send(5)
+        producer.n += 3
+        await producer.send(5)
+        await eventually(lambda: folded_up_to(nats_server, [producer]))
+
+        async def alert() -> Alert | None:
+            try:
+                message = await bus.js.get_msg(streams.ALERTS.name, subject=subjects.alert("CRITICAL"))
+            except NotFoundError:
+                return None
+            return Alert.model_validate(json.loads(message.data or b"")["data"])
+
+        found = await eventually(alert)
+    assert "3 fact batches of router r1-1 before number 5 of partition 7 never came" in found.message
+    assert totals([w for _, w in await stored_windows(nats_server)]) == expected([producer])
+    await nc.close()
+
+
+async def test_a_position_that_cannot_be_read_blocks_the_partition_with_the_remedy(nats_server: NatsServer) -> None:
+    async with nats_server.bus("metrics") as bus:
+        await bus.js.publish(subjects.window(3), b"not a window")
+        async with running(bus, 3, "m1") as writer:
+            await eventually(lambda: "remove that message" in (writer.missing() or ""))
+            assert not writer.writing
+    assert (await bus_windows(nats_server)) == 1
+
+
+async def test_facts_stored_again_under_old_sequences_are_found(nats_server: NatsServer) -> None:
+    """After a power cut METRICS may have lost its end and given the same sequences to other batches."""
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 3, 11)
+    for _ in range(3):
+        await producer.send(5)
+    async with nats_server.bus("metrics") as bus:
+        info = await bus.js.stream_info(streams.METRICS.name)
+        for last_seq in (2, 1000):
+            watermark = Watermark(stream_created=str(info.created), last_seq=last_seq, last_time_ms=now_ms() - 5000)
+            window = Window(partition=3, writer="old", watermark=watermark)
+            await bus.js.publish(subjects.window(3), window.model_dump_json().encode())
+            before = await bus_windows(nats_server)
+            async with running(bus, 3, f"m{last_seq}"):
+                await eventually(lambda: folded_up_to(nats_server, [producer]))
+            windows = [w for sequence, w in await stored_windows(nats_server) if sequence > before]
+            assert totals(windows)["done"] == expected([producer])["done"]
+    await nc.close()
+
+
+async def bus_windows(server: NatsServer) -> int:
+    nc = await server.connect("metrics")
+    info = await nc.jetstream().stream_info(streams.WINDOWS.name)
+    await nc.close()
+    return int(info.state.messages)
 
 
 async def test_it_goes_on_after_the_server_was_killed(nats_server: NatsServer) -> None:

@@ -20,7 +20,7 @@ from tests.unit.metrics.facts import START_MS, TEST, batch, fact, facts
 
 
 def new_fold(watermark: Watermark | None = None, units: UnitBook | None = None) -> Fold:
-    return Fold(0, "m1", watermark or Watermark("created", 0, {}), units or UnitBook())
+    return Fold(0, "m1", watermark or Watermark("created", 0), units or UnitBook())
 
 
 def add(fold: Fold, message: FactBatch, sequence: int, time_ms: int = START_MS) -> bool:

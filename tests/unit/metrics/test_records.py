@@ -84,7 +84,7 @@ def test_a_bad_admission_does_not_lose_the_facts() -> None:
 
 def test_a_window_reads_back_as_it_was_written() -> None:
     window = records.Window(
-        partition=3, writer="m", watermark=records.Watermark("c", 7, {"r": 2}), rebuild_from=4,
+        partition=3, writer="m", watermark=records.Watermark("c", 7, 8, {"r": 2}), rebuild_from=4,
         cells=[records.Cell(test="t", variant="b", share_bp=5, latency=records.Moments(n=1, squares=10**30, bins={3: 1}),
                             outcomes={fact_models.Outcome.OK: 1}, buckets={5: records.Bucket(n=1)})],
         new_units=[records.NewUnits("t", 0, seen="AAAA")],
