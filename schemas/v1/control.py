@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.v1.common import Message
-from schemas.v1.experiment import VariantSummary
+from schemas.v1.experiment import MAX_MS, VariantSummary
 
 
 class Command(BaseModel):
@@ -27,7 +27,7 @@ class FailureCriteriaPatch(Command):
     """Overrides of `ab_testing.failure_criteria`."""
 
     max_error_rate_percent: float | None = Field(default=None, gt=0, le=100)
-    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_latency_ms: float | None = Field(default=None, gt=0, le=MAX_MS)
     max_consecutive_errors: int | None = Field(default=None, ge=1, le=100_000)
 
 

@@ -8,6 +8,8 @@ from schemas.v1.common import LIVE, Decision, Message, ShareBp, TestStatus, Unix
 
 SLOTS = 10_000
 UNIT_BUCKETS = 128
+MAX_MS = 1e9
+"""Limits in milliseconds end below eleven days: JSON has no infinity, and an entry that holds one reads as null."""
 
 
 class SuccessCriteria(Message):
@@ -23,7 +25,7 @@ class FailureCriteria(Message):
     """Absolute limits of the canary: errors in percent, mean latency in milliseconds."""
 
     max_error_rate_percent: float = Field(default=5.0, gt=0, le=100)
-    max_latency_ms: float = Field(default=5000.0, gt=0)
+    max_latency_ms: float = Field(default=5000.0, gt=0, le=MAX_MS)
     max_consecutive_errors: int = Field(default=10, ge=1, le=100_000)
 
 
@@ -32,8 +34,8 @@ class Thresholds(Message):
 
     critical_error_rate: float = Field(default=10.0, gt=0, le=100)
     warning_error_rate: float = Field(default=5.0, gt=0, le=100)
-    critical_latency_ms: float = Field(default=3000.0, gt=0)
-    warning_latency_ms: float = Field(default=1500.0, gt=0)
+    critical_latency_ms: float = Field(default=3000.0, gt=0, le=MAX_MS)
+    warning_latency_ms: float = Field(default=1500.0, gt=0, le=MAX_MS)
 
     @model_validator(mode="after")
     def _warnings_come_first(self) -> "Thresholds":

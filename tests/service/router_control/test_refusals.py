@@ -62,6 +62,10 @@ async def test_each_endpoint_needs_its_role(nats_server: NatsServer) -> None:
             {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency": 5}},
             422, "failure_criteria.max_latency", "known here: max_consecutive_errors, max_error_rate_percent, max_latency_ms)",
         ),
+        (
+            {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency_ms": 1e300}},
+            422, "failure_criteria.max_latency_ms", "less than or equal",
+        ),
         ({"model_a": "stable", "model_b": "canary", "tags": {"a": "x" * (9 << 20)}}, 422, "tags.a", "1024"),
         ({"model_a": "stable", "model_b": "canary", "tags": {str(n): "" for n in range(65)}}, 422, "tags", "64"),
     ],

@@ -54,6 +54,7 @@ def test_the_specs_file_loads_and_equals_the_defaults(tmp_path: Path) -> None:
         ("APHRODITE_LOG_LEVEL", "debug", ("logging", "level"), "DEBUG"),
         ("AB_TEST_DEBUG", "true", ("logging", "debug"), True),
         ("AB_TEST_VERBOSE_METRICS", "true", ("logging", "verbose_metrics"), True),
+        ("AB_TEST_DEBUG", "1", ("logging", "debug"), True),
         ("CYPRIA_HTTP__PORT", "8080", ("http", "port"), 8080),
         ("CYPRIA_NATS__SERVERS", '["nats://h:1"]', ("nats", "servers"), ["nats://h:1"]),
         ("CYPRIA_POLICIES__ON_MONITOR_DOWN", "hold", ("policies", "on_monitor_down"), "hold"),
@@ -94,6 +95,15 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("[1, 2]", "mapping of sections"),
         ("ab_testing: [", "not valid YAML"),
         ("unknown: {}", "unknown: unknown key"),
+        ("ab_testing: {failure_criteria: {max_latency: 5}}", "ab_testing.failure_criteria.max_latency: unknown key"),
+        ("monitoring: {check_interval_seconds: '30'}", "monitoring.check_interval_seconds: Input should be a number"),
+        ("ab_testing: {max_test_duration_minutes: true}", "max_test_duration_minutes: Input should be a number"),
+        ("ab_testing: {failure_criteria: {max_latency_ms: '5'}}", "max_latency_ms: Input should be a number"),
+        ("ab_testing: {failure_criteria: {max_latency_ms: .inf}}", "ab_testing.failure_criteria.max_latency_ms"),
+        ("ab_testing: {enabled: 'true'}", "ab_testing.enabled: Input should be true or false"),
+        ("ab_testing: {enabled: []}", "ab_testing.enabled: Input should be true or false"),
+        ("ab_testing: {default_traffic_split_percent: 10.005}", "finer than splits are"),
+        ("models: [{name: m, engine: openai, base_url: 'http://x', timeout_seconds: .inf}]", "models.0.timeout_seconds"),
     ],
 )
 def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: str, named: str) -> None:
