@@ -36,7 +36,9 @@ def _config(option: Path | None) -> Path | None:
 def up(
     config: ConfigOption = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port of the edge; 2242 by default.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65_535, help="Port of the edge; 2242 by default.")
+    ] = None,
 ) -> None:
     """Run the whole system in the foreground on embedded parts."""
     from services._runtime.up import up as run_up

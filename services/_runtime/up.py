@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -18,7 +19,7 @@ from services._runtime import nats_server
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic
 from services._runtime.provision import provision_bus
-from services._runtime.server import EXIT_CONFIG
+from services._runtime.server import EXIT_CONFIG, bind
 from services._runtime.settings_model import Settings
 from services._runtime.supervisor import Child, Supervisor, http_get, service_child
 from services._runtime.telemetry import get_logger
@@ -27,6 +28,7 @@ log = get_logger(__name__)
 
 SERVICES = ("metrics", "monitor", "alerts", "inference", "router")
 ADMIN_KEY_FILE = "admin.key"
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 STOP_S = {"router": 5.5, "inference": 2.0, "metrics": 2.0, "monitor": 1.5, "alerts": 1.5}
 
 
@@ -37,6 +39,8 @@ async def up(settings: Settings, config: Path | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     lock = _lock(settings.data_dir)
+    # The router would say so too, but last of all: a taken port should not cost a start.
+    bind(settings.http.host, settings.http.port).close()
     supervisor = Supervisor()
     try:
         common = _environment(settings, _admin_key(settings))
@@ -69,8 +73,14 @@ async def provision(settings: Settings, password: str | None = None) -> None:
     if password is not None:
         own.nats.user, own.nats.password = PROVISION, SecretStr(password)
     bus = Bus(own, PROVISION)
-    async with asyncio.timeout(30):
-        await bus.connect()
+    try:
+        async with asyncio.timeout(30):
+            await bus.connect()
+    except TimeoutError:
+        await bus.close()
+        servers = ", ".join(_USERINFO.sub("", server) for server in own.nats.servers or [])
+        sys.stderr.write(f"cypria: no NATS server answers at {servers}: start it, or correct nats.servers\n")
+        raise SystemExit(1) from None
     try:
         for line in await provision_bus(
             bus.nc.jetstream(timeout=10), settings.nats.replicas, settings.privacy.retention_days
@@ -82,8 +92,12 @@ async def provision(settings: Settings, password: str | None = None) -> None:
 
 def _lock(data_dir: Path) -> IO[str]:
     """Hold the data dir; exits when another `cypria up` has it."""
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = (data_dir / "up.lock").open("a+")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (data_dir / "up.lock").open("a+")
+    except OSError as exc:
+        sys.stderr.write(f"cypria: cannot use {data_dir} as the data dir ({exc.strerror}): give another --data-dir\n")
+        raise SystemExit(EXIT_CONFIG) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -6,13 +6,18 @@ import os
 from services._runtime.settings import ConfigError
 from services._runtime.settings_model import Settings
 from services.router.adapters.keys import load_keys
+from services.router.adapters.nats_secrets import check_named
 from services.router.domain.auth import KeyRing
 
 SERVICE = "router"
 
 
 def read_keys(settings: Settings) -> KeyRing:
-    """The API keys. Raises ConfigError when one cannot be read, or an address of `security.ip_allow` is none."""
+    """The API keys. Raises ConfigError for whatever else of the router's configuration cannot be used.
+
+    That is a key that cannot be read, an address of `security.ip_allow` that is none, a secret's variable without one.
+    """
+    check_named(settings)
     for address in settings.security.ip_allow:
         try:
             ipaddress.ip_network(address, strict=False)

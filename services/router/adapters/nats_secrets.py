@@ -22,6 +22,16 @@ class Secrets:
     signing_key: bytes
 
 
+def check_named(settings: Settings) -> None:
+    """Raises ConfigError when a variable that the configuration names is unset or too short; needs no bus."""
+    for setting, variable in (
+        ("privacy.unit_salt_env", settings.privacy.unit_salt_env),
+        ("security.signing_key_env", settings.security.signing_key_env),
+    ):
+        if variable:
+            _named(setting, variable)
+
+
 async def load_secrets(bus: Bus, settings: Settings) -> Secrets:
     """From the environment where the configuration names a variable, else from KV, where the first router makes them.
 

@@ -1,0 +1,77 @@
+"""What cannot work stops the start with the reason and the remedy, at once, and is not tried again and again."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services._runtime.nats_server import free_port
+from services._runtime.server import EXIT_CONFIG
+from tests.harness import environment
+from tests.system import ROOT
+
+DIGEST = "0" * 64
+
+
+def start(*arguments: str, **variables: str) -> tuple[int, str]:
+    """(exit status, what stands on stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("security", "reason"),
+    [
+        ("api_keys: [{name: a, role: admin, key_env: NOT_SET}]", "the environment variable NOT_SET, which is not set"),
+        (
+            f"api_keys: [{{name: a, role: admin, key_sha256: '{DIGEST}'}}, {{name: b, role: client, key_sha256: '{DIGEST}'}}]",
+            "'b' and 'a' are the same key",
+        ),
+        ("ip_allow: ['300.1.1.1']", "'300.1.1.1' is no address"),
+        ("signing_key_env: NOT_SET", "security.signing_key_env: the environment variable NOT_SET holds 0 bytes"),
+    ],
+)
+def test_a_router_that_cannot_use_its_configuration_says_so_and_is_not_restarted(
+    tmp_path: Path, security: str, reason: str
+) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text(f"security: {{{security}}}\n")
+    status, said = start(
+        "services.router", "--config", str(file), CYPRIA_DATA_DIR=str(tmp_path), CYPRIA_HTTP__PORT=str(free_port())
+    )
+    assert status == EXIT_CONFIG, said
+    assert reason in said
+    assert str(file) in said
+    assert "Traceback" not in said
+
+
+def test_a_taken_port_stops_the_start_before_anything_runs(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, said = start("services.cli", "up", "--data-dir", str(tmp_path / "data"), "--port", str(port))
+    assert status == EXIT_CONFIG
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "free the port" in said
+    assert not (tmp_path / "data" / "nats").exists()
+
+
+def test_a_data_dir_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        status, said = start("services.cli", "up", "--data-dir", str(folder), "--port", str(free_port()))
+        assert status == EXIT_CONFIG
+        assert f"cannot use {folder} as the data dir" in said
+        assert "Traceback" not in said
+
+
+def test_a_port_out_of_range_is_named(tmp_path: Path) -> None:
+    status, said = start("services.cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "99999")
+    assert status == 2
+    assert "--port" in said
+    assert "65535" in said
