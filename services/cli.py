@@ -66,12 +66,20 @@ for _name in ("router", "inference", "metrics", "monitor"):
 
 @app.command()
 def provision(config: ConfigOption = None) -> None:
-    """Create or migrate NATS streams and KV buckets; metrics migrates ClickHouse when it starts. Idempotent."""
+    """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
     from services._runtime.up import provision as run_provision
+    from services.metrics.provision import provision_clickhouse
 
     settings = load_or_exit(_config(config))
     setup_logging("provision", settings.logging)
-    asyncio.run(run_provision(settings))
+    if not settings.nats.servers:
+        api.fail("nats.servers is not set: name the servers; `cypria up` provisions its own embedded server", 78)
+    try:
+        asyncio.run(run_provision(settings))
+    except TimeoutError:
+        api.fail(f"no NATS server answers at {', '.join(settings.nats.servers)} within 30 s")
+    for line in provision_clickhouse(settings.clickhouse_dsn(), settings.privacy.retention_days):
+        show.console.print(line)
 
 
 @app.command()

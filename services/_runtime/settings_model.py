@@ -318,6 +318,15 @@ class Settings(Section):
                 raise ValueError(f"two models are named '{name}': give each its own name")
         return models
 
+    @model_validator(mode="after")
+    def _one_process_holds_chdb(self) -> "Settings":
+        if self.processes.metrics > 1 and self.clickhouse_dsn().startswith("chdb://"):
+            raise ValueError(
+                "processes.metrics is above 1 but clickhouse.dsn is chDB, whose directory one process holds: "
+                "set processes.metrics to 1, or clickhouse.dsn to a ClickHouse server"
+            )
+        return self
+
     def resolve_paths(self, base: Path) -> None:
         """Make relative paths relative to ``base`` (the configuration file's directory)."""
         for model in self.models:

@@ -91,6 +91,7 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("models:\n- &m {name: m, engine: openai, base_url: 'http://x'}\n- *m", "two models are named 'm'"),
         ("security: {api_keys: [{name: a, role: root, key_env: K}]}", "security.api_keys.0.role"),
         ("security: {api_keys: [{name: a, role: admin}]}", "exactly one of key_env and key_sha256"),
+        ("processes: {metrics: 2}", "one process holds"),
         ("a: 1\na: 2", "stands twice"),
         ("[1, 2]", "mapping of sections"),
         ("ab_testing: [", "not valid YAML"),
