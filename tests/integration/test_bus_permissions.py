@@ -246,7 +246,7 @@ async def test_buckets_are_written_only_by_their_writers_and_read_only_by_their_
                 assert not await client.may_publish(pattern.format(f"KV_{bucket}")), f"{user} {bucket}"
 
 
-async def test_only_routers_can_change_an_experiment_even_through_a_consumers_deliver_subject(
+async def test_a_consumers_deliver_subject_is_no_way_into_a_bucket_or_stream(
     clients: dict[str, Client], nats_server: NatsServer
 ) -> None:
     async with nats_server.bus("router") as bus:
@@ -254,14 +254,21 @@ async def test_only_routers_can_change_an_experiment_even_through_a_consumers_de
         await kv.put("stable", b"ours")
         alerts = clients["alerts"].nc.jetstream(timeout=5)
         await alerts.publish("cypria.alert.info", b"theirs")
-        config = ConsumerConfig(name="x", deliver_subject="$KV.experiments.stable", ack_policy=AckPolicy.NONE)
-        await alerts.add_consumer("ALERTS", config)
+        for pattern in ("cypria.window.*", "cypria.event.>"):  # as routers listen for live events
+            await clients["router"].may_subscribe(pattern)
+        foreign = ("$KV.experiments.stable", "cypria.metric.3", "cypria.window.3", "cypria.event.test.started")
+        for number, subject in enumerate(foreign):
+            config = ConsumerConfig(name=f"x{number}", deliver_subject=subject, ack_policy=AckPolicy.NONE)
+            await alerts.add_consumer("ALERTS", config)
         config = ConsumerConfig(name="control", deliver_subject="_INBOX.alerts.c", ack_policy=AckPolicy.NONE)
         await clients["alerts"].may_subscribe("_INBOX.alerts.c")
         await alerts.add_consumer("ALERTS", config)
         await eventually(lambda: any("theirs" in seen for seen in clients["alerts"].received.values()))
         assert (await kv.get("stable")).value == b"ours"
         assert (await bus.js.stream_info("KV_experiments")).state.messages == 1
+        for stream in ("METRICS", "WINDOWS", "EVENTS"):
+            admin = clients["provision"].nc.jetstream(timeout=5)
+            assert (await admin.stream_info(stream)).state.messages == 0, stream
 
 
 async def test_what_is_a_services_own_works_from_end_to_end(nats_server: NatsServer) -> None:
