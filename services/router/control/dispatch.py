@@ -92,6 +92,14 @@ class Dispatcher:
             )
         return reply
 
+    def knows(self, authorization: str | None) -> bool:
+        """Whether this is somebody's key."""
+        try:
+            authenticate(self._ring, authorization)
+        except Refused:
+            return False
+        return True
+
     def admit(self, verb: Verb, call: Call) -> Principal:
         """Key, limit and role alone, for verbs whose reply is a stream; refusals are audited. Raises Refused."""
         who: Principal | None = None

@@ -69,7 +69,9 @@ def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
 
 def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> None:
     async def endpoint(request: Request) -> Response:
-        call = await _call(request, max_body)
+        # A body is taken in only from those who have a key: whoever has none must not fill the memory.
+        known = dispatcher.knows(request.headers.get("authorization"))
+        call = await _call(request, max_body if known else None)
         return _response(await dispatcher.dispatch(verb, call), call.request_id)
 
     app.add_api_route(
@@ -82,7 +84,7 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
 
 def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
     async def endpoint(request: Request) -> Response:
-        call = await _call(request, 0)
+        call = await _call(request, None)
         try:
             dispatcher.admit(EVENTS, call)
         except Refused as exc:
@@ -98,9 +100,10 @@ def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
     )  # fmt: skip
 
 
-async def _call(request: Request, max_body: int) -> Call:
+async def _call(request: Request, max_body: int | None) -> Call:
+    """The call; with ``max_body`` None its body stays unread."""
     body = bytearray()
-    if request.method != "GET":
+    if request.method != "GET" and max_body is not None:
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > max_body:
             raise _too_large(max_body)

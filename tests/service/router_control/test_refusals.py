@@ -89,6 +89,21 @@ async def test_what_is_not_json_is_400_and_other_bodies_too_large_413(nats_serve
         assert (await router.call("GET", "/status", role="viewer")).status_code == 200
 
 
+async def test_without_a_key_no_body_is_taken_in(nats_server: NatsServer) -> None:
+    taken = 0
+
+    async def endless():
+        nonlocal taken
+        while taken < 100:
+            taken += 1
+            yield b" " * 65_536
+
+    async with side(nats_server) as router:
+        reply = await router.call("POST", "/start", role=None, content=endless())
+        assert (reply.status_code, error(reply)["code"]) == (401, "missing_api_key")
+        assert taken <= 1
+
+
 async def test_nothing_running_is_404_and_status_all_null(nats_server: NatsServer) -> None:
     async with side(nats_server) as router:
         for method, path, body in (
