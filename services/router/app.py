@@ -13,7 +13,7 @@ from services.router.adapters.nats_secrets import load_secrets
 from services.router.control import Control, build_control
 from services.router.domain.auth import KeyRing
 from services.router.domain.errors import refusal
-from services.router.domain.refusals import Unavailable
+from services.router.domain.refusals import Forbidden, Unavailable
 from services.router.edge.gate import Gate
 from services.router.edge.http import ModelsApp
 from services.router.edge.path import InferencePath
@@ -113,10 +113,23 @@ class RouterApp(AsgiFastStream):
         elif path in self._operations:
             await self._operations[path](scope, receive, send)
         elif control is not None:
-            await control.app(scope, receive, send)
+            if not await self._kept_out(scope, send):
+                await control.app(scope, receive, send)
         else:
             reply = refusal(Unavailable("the router is starting: try again", retry_after_s=1))
             await respond(send, reply.status, reply.body)
+
+    async def _kept_out(self, scope: Scope, send: Send) -> bool:
+        """Refuse an address that `security.ip_allow` leaves out; models and their edge ask the gate themselves."""
+        gate = self.gate
+        try:
+            if gate is not None:
+                gate.address(scope["client"][0] if scope["client"] else "")
+        except Forbidden as exc:
+            reply = refusal(exc)
+            await respond(send, reply.status, reply.body)
+            return True
+        return False
 
 
 def build_app(settings: Settings) -> AsgiFastStream:

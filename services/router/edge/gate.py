@@ -46,6 +46,8 @@ class Gate:
         if not self._networks:
             return
         known = ipaddress.ip_address(host) if host else None
+        if isinstance(known, ipaddress.IPv6Address) and known.ipv4_mapped:
+            known = known.ipv4_mapped  # how a socket for both families names an IPv4 client
         if known is None or not any(known in net for net in self._networks):
             raise Forbidden("this address is not allowed: have security.ip_allow name it", code="address_not_allowed")
 

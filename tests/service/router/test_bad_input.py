@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from services.router.edge import protocol
-from tests.harness import eventually
-from tests.service.router.rig import Rig, chat
+from tests.harness import NatsServer, eventually
+from tests.service.router.rig import SECURITY, Rig, bearer, chat, running
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer client-key\r\n"
 
@@ -247,3 +247,15 @@ async def test_odd_request_ids_are_replaced_and_fair_ones_kept(rig: Rig) -> None
     for given, kept in ((b"a b-c/1", True), (b"x" * 129, False), (b"caf\xc3\xa9", False)):
         response = await rig.client.post("/v1/chat/completions", json=chat(), headers={b"X-Request-ID": given})
         assert (response.headers["x-request-id"].encode() == given) is kept
+
+
+async def test_an_address_that_is_not_allowed_is_kept_out_of_everything_but_health(nats_server: NatsServer) -> None:
+    async with running(nats_server, security={**SECURITY, "ip_allow": ["10.0.0.0/8"]}) as rig:
+        for method, path in (
+            ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/ab-testing/status"),
+            ("POST", "/v1/ab-testing/start"), ("GET", "/v1/ab-testing/events"),
+        ):  # fmt: skip
+            response = await rig.client.request(method, path, json=chat(), headers=bearer("admin"))
+            assert (response.status_code, response.json()["error"]["code"]) == (403, "address_not_allowed"), path
+        assert (await rig.client.get("/health")).status_code == 200
+        rig.path.gate.address("::ffff:10.1.2.3")
