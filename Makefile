@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint soak bench schemas clean
+.PHONY: install demo test lint soak bench bench-peers schemas clean
 
 install: $(STAMP)
 
@@ -34,10 +34,14 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,)
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers --install
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,) peers
 
 schemas: $(STAMP)
 	$(BIN)/python -m schemas.generate
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache
