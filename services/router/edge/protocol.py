@@ -35,6 +35,7 @@ REFUSED_BODY_BYTES = 64 << 20
 SWEEP_S = 0.5
 
 _HEAD, _BODY, _WAITING, _LINGERING = range(4)
+_UPGRADE = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _ROUTES = {path.encode(): route for path, route in PATHS.items()}
 
 
@@ -89,18 +90,29 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._phase == _WAITING:
             self._begin_head()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            if self.cycle.more_body:
-                self._fail(BadRequest("an upgrade with a body is not offered: leave out the Upgrade header",
-                                      code="upgrade_not_offered"))  # fmt: skip
-        except httptools.HttpParserError:
+            self._feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(self._refusal or BadRequest("this is not valid HTTP/1.1", code="invalid_http"))
         else:
             if self._phase == _HEAD:
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD:
                     self._fail(_head_too_large())
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as exc:
+                # The wish for another protocol is ignored, as RFC 9110 lets a server do: some clients (the JDK's) wish
+                # for HTTP/2 with every first request, and the parser would take the body for that protocol's bytes.
+                method = self.parser.get_method()
+                if method == b"CONNECT":
+                    raise
+                head = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] not in _UPGRADE)
+                data = b"%s %s HTTP/1.1\r\n%s\r\n" % (method, self.url, head) + data[exc.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -123,6 +135,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        if self.parser.should_upgrade():
+            return  # it comes again without that
         self._phase = _BODY
         self._began = self._heard
         route = self._route()
@@ -176,6 +190,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self.parser.should_upgrade():
+            return
         self._phase = _WAITING
         cycle: Any = self.cycle
         if not isinstance(cycle, Exchange):

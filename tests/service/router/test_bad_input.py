@@ -259,3 +259,26 @@ async def test_an_address_that_is_not_allowed_is_kept_out_of_everything_but_heal
             assert (response.status_code, response.json()["error"]["code"]) == (403, "address_not_allowed"), path
         assert (await rig.client.get("/health")).status_code == 200
         rig.path.gate.address("::ffff:10.1.2.3")
+
+
+async def test_a_wish_for_http_2_is_ignored_and_the_body_served(rig: Rig) -> None:
+    """The JDK's client, and what is built on it, sends this with its first request."""
+    worker = await rig.worker("stable")
+    body = json.dumps(chat()).encode()
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+    request = HEAD + wish + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    for cut in (len(request), len(HEAD) + 20, len(request) - len(body), len(request) - 3):
+        async with raw(rig) as client:
+            await client.send(request[:cut])
+            await asyncio.sleep(0)  # two segments, as the network may cut them
+            await client.send(request[cut:] + request)
+            for _ in range(2):
+                status, _, _ = await client.answer()
+                assert status == 200
+    assert worker.bodies == [body] * 8
+    async with raw(rig) as client:
+        await client.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer client-key\r\n" + wish + b"\r\n")
+        assert (await client.answer())[0] == 200
+    async with raw(rig) as client:
+        await client.send(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await client.answer())[0] == 400
