@@ -1,5 +1,6 @@
 """The control API over HTTP: a FastAPI app whose routes all go through the dispatcher."""
 
+import asyncio
 import json
 import secrets
 from typing import Any
@@ -46,6 +47,8 @@ _ERROR = {
         }
     },
 }
+_DISCARD_S = 10.0
+_DISCARD_BYTES = 64 << 20
 _STATUSES = {
     400: "Not a JSON object, or it makes no sense", 401: "No good key", 403: "The key's role is too small",
     404: "No such thing, or nothing running", 409: "It does not fit the present state", 413: "The body is too large",
@@ -106,11 +109,13 @@ async def _call(request: Request, max_body: int | None) -> Call:
     if request.method != "GET" and max_body is not None:
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > max_body:
+            await _discard(request)
             raise _too_large(max_body)
         try:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_body:
+                    await _discard(request)
                     raise _too_large(max_body)
         except ClientDisconnect:
             raise BadRequest("the body ended before its announced length: send all of it") from None
@@ -122,6 +127,24 @@ async def _call(request: Request, max_body: int | None) -> Call:
         query=dict(request.query_params),
         path={name: str(value) for name, value in request.path_params.items()},
     )
+
+
+async def _discard(request: Request) -> None:
+    """Take in the rest of a refused body, within bounds.
+
+    A connection that is closed on unread bytes is reset, and its sender never reads why. One who asks first is told.
+    """
+    if "expect" in request.headers:
+        return
+    size = 0
+    try:
+        async with asyncio.timeout(_DISCARD_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > _DISCARD_BYTES:
+                    return
+    except (TimeoutError, ClientDisconnect):
+        return
 
 
 def _too_large(limit: int) -> TooLarge:
