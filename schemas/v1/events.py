@@ -7,11 +7,14 @@ Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.roll
 from pydantic import Field
 
 from schemas.v1.common import Message, ShareBp, TestStatus, UnixMs
-from schemas.v1.experiment import RollbackOrder, TestResult
+from schemas.v1.experiment import Experiment, RollbackOrder, TestResult
 
 
 class TestEvent(Message):
-    """Something that happened to a test; ``result`` is the whole result as of this event."""
+    """Something that happened to a test; ``result`` is the whole result as of this event.
+
+    ``configuration`` is what the test is judged by (`Experiment.configuration`), on the events that begin or end it.
+    """
 
     __test__ = False
 
@@ -27,6 +30,7 @@ class TestEvent(Message):
     at_ms: UnixMs
     result: TestResult | None = None
     order: RollbackOrder | None = None
+    configuration: Experiment | None = None
 
 
 class RollbackRequested(Message):

@@ -68,7 +68,12 @@ class VerdictRecord(Message):
 
 
 class VariantSummary(Message):
-    """Totals of one variant as the API shows them; error_rate and success_rate in percent."""
+    """Totals of one variant as the API shows them; all rates in percent, cost in dollars.
+
+    Feedback counts answers, the first of each kind for each response: ``thumbs_up_rate`` of all thumbs,
+    ``satisfaction_score`` the mean of ``satisfaction_count`` scores, ``conversion_rate`` of the ``conversion_count``
+    answers that say whether there was a conversion. Tokens per GPU second are generated tokens.
+    """
 
     request_count: int = 0
     error_rate: float = 0.0
@@ -96,6 +101,17 @@ class VariantSummary(Message):
     cost: float = 0.0
     outcomes: dict[str, int] = Field(default_factory=dict)
     units: int = 0
+    thumbs_up: int = 0
+    thumbs_down: int = 0
+    thumbs_up_rate: float | None = None
+    satisfaction_count: int = 0
+    satisfaction_score: float | None = None
+    conversion_count: int = 0
+    conversions: int = 0
+    conversion_rate: float | None = None
+    gpu_seconds: float = 0.0
+    cost_per_request: float | None = None
+    tokens_per_gpu_second: float | None = None
 
 
 class TestResult(Message):
@@ -197,6 +213,14 @@ class Experiment(Message):
     def assigning(self) -> bool:
         """Whether requests are assigned to this test now."""
         return self.status in {TestStatus.RUNNING, TestStatus.PAUSED, TestStatus.ROLLING_BACK} and self.stopping is None
+
+    @property
+    def configuration(self) -> "Experiment":
+        """What the test is judged by and may be shown to everybody: without salt, slots, outbox and results."""
+        bare: dict[str, Any] = {
+            "salt": "", "slots": [], "stopping": None, "rollback": None, "result": None, "recent": [], "outbox": [],
+        }  # fmt: skip
+        return self.model_copy(update=bare)
 
     @property
     def duration_seconds(self) -> int:

@@ -106,7 +106,7 @@ class SequenceReader:
         end = int(info.state.last_seq)
         while self.position < end:
             messages = await self.fetch(1024, 0.5)
-            if not messages and self._filter is not None and await self._nothing_left():
+            if not messages and self._filter is not None and await self.nothing_left():
                 return
             for message in messages:
                 yield message
@@ -170,7 +170,8 @@ class SequenceReader:
             except (NatsError, TimeoutError, OSError):
                 self._generation = -1
 
-    async def _nothing_left(self) -> bool:
+    async def nothing_left(self) -> bool:
+        """Whether the server says that all there is has been delivered; False when it cannot be asked."""
         try:
             info = await self._sub.consumer_info()
         except (NatsError, TimeoutError, OSError, AttributeError):

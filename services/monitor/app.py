@@ -9,6 +9,7 @@ from services._runtime import health
 from services._runtime.bus import Bus, make_broker
 from services._runtime.settings_model import Settings
 from services.monitor import handlers
+from services.monitor.records import Records
 from services.monitor.settings import monitor_settings
 from services.monitor.watcher import Watcher
 
@@ -21,8 +22,10 @@ def build_app(settings: Settings) -> AsgiFastStream:
     readiness.add("bus", lambda: "not connected to NATS yet")
     broker = make_broker(settings, SERVICE)
     bus = Bus(settings, SERVICE)
-    watcher = Watcher(bus, monitor_settings(settings))
-    handlers.register(broker, watcher)
+    own = monitor_settings(settings)
+    watcher = Watcher(bus, own)
+    records = Records(bus, watcher.experiments, own.clock_skew_s)
+    handlers.register(broker, watcher, records)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -33,6 +36,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
         try:
             yield
         finally:
+            await records.stop()
             await watcher.stop()
             await bus.close()
 

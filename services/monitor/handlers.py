@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from faststream.nats import NatsBroker, NatsMessage, NatsResponse
@@ -16,9 +17,11 @@ from schemas.v1.query import (
     QueryError,
     VerdictQuery,
 )
+from schemas.v1.record import EvidenceQuery, EvidenceReply, RecordQuery
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.monitor.domain import verdict
+from services.monitor.records import Records
 from services.monitor.track import Track
 from services.monitor.watcher import Watcher
 
@@ -28,8 +31,8 @@ QUEUE = "monitors"
 _CONTENT = {"content-type": "application/json"}
 
 
-def register(broker: NatsBroker, watcher: Watcher) -> None:
-    """Subscribe the three questions."""
+def register(broker: NatsBroker, watcher: Watcher, records: Records) -> None:
+    """Subscribe the five questions."""
 
     @broker.subscriber(subjects.verdict("status"), queue=QUEUE, max_workers=16)
     async def status(message: NatsMessage) -> NatsResponse:
@@ -43,10 +46,20 @@ def register(broker: NatsBroker, watcher: Watcher) -> None:
     async def monitoring(message: NatsMessage) -> NatsResponse:
         return await _answer(_monitoring, watcher, message)
 
+    @broker.subscriber(subjects.verdict("record"), queue=QUEUE, max_workers=16)
+    async def record(message: NatsMessage) -> NatsResponse:
+        return await _answer(_record, records, message)
 
-async def _answer(question: Any, watcher: Watcher, message: NatsMessage) -> NatsResponse:
+    @broker.subscriber(subjects.verdict("evidence"), queue=QUEUE, max_workers=2)
+    async def evidence(message: NatsMessage) -> NatsResponse:
+        return await _answer(_evidence, records, message)
+
+
+async def _answer(
+    question: Callable[[Any, bytes], Awaitable[Message]], asked: Watcher | Records, message: NatsMessage
+) -> NatsResponse:
     try:
-        reply: Message = await question(watcher, message.body)
+        reply = await question(asked, message.body)
     except ValidationError as exc:
         first = exc.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -55,7 +68,24 @@ async def _answer(question: Any, watcher: Watcher, message: NatsMessage) -> Nats
         log.exception("question_failed")
         reply = QueryError(message=f"the monitor failed to answer: {type(exc).__name__}", code="internal")
     headers = _CONTENT | {"Cypria-Error": "1"} if isinstance(reply, QueryError) else _CONTENT
-    return NatsResponse(reply.model_dump_json().encode(), headers=headers)
+    return NatsResponse(_encode(reply), headers=headers)
+
+
+def _encode(reply: Message) -> bytes:
+    if not isinstance(reply, EvidenceReply):
+        return reply.model_dump_json().encode()
+    # A day's ticks are many and most fields of a cell are at their default: those are left out.
+    body = reply.model_dump(mode="json", exclude={"ticks"})
+    body["ticks"] = [tick.model_dump(mode="json", exclude_defaults=True) for tick in reply.ticks]
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+async def _record(records: Records, body: bytes) -> Message:
+    return await records.record(RecordQuery.model_validate_json(body))
+
+
+async def _evidence(records: Records, body: bytes) -> Message:
+    return await records.evidence(EvidenceQuery.model_validate_json(body))
 
 
 def _unknown(test_id: str) -> QueryError:

@@ -43,6 +43,10 @@ class Experiments:
         """Tests that have started and not ended, by id."""
         return {test.test_id: test for test in self._by_key.values() if test.status in WATCHED}
 
+    def by_id(self, test_id: str) -> Experiment | None:
+        """The test of that id, live or ended, while an entry holds it."""
+        return next((test for test in self._by_key.values() if test.test_id == test_id), None)
+
     def _experiment(self, key: str, value: bytes | None, _revision: int) -> None:
         if value is None:
             self._by_key.pop(key, None)

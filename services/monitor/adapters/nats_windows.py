@@ -50,6 +50,11 @@ class WindowFeed:
         return self._reader.position
 
     @property
+    def end(self) -> int:
+        """The last sequence of the stream when the feed was opened."""
+        return self._reader.last_sequence
+
+    @property
     def created(self) -> str:
         """When the stream was created (RFC 3339): a position is good for this stream only."""
         return self._reader.stream_created
@@ -68,6 +73,10 @@ class WindowFeed:
             if index % _YIELD_EVERY == _YIELD_EVERY - 1:
                 await asyncio.sleep(0)  # leases and answers go on while a backlog is read
         return len(messages)
+
+    async def exhausted(self) -> bool:
+        """Whether nothing is left to read, also where the stream's last messages were removed."""
+        return await self._reader.nothing_left()
 
     async def close(self) -> None:
         """Drop the consumer."""
@@ -91,7 +100,7 @@ class WindowFeed:
 
 
 async def position_before(bus: Bus, time_ms: int) -> int:
-    """The last sequence before a broker time; the end of the stream when nothing is younger."""
+    """The last sequence of WINDOWS before a broker time; the end of the stream when nothing is younger."""
     info = await bus.js.stream_info(STREAM)
     last = int(info.state.last_seq)
     config = ConsumerConfig(

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from schemas.v1.common import Message
 from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.opinions import METRICS, opinion_effect
 from services.monitor.domain.statistics import (
     BucketEffect,
     bucket_effect,
+    half_width,
     mixture_log_e,
     non_inferiority_log_e,
     reduction_log_e,
@@ -27,6 +29,7 @@ NEAR = math.log(10.0)
 MIN_ERRORS = 20
 """Errors of each arm before their difference may be taken as normal."""
 
+MAX_LOG = math.log(1e9)
 _MICRO = 1e6
 
 
@@ -44,7 +47,11 @@ class Condition(Message):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Relative effect of B on the primary metric in percent (negative is better), and evidence both ways."""
+    """Relative effect of B on the primary metric in percent, and evidence both ways.
+
+    A lower figure is better, except of what users say (``more_is_better``).
+    ``low`` and ``high`` are its two-sided confidence sequence at `ALPHA`; None where it has none yet.
+    """
 
     metric: str
     percent: float | None
@@ -52,6 +59,9 @@ class Effect:
     not_better: float
     needs: int | None
     hold: str | None
+    low: float | None = None
+    high: float | None = None
+    more_is_better: bool = False
 
 
 def conditions(evaluator: TestEvaluator) -> list[Condition]:
@@ -141,10 +151,11 @@ def _improvement(evaluator: TestEvaluator) -> Condition:
     effect = primary_effect(evaluator)
     if effect.hold is not None:
         return Condition(name="primary_metric", met=False, text=f"{effect.metric}: {effect.hold}")
+    asked = f"+{threshold:g} % or more" if effect.more_is_better else f"{-threshold:g} % or less"
     return Condition(
         name="primary_metric", met=effect.better >= LIMIT, log_e=effect.better, limit=LIMIT, value=effect.percent,
         text=(
-            f"{effect.metric} of B {effect.percent:+.1f} %, asked for {-threshold:g} % or less "
+            f"{effect.metric} of B {effect.percent:+.1f} %, asked for {asked} "
             f"(ln E {effect.better:.2f}, needed {LIMIT:.2f})"
         ),
         needs_requests=effect.needs,
@@ -155,6 +166,8 @@ def primary_effect(evaluator: TestEvaluator) -> Effect:
     """B's effect on the primary metric, with evidence that it improves by the threshold, and that it does not."""
     metric = evaluator.experiment.primary_metric
     threshold = evaluator.experiment.success_criteria.min_improvement_threshold / 100.0
+    if metric in METRICS:
+        return _opinion_effect(evaluator, metric, threshold)
     if threshold >= 1.0:
         return Effect(metric, None, 0.0, 0.0, None, f"an improvement by {100 * threshold:g} % is impossible: lower it")
     if metric == "error_rate":
@@ -165,9 +178,11 @@ def primary_effect(evaluator: TestEvaluator) -> Effect:
         return Effect(metric, None, 0.0, 0.0, None, hold)
     d, v = effect.difference, effect.variance
     null = -math.log1p(-threshold)
+    wide = half_width(v, ALPHA)
     return Effect(
         metric, 100.0 * math.expm1(d), reduction_log_e(d, v, threshold), mixture_log_e(d, v, -null),
         requests_needed_for_mean(-d, v, null, evaluator.totals.requests(), LIMIT), None,
+        _percent(d - wide), _percent(d + wide),
     )  # fmt: skip
 
 
@@ -183,10 +198,31 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
     if reason is not None or relative is None:
         return Effect("error_rate", None, 0.0, 0.0, None, reason or "control has no errors")
     d, v = relative
+    wide = half_width(v, ALPHA)
+    bounds = [100.0 * (d + side - threshold) for side in (-wide, wide)]
+    low, high = (bound if math.isfinite(bound) else None for bound in bounds)
     return Effect(
         "error_rate", 100.0 * (d - threshold), mixture_log_e(-d, v), mixture_log_e(d, v),
-        requests_needed_for_mean(-d, v, 0.0, evaluator.totals.requests(), LIMIT), None,
+        requests_needed_for_mean(-d, v, 0.0, evaluator.totals.requests(), LIMIT), None, low, high,
     )  # fmt: skip
+
+
+def _opinion_effect(evaluator: TestEvaluator, metric: str, threshold: float) -> Effect:
+    found = opinion_effect(evaluator.totals, metric, threshold)
+    if found.hold is not None:
+        return Effect(metric, None, 0.0, 0.0, None, found.hold, more_is_better=True)
+    d, v, wide = found.d, found.v, half_width(found.v, ALPHA)
+    low, value, high = (100.0 * (d + side + threshold) for side in (-wide, 0.0, wide))
+    return Effect(
+        metric, value, mixture_log_e(d, v), mixture_log_e(-d, v),
+        requests_needed_for_mean(d, v, 0.0, evaluator.totals.requests(), LIMIT), None,
+        low if math.isfinite(low) else None, high if math.isfinite(high) else None, more_is_better=True,
+    )  # fmt: skip
+
+
+def _percent(log_difference: float) -> float | None:
+    """A difference of logarithms as a relative change in percent; None where it is beyond all figures."""
+    return 100.0 * math.expm1(log_difference) if log_difference < MAX_LOG else None
 
 
 def log_effect(evaluator: TestEvaluator, metric: str) -> BucketEffect | None:

@@ -138,9 +138,11 @@ def _record(
     effect: Effect | None,
 ) -> VerdictRecord:
     experiment = evaluator.experiment
-    log_e = None
+    log_e = bound = None
     if effect is not None and effect.hold is None:
-        log_e = effect.not_better if rule == "no_improvement" else effect.better
+        worse = rule == "no_improvement"
+        best, least = (effect.high, effect.low) if effect.more_is_better else (effect.low, effect.high)
+        log_e, bound = (effect.not_better, best) if worse else (effect.better, least)
     return VerdictRecord(
         decision=decision,
         reason=reason,
@@ -148,7 +150,9 @@ def _record(
         at_ms=(evaluator.second or 0) * 1000,
         tick=evaluator.second,
         value=None if effect is None else effect.percent,
-        threshold=-experiment.success_criteria.min_improvement_threshold,
+        bound=bound,
+        threshold=experiment.success_criteria.min_improvement_threshold
+        * (1.0 if effect is not None and effect.more_is_better else -1.0),
         log_e=log_e if log_e is None or math.isfinite(log_e) else None,
         n_a=evaluator.totals.of("a").done,
         n_b=evaluator.totals.of("b").done,
@@ -159,6 +163,8 @@ def _record(
             "windows_seq": evaluator.sequence,
             "epoch": evaluator.epoch,
             "limit": LIMIT,
+            "unit": "%",
+            "metric": experiment.primary_metric,
             "conditions": [condition.model_dump(mode="json") for condition in found],
         },
     )

@@ -12,7 +12,14 @@ from typing import Any
 from schemas import subjects
 from schemas.v1.common import Decision, TestStatus, rfc3339
 from schemas.v1.events import TestEvent
-from schemas.v1.experiment import Experiment, OutboxEvent, RollbackOrder, StopRequest, TestResult
+from schemas.v1.experiment import (
+    Experiment,
+    OutboxEvent,
+    RollbackOrder,
+    StopRequest,
+    TestResult,
+    VerdictRecord,
+)
 from services.router.domain import commands as c
 from services.router.domain import slots
 from services.router.domain.refusals import Conflict, NotFound
@@ -22,6 +29,11 @@ RECENT = 20
 
 ROLLBACK_FLOOR_BP = 100
 """A gradual rollback ends when its next step would be below this share."""
+
+NO_VERDICT = "no_verdict"
+"""Rule of a decision for which the monitor gave no verdict in time."""
+
+_CONFIGURED = frozenset({"test.started", "test.scheduled"})
 
 Transition = tuple[Experiment, list[OutboxEvent]]
 
@@ -161,7 +173,10 @@ def _complete(state: Experiment, cmd: c.Complete, now_ms: int) -> Transition:
         raise Conflict(f"test '{state.test_id}' is not being stopped: stop it first", code="not_stopping")
     done = _next(state, status=TestStatus.COMPLETED, ended_ms=now_ms, stopping=None)
     done.result = _result(done, cmd.decision, cmd.reason).model_copy(
-        update={"verdict": cmd.verdict, "metrics_summary": dict(cmd.metrics_summary)}
+        update={
+            "verdict": cmd.verdict or _bare(state, cmd.decision, NO_VERDICT, cmd.reason, now_ms),
+            "metrics_summary": dict(cmd.metrics_summary),
+        }
     )
     return _emit(done, "test.completed", state.stopping.actor, cmd.reason, now_ms, with_result=True)
 
@@ -205,14 +220,27 @@ def _rolled_back(state: Experiment, order: RollbackOrder, now_ms: int) -> Transi
     )
     # The result tells the split that the test ran at, not the 0 that ended it.
     done.result = _result(done, Decision.ROLLBACK, order.reason).model_copy(
-        update={"verdict": order.verdict, "traffic_split_percent": state.share_bp / 100}
+        update={
+            "verdict": order.verdict
+            or _bare(state, Decision.ROLLBACK, order.rule, order.reason, order.at_ms),
+            "traffic_split_percent": state.share_bp / 100,
+        }
     )
     return _emit(done, "test.rolled_back", order.actor, order.reason, now_ms, with_result=True)
 
 
+def _bare(state: Experiment, decision: Decision, rule: str, reason: str, at_ms: int) -> VerdictRecord:
+    """The record of a decision that rests on no evidence of the monitor's: an operator's, a breaker's, nobody's."""
+    return VerdictRecord(
+        decision=decision, reason=reason, rule=rule, at_ms=at_ms, split_bp=state.share_bp,
+        digests=dict(state.digests), config_hash=state.config_hash,
+    )  # fmt: skip
+
+
 def _fail(state: Experiment, cmd: c.Fail, now_ms: int) -> Transition:
     done = _next(state, status=TestStatus.FAILED, ended_ms=now_ms, stopping=None)
-    done.result = _result(done, Decision.INCONCLUSIVE, cmd.reason)
+    verdict = _bare(state, Decision.INCONCLUSIVE, "failed", cmd.reason, now_ms)
+    done.result = _result(done, Decision.INCONCLUSIVE, cmd.reason).model_copy(update={"verdict": verdict})
     return _emit(done, "test.failed", cmd.actor, cmd.reason, now_ms, with_result=True)
 
 
@@ -271,6 +299,7 @@ def _emit(
         at_ms=now_ms,
         result=state.result if with_result else None,
         order=state.rollback,
+        configuration=state.configuration if kind in _CONFIGURED or with_result else None,
     )
     event = OutboxEvent(
         id=f"{state.test_id}.{state.version}.1",
