@@ -1,9 +1,10 @@
 """The control API: the same models serve HTTP and `cypria.control.<verb>`. Unknown fields are refused."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemas.feedback import MAX_SCORE, MIN_SCORE
 from schemas.v1.common import Message
 from schemas.v1.experiment import MAX_MS, VariantSummary
 
@@ -38,6 +39,18 @@ TagName = Annotated[str, Field(min_length=1, max_length=128)]
 TagValue = Annotated[str, Field(max_length=1024)]
 
 
+PRIMARY_METRICS = ("latency", "ttft", "cost", "error_rate", "thumbs", "conversion", "score")
+
+
+def _known_metric(value: str) -> str:
+    if value not in PRIMARY_METRICS:
+        raise ValueError(f"there is no metric '{value[:64]}': use one of {', '.join(PRIMARY_METRICS)}")
+    return value
+
+
+PrimaryMetric = Annotated[str, AfterValidator(_known_metric)]
+
+
 class StartRequest(Command):
     """`POST /v1/ab-testing/start`."""
 
@@ -48,7 +61,7 @@ class StartRequest(Command):
     auto_rollback: bool = True
     success_criteria: SuccessCriteriaPatch | None = None
     failure_criteria: FailureCriteriaPatch | None = None
-    primary_metric: str | None = Field(default=None, pattern="^(latency|ttft|cost|error_rate)$")
+    primary_metric: PrimaryMetric | None = None
     tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
 
 
@@ -85,6 +98,21 @@ class SplitCommand(TestRef):
     """`PATCH /v1/ab-testing/traffic-split`."""
 
     traffic_split_percent: float = Field(ge=0, le=100)
+
+
+class FeedbackCommand(Command):
+    """`POST /v1/ab-testing/feedback`: what a user thought of one response; score from 1 (bad) to 5 (good)."""
+
+    token: str = Field(min_length=1, max_length=1024)
+    score: float | None = Field(default=None, ge=MIN_SCORE, le=MAX_SCORE)
+    thumbs: Literal["up", "down"] | None = None
+    converted: bool | None = None
+
+
+class FeedbackReply(Message):
+    """What feedback answers once it is stored."""
+
+    status: str = "recorded"
 
 
 class MonitoringCommand(Command):

@@ -41,6 +41,26 @@ class Fact(Message):
     stratum: int = Field(default=0, ge=0, le=63)
 
 
+class Feedback(Message):
+    """What a client said about one assigned request; at least one of the three values is given.
+
+    ``share_bp``, ``unit`` and ``sticky`` are those of the request, as its token has them. ``id`` is 16 hex digits of a
+    hash of the token's own id: of each kind of value the first one for an id counts. The id may be forgotten a day
+    after ``expires_s`` (Unix seconds). ``score_micro`` is the score * 10**6.
+    """
+
+    test: str
+    variant: VariantName
+    share_bp: ShareBp
+    unit: str = Field(pattern=r"^[0-9a-f]{16}$")
+    sticky: bool = True
+    id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    expires_s: int = Field(ge=0)
+    thumbs_up: bool | None = None
+    converted: bool | None = None
+    score_micro: int | None = Field(default=None, ge=0, le=1_000_000_000)
+
+
 class Admitted(Message):
     """How many requests a router admitted to one arm at one share since its last batch."""
 
@@ -68,3 +88,4 @@ class FactBatch(Message):
     tests: dict[str, TestClock] = Field(default_factory=dict)
     admitted: list[Admitted] = Field(default_factory=list)
     facts: list[Fact] = Field(default_factory=list)
+    feedback: list[Feedback] = Field(default_factory=list)

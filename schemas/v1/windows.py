@@ -38,7 +38,10 @@ class UnitEvidence(Message):
 
 
 class Bucket(Message):
-    """Sums of one of the 128 unit buckets: requests, errors, and latency, TTFT and cost on the ln scale (10**-6)."""
+    """Sums of one of the 128 unit buckets: requests, errors, and latency, TTFT and cost on the ln scale (10**-6).
+
+    Those of feedback count a unit's first value of each kind in the whole test.
+    """
 
     n: int = 0
     errors: int = 0
@@ -48,12 +51,19 @@ class Bucket(Message):
     ttft_ln: int = 0
     cost_n: int = 0
     cost_ln: int = 0
+    thumbs_n: int = 0
+    thumbs_up: int = 0
+    conversion_n: int = 0
+    conversions: int = 0
+    score_n: int = 0
+    score_micro: int = 0
 
 
 class Cell(Message):
     """Sums of one test x variant x applied share x digest x unit epoch in one window.
 
-    ``done`` counts finished requests without the callers' own errors, which are in ``outcomes`` only.
+    ``done`` counts finished requests without the callers' own errors, which are in ``outcomes`` only. ``feedback`` has
+    the sums named in `schemas.feedback`.
     """
 
     test: str
@@ -99,7 +109,8 @@ class NewUnits(Message):
     """Unit hashes first seen in this window, so that the seen-set can be rebuilt from WINDOWS; now and then known ones
     are carried again, so that rebuilding need not begin with the test (counts are in `UnitEvidence` only).
 
-    Each set is base64 of little-endian uint64 hashes.
+    Each set is base64 of little-endian uint64 hashes. Those of feedback have the kind of value in their lowest three
+    bits; ``feedback_ids`` are by the day (Unix) on which their tokens expire.
     """
 
     test: str
@@ -110,6 +121,8 @@ class NewUnits(Message):
     overdue: str = ""
     seen_test: str = ""
     errors_test: str = ""
+    feedback_units: str = ""
+    feedback_ids: dict[int, str] = Field(default_factory=dict)
 
 
 class Window(Message):

@@ -6,6 +6,7 @@ The request path never awaits any of these; they read memory. `app.py` hands eac
 from dataclasses import dataclass
 from typing import Protocol
 
+from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment, RollbackOrder
 
 
@@ -58,6 +59,9 @@ class RequestPath(Protocol):
 
     async def flush_facts(self, timeout_s: float) -> dict[str, dict[int, int]]:
         """Publish every pending fact; the highest acknowledged batch number by router epoch and partition."""
+
+    async def feedback(self, said: FeedbackCommand) -> str:
+        """Record what a client says about a response; the test's id. Raises Refused."""
 
     def degraded(self) -> list[str]:
         """What does not work now, for `/ready` and `status` (``bus``, ``facts`` ...)."""

@@ -200,15 +200,16 @@ class PartitionWriter:
             except wire.BadMessageError as exc:
                 reason = str(exc)
         room = 0.9 * self._bus.nc.max_payload
-        if batch is not None and len(batch.facts) * BYTES_PER_FACT + 8 * BYTES_PER_CELL > room:
-            reason = f"{len(batch.facts)} facts in one batch do not fit in one window message"
+        count = len(batch.facts) + len(batch.feedback) if batch is not None else 0
+        if count * BYTES_PER_FACT + 8 * BYTES_PER_CELL > room:
+            reason = f"{count} facts in one batch do not fit in one window message"
             batch = None
         if reason:
             await self._dead_letter(message, reason)
         if batch is None:
             fold.skip(message.sequence, message.time_ms)
             return
-        if fold.size + len(batch.facts) * BYTES_PER_FACT > room:
+        if fold.size + count * BYTES_PER_FACT > room:
             await self._publish(fold)
         missing = fold.missing_batches
         try:
@@ -218,7 +219,7 @@ class PartitionWriter:
             log.exception("fold_failed", partition=self._partition, sequence=message.sequence)
             self._poison[message.sequence] = f"folding failed: {type(exc).__name__}: {exc}"
             raise _ReloadError("a batch could not be folded") from exc
-        meters.FACTS.inc(len(batch.facts) if counted else 0)
+        meters.FACTS.inc(count if counted else 0)
         meters.REPEATED_BATCHES.inc(0 if counted else 1)
         if fold.missing_batches > missing:
             self._report_missing(batch, fold.missing_batches - missing)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from services.metrics.domain.records import Admitted, Fact, FactBatch, NewUnits, TestClock, Window
+from services.metrics.domain.records import Admitted, Fact, FactBatch, Feedback, NewUnits, TestClock, Window
 
 
 class BadMessageError(ValueError):
@@ -18,6 +18,7 @@ class _Envelope(msgspec.Struct):
     tests: dict[str, TestClock] = {}
     admitted: list[msgspec.Raw] = []
     facts: list[msgspec.Raw] = []
+    feedback: list[msgspec.Raw] = []
 
 
 class Units(msgspec.Struct):
@@ -30,6 +31,7 @@ _batch = msgspec.json.Decoder(FactBatch)
 _envelope = msgspec.json.Decoder(_Envelope)
 _fact = msgspec.json.Decoder(Fact)
 _admitted = msgspec.json.Decoder(Admitted)
+_feedback = msgspec.json.Decoder(Feedback)
 _window = msgspec.json.Decoder(Window)
 _units = msgspec.json.Decoder(Units)
 _encode = msgspec.json.Encoder().encode
@@ -60,13 +62,15 @@ def _salvage(data: bytes, reason: str) -> tuple[FactBatch, list[str]]:
     if not batch.router_epoch or len(batch.router_epoch) > 64 or batch.n < 1:
         raise BadMessageError(f"not a fact batch: {reason}")
     reasons = []
-    for name, raws in (("facts", envelope.facts), ("admitted", envelope.admitted)):
+    for name, raws in (("facts", envelope.facts), ("admitted", envelope.admitted), ("feedback", envelope.feedback)):
         for index, raw in enumerate(raws):
             try:
                 if name == "facts":
                     batch.facts.append(_fact.decode(raw))
-                else:
+                elif name == "admitted":
                     batch.admitted.append(_admitted.decode(raw))
+                else:
+                    batch.feedback.append(_feedback.decode(raw))
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 reasons.append(f"{name}[{index}]: {exc}")
     return batch, reasons

@@ -28,6 +28,9 @@ REPLIED = frozenset(
 BUCKET_SHIFT = 57
 """The top 7 bits of a unit hash are its bucket of 128; the partition is in the lowest, so the two are independent."""
 
+OPINIONS = ("thumbs_n", "thumbs_up", "conversion_n", "conversions", "score_n", "score_micro")
+"""Fields of a bucket that come from feedback."""
+
 CellKey = tuple[str, str, int, int, str]
 """test, variant, share_bp, epoch, digest."""
 
@@ -81,7 +84,10 @@ def log_bins(values: list[int]) -> dict[int, int]:
 class OpenCell:
     """Facts of one cell of the open window; `close` sums them."""
 
-    __slots__ = ("admitted", "fallback", "finals", "first", "hashes", "key", "overdue", "overdue_done", "units")
+    __slots__ = (
+        "admitted", "fallback", "feedback", "finals", "first", "hashes", "key", "opinions", "overdue", "overdue_done",
+        "units",
+    )  # fmt: skip
 
     def __init__(self, key: CellKey) -> None:
         self.key = key
@@ -93,6 +99,8 @@ class OpenCell:
         self.hashes: list[int] = []
         self.first: list[Fact] = []
         self.units = UnitEvidence()
+        self.feedback: dict[str, int] = {}
+        self.opinions: dict[int, Bucket] = {}
 
     def close(self) -> Cell:
         """The cell as it is published."""
@@ -100,11 +108,16 @@ class OpenCell:
         cell = Cell(
             test=test, variant=variant, share_bp=share_bp, epoch=epoch, digest=digest, admitted=self.admitted,
             overdue=self.overdue, overdue_done=self.overdue_done, fallback=self.fallback, units=self.units,
+            feedback=self.feedback,
         )  # fmt: skip
         if self.finals:
             self._sum(cell)
         if self.first:
             self._first_requests(cell.units)
+        for index, heard in self.opinions.items():
+            bucket = cell.buckets.setdefault(index, Bucket())
+            for name in OPINIONS:
+                setattr(bucket, name, getattr(heard, name))
         return cell
 
     def _sum(self, cell: Cell) -> None:

@@ -5,15 +5,16 @@ Pure: the broker's time of every batch is an argument, and the state is what the
 
 from schemas.v1.common import ERRORS, Outcome
 from services.metrics.domain.cells import CellKey, OpenCell
-from services.metrics.domain.records import Fact, FactBatch, NewUnits, TestClock, Watermark, Window
-from services.metrics.domain.units import TestUnits, UnitBook
+from services.metrics.domain.opinions import Kind, hear
+from services.metrics.domain.records import Fact, FactBatch, Feedback, NewUnits, TestClock, Watermark, Window
+from services.metrics.domain.units import KIND_BITS, TestUnits, UnitBook
 
 MAX_EPOCHS = 256
 """Router processes whose highest batch number is kept, the least recently heard of going first."""
 
 BYTES_PER_FACT = 300
-BYTES_PER_CELL = 1200
-"""Upper bounds of what a fact and a cell add to a window message: bins, one unit bucket, six unit hashes."""
+BYTES_PER_CELL = 1500
+"""Upper bounds of what a fact (or feedback) and a cell add to a window message: bins, one unit bucket, seven hashes."""
 
 
 class Fold:
@@ -62,6 +63,11 @@ class Fold:
             if units is None:
                 units = known[fact.test] = self._units(fact.test, batch.tests.get(fact.test), time_ms)
             self._add(fact, units)
+        for feedback in batch.feedback:
+            units = known.get(feedback.test)
+            if units is None:
+                units = known[feedback.test] = self._units(feedback.test, batch.tests.get(feedback.test), time_ms)
+            self._hear(feedback, units)
         for admitted in batch.admitted:
             units = known.get(admitted.test)
             if units is None:
@@ -69,7 +75,7 @@ class Fold:
             self._cell(
                 (admitted.test, admitted.variant, admitted.share_bp, units.now.epoch, "")
             ).admitted += admitted.count
-        self.facts += len(batch.facts)
+        self.facts += len(batch.facts) + len(batch.feedback)
         return True
 
     def _units(self, test: str, clock: TestClock | None, time_ms: int) -> TestUnits:
@@ -101,6 +107,25 @@ class Fold:
             _sticky(cell, fact, unit, units)
         else:
             _alone(cell, fact)
+
+    def _hear(self, feedback: Feedback, units: TestUnits) -> None:
+        """The first value of each kind counts for a token, and again in what counts a unit once in the test."""
+        ids = units.ids(feedback.expires_s)
+        if ids is None:
+            return
+        key = (feedback.test, feedback.variant, feedback.share_bp, units.now.epoch, "")
+        token, unit = int(feedback.id, 16) & ~KIND_BITS, int(feedback.unit, 16)
+
+        def first(kind: Kind) -> bool:
+            return not feedback.sticky or units.feedback_units.add(unit & ~KIND_BITS | kind)
+
+        for kind, value in (
+            (Kind.THUMBS, feedback.thumbs_up),
+            (Kind.CONVERSION, feedback.converted),
+            (Kind.SCORE, feedback.score_micro),
+        ):
+            if value is not None and ids.add(token | kind):
+                hear(self._cell(key), kind, int(value), unit, first)
 
     def close(self) -> Window:
         """The window as it is to be published; the next one is open afterwards."""

@@ -12,6 +12,7 @@ from schemas.v1.common import Outcome
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}\\Z")]
 Variant = Annotated[str, msgspec.Meta(pattern="^[a-z]\\Z")]
 
 
@@ -21,7 +22,7 @@ class Fact(msgspec.Struct, gc=False):
     test: str
     variant: Variant
     share_bp: Share
-    unit: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}\\Z")]
+    unit: Hash
     sticky: bool = True
     kind: Annotated[str, msgspec.Meta(pattern="^(final|overdue)\\Z")] = "final"
     outcome: Outcome = Outcome.OK
@@ -37,6 +38,21 @@ class Fact(msgspec.Struct, gc=False):
     gpu_us: Count = 0
     digest: str = ""
     stratum: Annotated[int, msgspec.Meta(ge=0, le=63)] = 0
+
+
+class Feedback(msgspec.Struct, gc=False):
+    """`schemas.v1.facts.Feedback`."""
+
+    test: str
+    variant: Variant
+    share_bp: Share
+    unit: Hash
+    id: Hash
+    expires_s: Count
+    sticky: bool = True
+    thumbs_up: bool | None = None
+    converted: bool | None = None
+    score_micro: Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)] | None = None
 
 
 class Admitted(msgspec.Struct, gc=False):
@@ -66,6 +82,7 @@ class FactBatch(msgspec.Struct):
     tests: dict[str, TestClock] = {}
     admitted: list[Admitted] = []
     facts: list[Fact] = []
+    feedback: list[Feedback] = []
 
 
 class Moments(msgspec.Struct, omit_defaults=True):
@@ -105,6 +122,12 @@ class Bucket(msgspec.Struct, omit_defaults=True):
     ttft_ln: int = 0
     cost_n: int = 0
     cost_ln: int = 0
+    thumbs_n: int = 0
+    thumbs_up: int = 0
+    conversion_n: int = 0
+    conversions: int = 0
+    score_n: int = 0
+    score_micro: int = 0
 
 
 class Cell(msgspec.Struct, omit_defaults=True):
@@ -155,6 +178,8 @@ class NewUnits(msgspec.Struct, omit_defaults=True):
     overdue: str = ""
     seen_test: str = ""
     errors_test: str = ""
+    feedback_units: str = ""
+    feedback_ids: dict[int, str] = {}
 
 
 class Window(msgspec.Struct, omit_defaults=True):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from schemas import feedback
 from schemas.sketch import quantile
 from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.experiment import VariantSummary
@@ -33,6 +34,8 @@ class Totals:
     completion_tokens: int = 0
     cost_nano: int = 0
     units: int = 0
+    gpu_us: int = 0
+    feedback: Mapping[str, int] = field(default_factory=dict)
     recent: int = 0
 
 
@@ -75,6 +78,10 @@ def summary(totals: Totals, recent_span_s: float) -> VariantSummary:
         cost=totals.cost_nano / 1e9,
         outcomes=outcomes,
         units=totals.units,
+        **feedback.shown(totals.feedback),
+        **feedback.efficiency(
+            done=done, cost_nano=totals.cost_nano, completion_tokens=totals.completion_tokens, gpu_us=totals.gpu_us
+        ),
     )
 
 

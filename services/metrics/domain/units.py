@@ -24,7 +24,13 @@ SWEEP_CHUNK = 128
 """Known hashes that one window carries again at most: 1.4 KB."""
 
 OF_EPOCH = ("seen", "errors", "client_errors", "overdue")
-OF_TEST = ("seen_test", "errors_test")
+OF_TEST = ("seen_test", "errors_test", "feedback_units")
+IDS = "feedback_ids."
+"""Name of the ids of one day's tokens, before the day."""
+DAY_S = 86_400
+
+KIND_BITS = 7
+"""Hashes of feedback carry the kind of value in these bits. Within a partition those of a unit are all alike."""
 
 
 def pack(hashes: Collection[int]) -> str:
@@ -113,6 +119,8 @@ class TestUnits:
     now: EpochUnits = field(default_factory=EpochUnits)
     seen_test: HashLog = field(default_factory=HashLog)
     errors_test: HashLog = field(default_factory=HashLog)
+    feedback_units: HashLog = field(default_factory=HashLog)
+    feedback_ids: dict[int, HashLog] = field(default_factory=dict)
     ended: list[EpochUnits] = field(default_factory=list)
     sweep: Sweep | None = None
     first_seq: int = 0
@@ -126,10 +134,32 @@ class TestUnits:
 
     def logs(self) -> Iterator[tuple[str, HashLog]]:
         """All that must be known now, by name."""
+        yield from self.units()
+        for day, log in sorted(self.feedback_ids.items()):
+            yield f"{IDS}{day}", log
+
+    def units(self) -> Iterator[tuple[str, HashLog]]:
+        """What is known of units, by name."""
         for name in OF_EPOCH:
             yield name, getattr(self.now, name)
         for name in OF_TEST:
             yield name, getattr(self, name)
+
+    def ids(self, expires_s: int) -> HashLog | None:
+        """Ids of the tokens that expire on that day; None when it is so long ago that they have been forgotten."""
+        day = expires_s // DAY_S
+        if self._forgotten(day):
+            return None
+        return self.feedback_ids.setdefault(day, HashLog())
+
+    def heard(self, time_ms: int) -> None:
+        """Something came at this time of the broker: ids of tokens that expired a day before it are forgotten."""
+        self.last_fact_ms = max(self.last_fact_ms, time_ms)
+        for day in [day for day in self.feedback_ids if self._forgotten(day)]:
+            del self.feedback_ids[day]
+
+    def _forgotten(self, day: int) -> bool:
+        return self.last_fact_ms // 1000 >= (day + 2) * DAY_S
 
     def begin_sweep(self, tick: int) -> None:
         """Carry everything known once more, beginning with the window of this tick."""
@@ -141,7 +171,7 @@ class TestUnits:
         current = dict(self.logs())
         while self.sweep is not None and not self.sweep.done and budget > 0:
             name, log, end = self.sweep.parts[self.sweep.part]
-            if current[name] is log:
+            if current.get(name) is log:
                 start = self.sweep.position
                 hashes = log.slice(start, min(end, start + budget))
                 found.setdefault(name, []).extend(hashes)
@@ -151,6 +181,12 @@ class TestUnits:
                     continue
             self.sweep.part, self.sweep.position = self.sweep.part + 1, 0
         return found
+
+
+def _carrying(new: NewUnits, hashes: dict[str, list[int]]) -> NewUnits:
+    for name, found in hashes.items():
+        setattr(new, name, pack(found))
+    return new
 
 
 class UnitBook:
@@ -165,7 +201,7 @@ class UnitBook:
         units = self.tests.get(test)
         if units is None:
             units = self.tests[test] = TestUnits(since_tick=self._tick)
-        units.last_fact_ms = max(units.last_fact_ms, now_ms)
+        units.heard(now_ms)
         return units
 
     def take_new(self) -> list[NewUnits]:
@@ -174,8 +210,7 @@ class UnitBook:
         found = []
         for test, units in sorted(self.tests.items()):
             for past in units.ended:
-                fields = {name: pack(getattr(past, name).take()) for name in OF_EPOCH}
-                found.append(NewUnits(test=test, epoch=past.epoch, **fields))
+                found.append(_carrying(NewUnits(test, past.epoch), {n: getattr(past, n).take() for n in OF_EPOCH}))
             units.ended = []
             fresh = {name: log.take() for name, log in units.logs()}
             if units.sweep is None and self._tick - units.since_tick >= SWEEP_AFTER:
@@ -183,10 +218,11 @@ class UnitBook:
             for name, hashes in units.swept(budget).items():
                 budget -= len(hashes)
                 fresh[name] += hashes
-            fields = {name: pack(hashes) for name, hashes in fresh.items()}
-            found.append(NewUnits(test=test, epoch=units.now.epoch, **fields))
+            ids = {int(name[len(IDS) :]): pack(fresh.pop(name)) for name in list(fresh) if name.startswith(IDS)}
+            new = NewUnits(test, units.now.epoch, feedback_ids={day: text for day, text in ids.items() if text})
+            found.append(_carrying(new, fresh))
         self._tick += 1
-        return [new for new in found if any(getattr(new, name) for name in (*OF_EPOCH, *OF_TEST))]
+        return [new for new in found if any(getattr(new, name) for name in (*OF_EPOCH, *OF_TEST, "feedback_ids"))]
 
     def stored(self, new_units: Iterable[NewUnits], sequence: int) -> None:
         """Note that the window that carries these units now has this WINDOWS sequence."""
@@ -207,12 +243,18 @@ class UnitBook:
             units = self.of(new.test, time_ms)
             units.first_seq = units.first_seq or sequence
             units.advance(new.epoch)
-            for name, log in units.logs():
+            for name, log in units.units():
                 if name in OF_TEST or new.epoch == units.now.epoch:
                     for unit in unpack(getattr(new, name)):
                         log.add(unit)
                     log.take()
             units.ended = []
+            for day, text in new.feedback_ids.items():
+                ids = units.ids(day * DAY_S)
+                if ids is not None:
+                    for hashed in unpack(text):
+                        ids.add(hashed)
+                    ids.take()
         self._tick += 1
 
     def rebuild_from(self) -> int:

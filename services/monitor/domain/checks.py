@@ -105,6 +105,7 @@ class RateIncrease(Check):
         "errors": ("first_errors", "errors"),
         "client_errors": ("first_client_errors", "callers' own errors"),
         "overdue": ("first_overdue", "overdue requests"),
+        "feedback": ("first_thumbs_down", "thumbs-down"),
     }
 
     def __init__(self, name: str, family: str, action: Action, margin_percent: float, steps: int) -> None:

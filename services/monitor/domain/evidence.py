@@ -7,6 +7,7 @@ first message of a later second; what comes later, or carries an earlier second,
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from schemas.feedback import UNITS_DOWN
 from schemas.sketch import merge
 from schemas.v1.common import ERRORS
 from schemas.v1.windows import Cell, Window
@@ -30,6 +31,7 @@ class ArmEvidence:
     first_overdue: int = 0
     new_test: int = 0
     first_errors_test: int = 0
+    first_thumbs_down: int = 0
     bins: dict[str, dict[int, int]] = field(default_factory=lambda: {"latency": {}, "ttft": {}, "itl": {}, "cost": {}})
 
     def add(self, cell: Cell) -> None:
@@ -43,6 +45,7 @@ class ArmEvidence:
         self.first_overdue += units.first_overdue
         self.new_test += units.new_test
         self.first_errors_test += units.first_errors_test
+        self.first_thumbs_down += cell.feedback.get(UNITS_DOWN, 0)
         merge(self.bins["latency"], units.latency_bins)
         merge(self.bins["ttft"], units.ttft_bins)
         merge(self.bins["itl"], units.itl_bins)

@@ -22,6 +22,7 @@ RELATIVE_RATES = (
     ("client_error_increase", "client_errors"),
     ("overdue_increase", "overdue"),
 )
+FEEDBACK = ("thumbs_down_increase", "feedback")
 RELATIVE_LATENCIES = (("latency_increase", "latency"), ("ttft_increase", "ttft"), ("inter_token_increase", "itl"))
 
 
@@ -48,11 +49,17 @@ def build(experiment: Experiment) -> tuple[list[Check], Levels]:
     return checks, Levels(experiment.alpha, acting, plan)
 
 
+def watches_feedback(experiment: Experiment) -> bool:
+    """Whether thumbs-down are a guardrail: only by what was asked for at the start, since it takes a share of alpha."""
+    return experiment.primary_metric == "thumbs"
+
+
 def _relative(experiment: Experiment, steps: int) -> list[Check]:
     errors = experiment.success_criteria.max_error_rate_increase_percent
     slower = experiment.success_criteria.max_latency_increase_percent
     checks: list[Check] = []
-    for name, family in RELATIVE_RATES:
+    rates = (*RELATIVE_RATES, FEEDBACK) if watches_feedback(experiment) else RELATIVE_RATES
+    for name, family in rates:
         checks.append(RateIncrease(name, family, "rollback", errors, steps))
         if errors > 0:
             checks.append(RateIncrease(f"{name}_warning", family, "warn", 0.0, steps))

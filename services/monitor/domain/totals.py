@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas import feedback
 from schemas.sketch import merge, quantile
 from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.experiment import UNIT_BUCKETS, VariantSummary
@@ -16,7 +17,10 @@ COUNTS = (
     "gpu_us",
 )  # fmt: skip
 QUANTITIES = ("latency", "ttft", "itl", "cost")
-SUMS = ("n", "errors", "latency_n", "latency_ln", "ttft_n", "ttft_ln", "cost_n", "cost_ln")
+SUMS = (
+    "n", "errors", "latency_n", "latency_ln", "ttft_n", "ttft_ln", "cost_n", "cost_ln", "thumbs_n", "thumbs_up",
+    "conversion_n", "conversions", "score_n", "score_micro",
+)  # fmt: skip
 NANO = 1e9
 _MS = 1000.0
 
@@ -29,6 +33,7 @@ class VariantTotals:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
+        self.feedback: Counter[str] = Counter()
         self.moments = {name: Moments() for name in QUANTITIES}
         self.units = 0
 
@@ -48,6 +53,7 @@ class VariantTotals:
             self.counts[name] += getattr(cell, name)
         for outcome, count in cell.outcomes.items():
             self.outcomes[outcome.value] += count
+        self.feedback.update(cell.feedback)
         self.units += cell.units.new_test
         for name, moments in self.moments.items():
             more: Moments = getattr(cell, name)
@@ -91,13 +97,19 @@ class VariantTotals:
             cost=self.moments["cost"].total / NANO,
             outcomes={name: count for name, count in sorted(self.outcomes.items()) if count},
             units=self.units,
-        )
+            **feedback.shown(self.feedback),
+            **feedback.efficiency(
+                done=done, cost_nano=self.moments["cost"].total, completion_tokens=counts["completion_tokens"],
+                gpu_us=counts["gpu_us"],
+            ),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Checkpoint."""
         return {
             "counts": dict(self.counts),
             "outcomes": dict(self.outcomes),
+            "feedback": dict(self.feedback),
             "units": self.units,
             "moments": {name: moments.model_dump(mode="json") for name, moments in self.moments.items()},
         }
@@ -108,6 +120,7 @@ class VariantTotals:
         totals = cls()
         totals.counts.update(state["counts"])
         totals.outcomes.update(state["outcomes"])
+        totals.feedback.update(state["feedback"])
         totals.units = state["units"]
         totals.moments = {name: Moments.model_validate(value) for name, value in state["moments"].items()}
         return totals

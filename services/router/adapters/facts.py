@@ -17,7 +17,7 @@ from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
 from services.router.adapters.spool import MAX_BYTES, Spool, SpoolFull
-from services.router.domain.facts import FLUSH_S, MAX_BATCH, Batcher, Fact, encode
+from services.router.domain.facts import FLUSH_S, MAX_BATCH, Batcher, Fact, Feedback, encode
 
 log = get_logger(__name__)
 
@@ -48,6 +48,20 @@ class FactPublisher:
         """One fact; a full batch goes at once."""
         if self._batcher.add(partition, fact) >= MAX_BATCH:
             self._kick.set()
+
+    async def record(self, partition: int, feedback: Feedback, timeout_s: float) -> bool:
+        """Add feedback and wait until METRICS has it; False when that cannot be said in time."""
+        number = self._batcher.hear(partition, feedback)
+        epoch = self._batcher.router_epoch
+        deadline = monotonic() + timeout_s
+        while self._acked.get(epoch, {}).get(partition, 0) < number:
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                    await self._progress.wait()
+            except TimeoutError:
+                return False
+        return True
 
     async def start(self) -> None:
         """Begin to send, first what routers before this one left on the disk."""
@@ -100,7 +114,7 @@ class FactPublisher:
         async with self._taking:
             for partition in range(PARTITIONS):
                 while (batch := self._batcher.take(partition)) is not None:
-                    await self._keep(partition, batch.n, encode(batch), len(batch.facts))
+                    await self._keep(partition, batch.n, encode(batch), len(batch.facts) + len(batch.feedback))
 
     async def _keep(self, partition: int, n: int, payload: bytes, facts: int) -> None:
         queue = self._queues[partition]

@@ -122,6 +122,7 @@ def build_control(
     lifecycle = Lifecycle(parts, step_s)
     limits = settings.security.rate_limit
     limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
-    dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt)
+    client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
+    dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt, client_limiter)
     app = build_app(dispatcher, parts.feed, settings.http.max_body_bytes)
     return Control(experiments, app, dispatcher, parts, lifecycle)

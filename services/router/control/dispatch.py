@@ -56,11 +56,13 @@ class Dispatcher:
     """Checks a call, carries it out and writes it to the audit log."""
 
     def __init__(
-        self, handlers: Handlers, ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes
-    ) -> None:
+        self, handlers: Handlers, ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes,
+        client_limiter: RateLimiter,
+    ) -> None:  # fmt: skip
         self._handlers = handlers
         self._ring = ring
         self._limiter = limiter
+        self._client_limiter = client_limiter
         self._audit = audit
         self._salt = source_salt
         self._anonymous = RateLimiter(per_minute=60, burst=60)
@@ -70,7 +72,7 @@ class Dispatcher:
         who: Principal | None = None
         done = Done(None)
         try:
-            who = self._admit(call)
+            who = self._admit(verb, call)
             require(who, verb.role)
             params = parse(verb.takes, call)
             done = await getattr(self._handlers, verb.handler)(who, params)
@@ -104,20 +106,19 @@ class Dispatcher:
         """Key, limit and role alone, for verbs whose reply is a stream; refusals are audited. Raises Refused."""
         who: Principal | None = None
         try:
-            who = self._admit(call)
+            who = self._admit(verb, call)
             require(who, verb.role)
         except Refused as exc:
             self._record(verb.name, call, who, exc.status, exc.code, None, None)
             raise
         return who
 
-    def _admit(self, call: Call) -> Principal:
+    def _admit(self, verb: Verb, call: Call) -> Principal:
         who = authenticate(self._ring, call.authorization)
-        wait = self._limiter.take(who.name, monotonic())
+        limiter, what = (self._client_limiter, "feedback") if verb.of_clients else (self._limiter, "control requests")
+        wait = limiter.take(who.name, monotonic())
         if wait is not None:
-            raise TooMany(
-                f"key '{who.name}' is over its limit of control requests: wait {wait} s", retry_after_s=wait
-            )
+            raise TooMany(f"key '{who.name}' is over its limit of {what}: wait {wait} s", retry_after_s=wait)
         return who
 
     def _record(

@@ -114,6 +114,10 @@ class Handlers(Reads):
         """Verdicts only alert, from now on."""
         return await self._switch(who, params, active=False)
 
+    async def feedback(self, _who: Principal, params: c.FeedbackCommand) -> Done:
+        """400 for a bad token, 422 when nothing is said, 409 when the test has ended, 503 when it is not stored yet."""
+        return Done(c.FeedbackReply(), await self._parts.path().feedback(params))
+
     async def models_load(self, _who: Principal, params: ModelParams) -> Done:
         """Ask the workers to load a model."""
         return await self._model("load", params.name)

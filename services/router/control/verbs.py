@@ -18,7 +18,8 @@ class Verb:
     """One verb; ``name`` is also its token on `cypria.control.<verb>`.
 
     ``handler`` names a method of `Handlers`; ``aliases`` are further tokens on the bus. Path parameters, query and
-    body together make one ``takes``.
+    body together make one ``takes``. What is ``of_clients`` comes as often as inference: it has inference's limit, and
+    only refusals for want of a key or role are audited.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Verb:
     summary: str
     tag: str = "tests"
     aliases: tuple[str, ...] = field(default=())
+    of_clients: bool = False
 
     @property
     def handler(self) -> str:
@@ -38,8 +40,8 @@ class Verb:
 
     @property
     def changes(self) -> bool:
-        """Whether it is a command; commands are always audited."""
-        return self.method != "GET"
+        """Whether it is an operator's command; those are always audited."""
+        return self.method != "GET" and not self.of_clients
 
     @property
     def http_path(self) -> str:
@@ -62,6 +64,10 @@ VERBS: tuple[Verb, ...] = (
     Verb("config", "GET", "/config", Role.ADMIN, p.NoParams, None, "The configuration, secrets masked", "system"),
     Verb("history", "GET", "/history", Role.VIEWER, p.HistoryParams, q.HistoryReply, "Ended tests, newest first"),
     Verb("tests", "GET", "/tests/{test_id}", Role.VIEWER, p.TestParams, TestResult, "One test", aliases=("test",)),
+    Verb(
+        "feedback", "POST", "/feedback", Role.CLIENT, c.FeedbackCommand, c.FeedbackReply,
+        "Say what a user thought of a response", "feedback", of_clients=True,
+    ),
     Verb(
         "monitoring-status", "GET", "/monitoring/status", Role.VIEWER, p.NoParams, None, "State of the monitor",
         "monitoring",

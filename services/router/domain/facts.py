@@ -1,4 +1,7 @@
-"""Facts of finished requests on their way into numbered batches. Pure: no clock, no bus, no disk."""
+"""Facts of finished requests, and feedback on them, on their way into numbered batches.
+
+Pure: no clock, no bus, no disk.
+"""
 
 import msgspec
 
@@ -33,6 +36,21 @@ class Fact(msgspec.Struct, omit_defaults=True, gc=False):
     stratum: int = 0
 
 
+class Feedback(msgspec.Struct, omit_defaults=True, gc=False):
+    """`schemas.v1.facts.Feedback`."""
+
+    test: str
+    variant: str
+    share_bp: int
+    unit: str
+    id: str
+    expires_s: int
+    sticky: bool = True
+    thumbs_up: bool | None = None
+    converted: bool | None = None
+    score_micro: int | None = None
+
+
 class Admitted(msgspec.Struct, gc=False):
     """`schemas.v1.facts.Admitted`."""
 
@@ -60,6 +78,7 @@ class FactBatch(msgspec.Struct, omit_defaults=True):
     tests: dict[str, TestClock] = {}
     admitted: list[Admitted] = []
     facts: list[Fact] = []
+    feedback: list[Feedback] = []
 
 
 encode = msgspec.json.Encoder().encode
@@ -76,6 +95,7 @@ class Batcher:
     def __init__(self, router_epoch: str) -> None:
         self.router_epoch = router_epoch
         self._facts: list[list[Fact]] = [[] for _ in range(PARTITIONS)]
+        self._feedback: list[list[Feedback]] = [[] for _ in range(PARTITIONS)]
         self._admitted: list[dict[tuple[str, str, int], int]] = [{} for _ in range(PARTITIONS)]
         self._numbers = [0] * PARTITIONS
         self._clocks: dict[str, TestClock] = {}
@@ -104,19 +124,27 @@ class Batcher:
         facts.append(fact)
         return len(facts)
 
+    def hear(self, partition: int, feedback: Feedback) -> int:
+        """Somebody said something about a request; the number of the batch that it will be in."""
+        waiting = self._feedback[partition]
+        waiting.append(feedback)
+        return self._numbers[partition] + -(-len(waiting) // MAX_BATCH)
+
     def waiting(self) -> int:
-        """Facts and admissions in no batch yet."""
-        return sum(map(len, self._facts)) + sum(sum(counts.values()) for counts in self._admitted)
+        """Facts, feedback and admissions in no batch yet."""
+        admitted = sum(sum(counts.values()) for counts in self._admitted)
+        return sum(map(len, self._facts)) + sum(map(len, self._feedback)) + admitted
 
     def take(self, partition: int) -> FactBatch | None:
-        """The next batch of a partition, of at most MAX_BATCH facts; None when nothing happened."""
-        facts, admitted = self._facts[partition], self._admitted[partition]
-        if not facts and not admitted:
+        """The next batch of a partition: at most MAX_BATCH facts and as much feedback; None when nothing happened."""
+        facts, said, admitted = self._facts[partition], self._feedback[partition], self._admitted[partition]
+        if not facts and not said and not admitted:
             return None
         batch, self._facts[partition] = facts[:MAX_BATCH], facts[MAX_BATCH:]
+        heard, self._feedback[partition] = said[:MAX_BATCH], said[MAX_BATCH:]
         counts = [Admitted(*key, count) for key, count in admitted.items()]
         admitted.clear()
         self._numbers[partition] += 1
-        tests = {entry.test for entry in batch} | {entry.test for entry in counts}
+        tests = {entry.test for part in (batch, heard, counts) for entry in part}
         clocks = {test: self._clocks[test] for test in sorted(tests) if test in self._clocks}
-        return FactBatch(self.router_epoch, partition, self._numbers[partition], clocks, counts, batch)
+        return FactBatch(self.router_epoch, partition, self._numbers[partition], clocks, counts, batch, heard)

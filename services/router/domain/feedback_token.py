@@ -1,6 +1,7 @@
 """Feedback tokens: what a client may later say about one assigned request, and nothing else.
 
-``base64url(payload) . base64url(HMAC-SHA256(payload)[:16])``, payload = test, variant, unit hash, request, expiry.
+``base64url(payload) . base64url(HMAC-SHA256(payload)[:16])``, payload = test, variant, unit hash, request, expiry,
+applied share, and 1 where the unit is more than this request.
 """
 
 import base64
@@ -20,18 +21,24 @@ class BadToken(ValueError):  # noqa: N818 - an answer to the caller, not a failu
 
 @dataclass(frozen=True, slots=True)
 class FeedbackToken:
-    """What a token stands for; ``unit`` is the 64-bit unit hash, ``expires_s`` Unix seconds."""
+    """What a token stands for; ``unit`` is the 64-bit unit hash, ``expires_s`` Unix seconds.
+
+    ``share_bp`` is the canary's share when the request was admitted; ``sticky`` is false for a unit of one request.
+    """
 
     test: str
     variant: str
     unit: int
     request: str
     expires_s: int
+    share_bp: int = 0
+    sticky: bool = True
 
 
 def sign(key: bytes, token: FeedbackToken) -> str:
     """The token as text that fits a header."""
-    payload = f"{token.test}|{token.variant}|{token.unit:016x}|{token.request}|{token.expires_s}".encode()
+    unit = f"{token.unit:016x}|{token.request}|{token.expires_s}|{token.share_bp}|{token.sticky:d}"
+    payload = f"{token.test}|{token.variant}|{unit}".encode()
     return f"{_text(payload)}.{_text(_mac(key, payload))}"
 
 
@@ -46,10 +53,10 @@ def verify(key: bytes, text: str, now_s: float) -> FeedbackToken:
         raise BadToken("not a feedback token: send X-AB-Feedback-Token of a response as it was") from None
     if not hmac.compare_digest(mac, _mac(key, payload)):
         raise BadToken("the feedback token's signature is wrong: send X-AB-Feedback-Token of a response as it was")
-    test, variant, unit, request, expires = payload.decode().split("|")
+    test, variant, unit, request, expires, share_bp, sticky = payload.decode().split("|")
     if int(expires) < now_s:
         raise BadToken("the feedback token has expired: feedback is taken for seven days")
-    return FeedbackToken(test, variant, int(unit, 16), request, int(expires))
+    return FeedbackToken(test, variant, int(unit, 16), request, int(expires), int(share_bp), sticky == "1")
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:

@@ -88,7 +88,9 @@ class Gate:
         self._arms.admit(call, now)
         if call.test:
             expires = int(time.time()) + feedback_token.TTL_S
-            token = FeedbackToken(call.test, call.variant, call.unit, new_id(), expires)
+            token = FeedbackToken(
+                call.test, call.variant, call.unit, new_id(), expires, call.share_bp, call.sticky
+            )
             call.token = feedback_token.sign(self._signing_key, token)
         return call
 

@@ -6,6 +6,7 @@ import os
 
 from prometheus_client import REGISTRY
 
+from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment
 from schemas.v1.inference import Heartbeat
 from services._runtime.bus import Bus
@@ -24,6 +25,7 @@ from services.router.domain.auth import KeyRing
 from services.router.domain.facts import Batcher
 from services.router.domain.ratelimit import RateLimiter
 from services.router.edge.arms import Arms
+from services.router.edge.feedback import FeedbackDesk
 from services.router.edge.gate import Gate
 from services.router.edge.meters import Meters
 from services.router.edge.serve import Server
@@ -67,6 +69,7 @@ class InferencePath:
             table=self.table, client=self.client, arms=self.arms, meters=self.meters,
             fallback=settings.policies.fallback_to_stable,
         )  # fmt: skip
+        self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts)
         per_minute = settings.security.rate_limit.inference_per_minute
         self.gate = Gate(
             ring=ring, limiter=RateLimiter(per_minute, max(1, per_minute // 6)), arms=self.arms, server=self.server,
@@ -117,6 +120,10 @@ class InferencePath:
     async def flush_facts(self, timeout_s: float) -> dict[str, dict[int, int]]:
         """Publish every pending fact; the highest acknowledged batch number by router epoch and partition."""
         return await self.facts.flush(timeout_s)
+
+    async def feedback(self, said: FeedbackCommand) -> str:
+        """Record what a client says about a response; the test's id. Raises Refused."""
+        return await self.desk.take(said)
 
     def degraded(self) -> list[str]:
         """``bus`` while a connection is away, ``facts`` while batches wait or were lost."""

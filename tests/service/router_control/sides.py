@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from schemas import subjects
 from schemas.v1.common import Decision
+from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment, VariantSummary, VerdictRecord
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
@@ -37,6 +38,7 @@ class SmallPath:
     blocked: list[str] = field(default_factory=list)
     flushes: int = 0
     busy: dict[str, int] = field(default_factory=dict)
+    said: list[FeedbackCommand] = field(default_factory=list)
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names]
@@ -54,6 +56,10 @@ class SmallPath:
     async def flush_facts(self, _timeout_s: float) -> dict[str, dict[int, int]]:
         self.flushes += 1
         return {"r1-1": {0: 7}}
+
+    async def feedback(self, said: FeedbackCommand) -> str:
+        self.said.append(said)
+        return "ab_test_1"
 
     def degraded(self) -> list[str]:
         return []

@@ -17,7 +17,7 @@ from tests.unit.metrics.facts import batch, fact, facts
 
 PAIRS = [
     (records.Fact, fact_models.Fact), (records.Admitted, fact_models.Admitted), (records.TestClock, fact_models.TestClock),
-    (records.FactBatch, fact_models.FactBatch), (records.Moments, window_models.Moments),
+    (records.FactBatch, fact_models.FactBatch), (records.Feedback, fact_models.Feedback), (records.Moments, window_models.Moments),
     (records.UnitEvidence, window_models.UnitEvidence), (records.Bucket, window_models.Bucket),
     (records.Cell, window_models.Cell), (records.Watermark, window_models.Watermark),
     (records.NewUnits, window_models.NewUnits), (records.Window, window_models.Window),

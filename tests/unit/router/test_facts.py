@@ -13,9 +13,10 @@ from schemas.v1.facts import Fact as Model
 from schemas.v1.facts import FactBatch as BatchModel
 from services.router.adapters.spool import Spool, SpoolFull
 from services.router.domain.facts import MAX_BATCH, Batcher, Fact, encode, stratum
+from services.router.domain.feedback import feedback_of
 from services.router.domain.feedback_token import BadToken, FeedbackToken, sign, verify
 from services.router.domain.outcome import of_status, of_stream_end
-from services.router.domain.refusals import BadRequest
+from services.router.domain.refusals import BadRequest, Unprocessable
 from services.router.domain.request import read, request_id
 
 
@@ -165,3 +166,28 @@ def test_a_request_id_is_kept_only_where_it_can_go_into_a_header(given_id: bytes
         assert kept.encode() == given_id
         assert kept.isprintable()
         assert 0 < len(kept) <= 128
+
+
+def test_a_token_keeps_the_share_and_whether_the_unit_is_more_than_the_request() -> None:
+    token = FeedbackToken("ab_test_1", "a", 8, "req_1", 1000, 2500, sticky=False)
+    assert verify(b"key", sign(b"key", token), 0.0) == token
+
+
+def test_feedback_says_which_batch_it_will_be_in() -> None:
+    batcher = Batcher("r1-1")
+    said = feedback_of(TOKEN, score=4.5, thumbs="down", converted=None)
+    expected = [batcher.hear(3, said) for _ in range(2 * MAX_BATCH + 1)]
+    batches = []
+    while (batch := batcher.take(3)) is not None:
+        batches.append(batch)
+    assert expected == [batch.n for batch in batches for _ in batch.feedback]
+    assert [len(batch.feedback) for batch in batches] == [MAX_BATCH, MAX_BATCH, 1]
+    known = BatchModel.model_validate_json(encode(batches[0])).feedback[0]
+    assert (known.thumbs_up, known.converted, known.score_micro) == (False, None, 4_500_000)
+    assert (known.test, known.variant, known.unit, known.expires_s) == ("ab_test_1", "b", "f" * 16, 1000)
+    assert TOKEN.request not in batches[0].feedback[0].id
+
+
+def test_feedback_that_says_nothing_is_refused_with_the_fields_it_may_have() -> None:
+    with pytest.raises(Unprocessable, match=r"score .* thumbs .* converted"):
+        feedback_of(TOKEN, score=None, thumbs=None, converted=None)
