@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import api, show
+from services._cli import alerts, api, show
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import load_or_exit, run
 from services._runtime.telemetry import setup_logging
@@ -62,6 +62,7 @@ def _service(name: str) -> None:
 
 for _name in ("router", "inference", "metrics", "monitor"):
     _service(_name)
+app.add_typer(alerts.app, name="alerts")
 
 
 @app.command()
@@ -149,25 +150,6 @@ def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None
         show.rows(data["tests"], ["test_id", "status", "decision", "end_time", "reason"])
 
 
-@app.command("alerts")
-def alerts_command(
-    config: ConfigOption = None,
-    limit: Annotated[int, typer.Option("--limit")] = 20,
-    list_: Annotated[bool, typer.Option("--list", help="List recent alerts instead of running the service.")] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Run the alerts service; with --list, show recent alerts."""
-    if not list_ and not json_:
-        module = importlib.import_module("services.alerts.app")
-        run("alerts", module.build_app, _config(config))
-        return
-    data = api.call("GET", "/v1/ab-testing/monitoring/alerts", params={"limit": limit})
-    if json_:
-        show.as_json(data)
-    else:
-        show.rows(data["alerts"], ["time", "level", "title", "message"])
-
-
 @app.command()
 def models(json_: JsonOption = False) -> None:
     """List models, their state and digest."""
@@ -181,7 +163,7 @@ def audit(
 ) -> None:
     """Show who did what."""
     data = api.call("GET", "/v1/ab-testing/audit", params={"limit": limit, "actor": actor})
-    show.as_json(data) if json_ else show.rows(data["records"], ["time", "actor", "action", "status", "target"])
+    show.as_json(data) if json_ else show.rows(data["records"], ["at_ms", "actor", "action", "status", "target"])
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """Tables for people; ``--json`` prints what the API said."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
@@ -26,10 +28,10 @@ def number(value: Any, digits: int = 1) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
-def styled(word: str | None) -> str:
-    """A word in the colour of its meaning."""
-    style = _STYLE.get(word or "")
-    return f"[{style}]{word}[/{style}]" if style else (word or "-")
+def styled(word: str | None) -> Text:
+    """A word in the colour of its meaning. Text from outside is never markup and moves no cursor."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in word or "-")
+    return Text(shown, style=_STYLE.get(shown, ""))
 
 
 def variants(metrics: dict[str, dict[str, Any]], models: dict[str, str] | None = None) -> Table:
@@ -40,7 +42,7 @@ def variants(metrics: dict[str, dict[str, Any]], models: dict[str, str] | None =
     for name, figures in sorted(metrics.items()):
         table.add_row(
             name.removeprefix("variant_").upper(),
-            (models or {}).get(name, ""),
+            styled((models or {}).get(name, "")),
             number(figures.get("request_count")),
             number(figures.get("error_rate"), 2),
             number(figures.get("avg_latency_ms")),
@@ -59,29 +61,34 @@ def status(data: dict[str, Any]) -> None:
         console.print("no test is running")
         return
     split = data.get("effective_split_percent")
-    console.print(
-        f"[bold]{data['test_id']}[/bold]  {styled(data.get('status'))}"
-        f"  split {number(data.get('traffic_split_percent'), 2)} %"
-        + (f" (in force {number(split, 2)} %)" if split is not None else "")
-        + f"  {number(data.get('elapsed_minutes'))} min"
-    )
+    figures = f"  split {number(data.get('traffic_split_percent'), 2)} %"
+    figures += f" (in force {number(split, 2)} %)" if split is not None else ""
+    figures += f"  {number(data.get('elapsed_minutes'))} min"
+    console.print(Text.assemble((data["test_id"], "bold"), "  ", styled(data.get("status")), figures))
     console.print(variants(data.get("metrics") or {}, data.get("models")))
     if summary := (data.get("verdict") or {}).get("summary"):
-        console.print(summary)
+        console.print(styled(summary))
 
 
 def result(data: dict[str, Any]) -> None:
     """The result of a test that ended."""
-    console.print(f"[bold]{data.get('test_id')}[/bold]  {styled(data.get('status'))}  decision {data.get('decision')}")
-    console.print(data.get("reason") or "")
+    decision = f"  decision {data.get('decision')}"
+    console.print(Text.assemble((data["test_id"], "bold"), "  ", styled(data.get("status")), decision))
+    console.print(styled(data.get("reason") or ""))
     console.print(variants(data.get("metrics_summary") or {}, data.get("models")))
 
 
 def rows(items: list[dict[str, Any]], columns: list[str]) -> None:
-    """Any list of records as a table."""
+    """Any list of records as a table; what stands first stays whole, and ``at_ms`` is shown as a time."""
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column(column)
+        table.add_column("time" if column == "at_ms" else column, no_wrap=column == columns[0])
     for item in items:
-        table.add_row(*(styled(str(item.get(c))) if item.get(c) is not None else "-" for c in columns))
+        table.add_row(*(_cell(column, item.get(column)) for column in columns))
     console.print(table)
+
+
+def _cell(column: str, value: Any) -> Text:
+    if column == "at_ms" and isinstance(value, int):
+        value = datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="seconds")
+    return styled(None if value is None else str(value))

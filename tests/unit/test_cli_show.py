@@ -1,0 +1,37 @@
+"""Tables for people show what the API said, whatever stands in it."""
+
+import pytest
+from rich.console import Console
+
+from services._cli import show
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Console:
+    console = Console(width=100, record=True, color_system=None, force_terminal=False)
+    monkeypatch.setattr(show, "console", console)
+    return console
+
+
+def test_text_from_outside_is_no_markup_and_moves_no_cursor(screen: Console) -> None:
+    show.result({"test_id": "ab_test_1", "status": "completed", "decision": "keep_a", "reason": "see [/b] \x1b[2J [red]x",
+                 "metrics_summary": {"variant_a": {}}, "models": {"variant_a": "m[/x]"}})  # fmt: skip
+    shown = screen.export_text()
+    assert "see [/b] ?[2J [red]x" in shown
+    assert "m[/x]" in shown
+
+
+def test_the_first_column_stays_whole_and_times_are_times(screen: Console) -> None:
+    test_id = "ab_test_01a20bd48bb6649fa8a9"
+    show.rows([{"test_id": test_id, "reason": "long " * 60}], ["test_id", "reason"])
+    show.rows([{"at_ms": 1_795_494_812_000, "actor": "ops", "target": ""}], ["at_ms", "actor", "target"])
+    shown = screen.export_text()
+    assert test_id in shown
+    assert "2026-11-24T04:33:32+00:00" in shown
+
+
+def test_no_test_and_no_figures(screen: Console) -> None:
+    show.status({"test_id": None})
+    show.status({"test_id": "ab_test_1", "status": "running", "metrics": None, "verdict": {"summary": "needs more"}})
+    assert "no test is running" in screen.export_text(clear=False)
+    assert "needs more" in screen.export_text()
