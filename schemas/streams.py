@@ -53,7 +53,7 @@ ALERTS = Stream(
 AUDIT = Stream(
     "AUDIT", (subjects.AUDIT,), 92 * DAY, 2 << 30, writers=("router", "inference"), readers=("metrics",)
 )  # fmt: skip
-DLQ = Stream("DLQ", (subjects.DLQ,), 30 * DAY, 1 << 30, writers=SERVICES, readers=())
+DLQ = Stream("DLQ", (subjects.DLQ,), 30 * DAY, 1 << 30, writers=SERVICES, readers=("alerts",))
 
 STREAMS = (METRICS, WINDOWS, EVENTS, ALERTS, AUDIT, DLQ)
 

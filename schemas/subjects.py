@@ -19,12 +19,13 @@ LEASE = "cypria.lease.*"
 ROLLBACK = "cypria.rollback.*"
 EVENT = "cypria.event.>"
 ALERT = "cypria.alert.*"
+ALERTS = "cypria.alerts.*"
 AUDIT = "cypria.audit.*"
 DLQ = "cypria.dlq.>"
 
 PATTERNS = (
     REQUEST, CONTROL, INFER, HEARTBEAT, FLOW, MODELS, QUERY, VERDICT, METRIC, WINDOW,
-    LEASE, ROLLBACK, EVENT, ALERT, AUDIT, DLQ,
+    LEASE, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ,
 )  # fmt: skip
 
 CALLER_INBOX = "_INBOX.caller."
@@ -121,6 +122,11 @@ def event(event_type: str) -> str:
 def alert(level: str) -> str:
     """Alerts of one level, in lower case."""
     return f"cypria.alert.{level.lower()}"
+
+
+def alerts(verb: str) -> str:
+    """Work of the alerts service; verb is ``test`` or ``redrive``."""
+    return f"cypria.alerts.{verb}"
 
 
 def audit(service: str) -> str:

@@ -28,7 +28,8 @@ class Permissions:
 _PUBLISH: dict[str, tuple[str, ...]] = {
     "router": (
         subjects.INFER, subjects.FLOW, subjects.MODELS, subjects.QUERY, subjects.VERDICT, subjects.METRIC,
-        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*", subjects.ALERT, "cypria.audit.router",
+        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*", subjects.ALERT, subjects.ALERTS,
+        "cypria.audit.router",
     ),
     "inference": (subjects.HEARTBEAT, "cypria.event.model.*", "cypria.audit.inference", subjects.ALERT),
     "metrics": (subjects.WINDOW, subjects.ALERT),
@@ -45,7 +46,7 @@ _SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "inference": (subjects.INFER, subjects.FLOW, subjects.MODELS),
     "metrics": (subjects.QUERY,),
     "monitor": (subjects.VERDICT,),
-    "alerts": ("cypria.query.alerts",),
+    "alerts": ("cypria.query.alerts", subjects.ALERTS),
     CALLER: (),
 }  # fmt: skip
 

@@ -75,6 +75,28 @@ class AlertsReply(Message):
     total_alerts: int = 0
 
 
+class AlertTestReply(Message):
+    """`cypria.alerts.test` (answered by alerts): a test alert to each destination, past its routing.
+
+    By destination: ``destination``, ``type``, ``outcome`` (``sent`` or ``failed``), ``reason`` or null, ``seconds``.
+    """
+
+    destinations: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class RedriveQuery(Message):
+    """`cypria.alerts.redrive` (answered by alerts): dead letters of one destination, or of all, back into ALERTS."""
+
+    destination: str | None = None
+
+
+class RedriveReply(Message):
+    """How many were sent back, and by letter why the others were not (``destination``, ``alert``, ``reason``)."""
+
+    redriven: int = 0
+    skipped: list[dict[str, Any]] = Field(default_factory=list)
+
+
 class AuditQuery(Message):
     """`cypria.query.audit`: newest first."""
 

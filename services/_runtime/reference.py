@@ -38,7 +38,7 @@ def render() -> str:
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         nested, is_list = _nested(field.annotation)
         if nested is not None:
             yield from _walk(nested, f"{path}[]." if is_list else f"{path}.")
@@ -65,7 +65,9 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _kind(field: FieldInfo) -> str:
     words = []
-    for member in _members(field.annotation):
+    for annotated in _members(field.annotation):
+        is_annotated = typing.get_origin(annotated) is typing.Annotated
+        member = typing.get_args(annotated)[0] if is_annotated else annotated
         if typing.get_origin(member) is typing.Literal:
             words += [f"`{value}`" for value in typing.get_args(member)]
         elif member is SecretStr:

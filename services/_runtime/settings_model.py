@@ -3,36 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
-
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Typed(BaseModel):
-    """Refuses unknown keys, and values that only resemble the right type; environment variables are YAML as well."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if wanted is bool and not isinstance(value, bool) and value not in (0, 1):
-            raise ValueError("Input should be true or false, without quotes")
-        if wanted in {int, float} and isinstance(value, (bool, str)):
-            raise ValueError("Input should be a number such as 5 or 2.5, without quotes")
-        return value
-
-
-class Section(Typed):
-    """A section refuses keys that it does not know and values of another type."""
-
-    model_config = ConfigDict(validate_default=True)
+from services._runtime.settings_alerts import Destination
+from services._runtime.settings_base import Port, Positive, Section, Typed
 
 
 class StrictSuccess(SuccessCriteria, Typed):
@@ -70,23 +47,6 @@ class Monitoring(Section):
     enabled: bool = True
     check_interval_seconds: float = Field(default=30, gt=0, le=86_400)
     thresholds: StrictThresholds = StrictThresholds()
-
-
-class Destination(Section):
-    """One entry of `alerts.destinations`."""
-
-    type: Literal["slack", "log"]
-    name: str | None = None
-    webhook_url: SecretStr | None = None
-    webhook_url_env: str | None = None
-    channel: str | None = None
-    min_level: Literal["INFO", "WARNING", "CRITICAL", "EMERGENCY"] = "INFO"
-
-    @model_validator(mode="after")
-    def _slack_needs_url(self) -> "Destination":
-        if self.type == "slack" and not (self.webhook_url or self.webhook_url_env):
-            raise ValueError("a slack destination needs webhook_url, or webhook_url_env naming a variable")
-        return self
 
 
 class Alerts(Section):
@@ -335,6 +295,9 @@ class Settings(Section):
         credentials = self.nats.credentials_file
         if credentials and not credentials.is_absolute():
             self.nats.credentials_file = base / credentials
+        for destination in self.alerts.destinations:
+            if destination.ca_file and not destination.ca_file.is_absolute():
+                destination.ca_file = base / destination.ca_file
         if not self.data_dir.is_absolute():
             self.data_dir = base / self.data_dir
 

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NoReturn
 
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
@@ -22,14 +23,22 @@ from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.alerts import handlers
 from services.alerts import settings as own_settings
+from services.alerts.adapters.apprise import AppriseDestination
+from services.alerts.adapters.email import EmailDestination
 from services.alerts.adapters.log import LogDestination
 from services.alerts.adapters.nats_alerts import NatsAlerts
 from services.alerts.adapters.nats_consumers import EVENTS_DURABLE, durable_of, ensure_consumers
 from services.alerts.adapters.nats_history import HistoryFeed
 from services.alerts.adapters.nats_ledger import NatsLedger
 from services.alerts.adapters.nats_letters import NatsDeadLetters
-from services.alerts.adapters.slack import SlackDestination
+from services.alerts.adapters.nats_redrive import ONLY, NatsRedrive
+from services.alerts.adapters.pagerduty import PagerDutyDestination
+from services.alerts.adapters.pushgateway import PushgatewayDestination
+from services.alerts.adapters.slack import SlackBotDestination, SlackDestination
+from services.alerts.adapters.webhook import WebhookDestination
+from services.alerts.commands import Commands
 from services.alerts.domain.backoff import RetryPolicy
+from services.alerts.domain.history import History
 from services.alerts.ports import Destination, Incoming
 from services.alerts.settings import DRAIN_S, PROGRESS_S, AlertsSettings, Channel
 
@@ -37,6 +46,13 @@ log = get_logger(__name__)
 
 SERVICE = "alerts"
 _FETCH_S = 1.0
+_TYPES: dict[str, Callable[[Channel], Destination]] = {
+    "log": LogDestination,
+    "email": EmailDestination,
+    "pagerduty": PagerDutyDestination,
+    "webhook": WebhookDestination,
+    "apprise": AppriseDestination,
+}
 
 
 def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastStream:
@@ -48,11 +64,13 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
     ledger = NatsLedger(bus)
     feed = HistoryFeed(bus, own.retention)
     letters = NatsDeadLetters(bus)
-    destinations = [_destination(channel) for channel in own.channels]
+    destinations = _destinations(own.channels, feed)
     names = [destination.name for destination in destinations]
     streaming = _Streaming(broker, inbox_prefix(settings, SERVICE))
+    deliveries: list[handlers.Delivery] = []
     for destination in destinations:
         delivery = handlers.Delivery(destination, ledger, letters, retry)
+        deliveries.append(delivery)
         streaming.consume(streams.ALERTS.name, subjects.ALERT, durable_of(destination.name), delivery)
     events = handlers.Events(lambda: feed.history, NatsAlerts(bus).raise_alert, letters, retry)
     streaming.consume(streams.EVENTS.name, subjects.EVENT, EVENTS_DURABLE, events)
@@ -68,6 +86,19 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
         if message.reply_to:
             await broker.publish(reply, message.reply_to, headers={"Cypria-Error": "1"} if failed else None)
 
+    types = {channel.name: channel.type for channel in own.channels}
+    commands = Commands(destinations, types, NatsRedrive(bus, ledger))
+
+    def answers(verb: str, act: Callable[[bytes], Awaitable[tuple[bytes, bool]]]) -> None:
+        @broker.subscriber(subjects.alerts(verb), queue=SERVICE, no_reply=True, decoder=_raw)
+        async def command(body: bytes, message: NatsMessage) -> None:
+            reply, failed = await act(body)
+            if message.reply_to:
+                await broker.publish(reply, message.reply_to, headers={"Cypria-Error": "1"} if failed else None)
+
+    answers("test", commands.test)
+    answers("redrive", commands.redrive)
+
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await bus.connect()
@@ -77,6 +108,8 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
         try:
             yield
         finally:
+            for delivery in deliveries:
+                await delivery.stop()
             await feed.stop()
             await ledger.stop()
             for destination in destinations:
@@ -106,11 +139,14 @@ class _Streaming:
         async def take(body: bytes, message: NatsMessage) -> None:
             if self._draining:
                 return
-            task = asyncio.create_task(self._one(body, message, handler))
+            parked = asyncio.Event()
+            task = asyncio.create_task(self._one(body, message, handler, parked.set))
             self._busy.add(task)
             task.add_done_callback(self._busy.discard)
-            # Shielded: a broker that stops cancels its consumers, and a delivery under way must end with its record.
-            await asyncio.shield(task)
+            task.add_done_callback(lambda _task: parked.set())
+            # Only waited for: a broker that stops cancels its consumers, and a delivery under way must end with its
+            # record. A message that a rate limit holds back lets the next one in.
+            await parked.wait()
 
     async def drain(self) -> None:
         """Take nothing more and let what is under way end, within DRAIN_S; the rest comes again to whoever is next."""
@@ -121,10 +157,15 @@ class _Streaming:
                 task.cancel()
 
     @staticmethod
-    async def _one(body: bytes, message: NatsMessage, handler: handlers.Consumer) -> None:
+    async def _one(
+        body: bytes, message: NatsMessage, handler: handlers.Consumer, park: Callable[[], None]
+    ) -> None:
         raw = message.raw_message
         meta = raw.metadata
-        incoming = Incoming(body, raw.subject, int(meta.sequence.stream), int(meta.num_delivered))
+        incoming = Incoming(
+            body, raw.subject, int(meta.sequence.stream), int(meta.num_delivered),
+            only=(raw.headers or {}).get(ONLY), park=park,
+        )  # fmt: skip
         working = asyncio.create_task(_keep_working(message))
         try:
             delay = await handler.handle(incoming)
@@ -168,13 +209,28 @@ async def _when_provisioned(bus: Bus, destinations: list[str]) -> None:
         await asyncio.sleep(0.5)
 
 
-def _destination(channel: Channel) -> Destination:
-    return SlackDestination(channel) if channel.type == "slack" else LogDestination(channel)
+def _destinations(channels: tuple[Channel, ...], feed: HistoryFeed) -> list[Destination]:
+    try:
+        return [_make(channel, lambda: feed.history) for channel in channels]
+    except ConfigError as exc:
+        _refuse(exc)
+
+
+def _make(channel: Channel, history: Callable[[], History]) -> Destination:
+    if channel.type == "prometheus":
+        return PushgatewayDestination(channel, history)
+    if channel.type == "slack":
+        return SlackBotDestination(channel) if "token" in channel.secrets else SlackDestination(channel)
+    return _TYPES[channel.type](channel)
+
+
+def _refuse(exc: ConfigError) -> NoReturn:
+    sys.stderr.write(f"cypria: configuration refused\n{exc}\n")
+    raise SystemExit(EXIT_CONFIG) from None
 
 
 def _read(settings: Settings) -> AlertsSettings:
     try:
         return own_settings.read(settings, os.environ)
     except ConfigError as exc:
-        sys.stderr.write(f"cypria: configuration refused\n{exc}\n")
-        raise SystemExit(EXIT_CONFIG) from None
+        _refuse(exc)

@@ -18,9 +18,10 @@ from services.alerts.adapters import meters
 from services.alerts.domain import derive
 from services.alerts.domain.backoff import RetryPolicy, delay_s, exhausted
 from services.alerts.domain.history import History, Item
-from services.alerts.domain.incident import Skip, Status
+from services.alerts.domain.incident import Send, Skip, Status
 from services.alerts.domain.outcome import Refused, Retry, Sent
 from services.alerts.domain.record import DeliveryRecord, shown
+from services.alerts.pacing import Pacer
 from services.alerts.ports import DeadLetters, Destination, Incoming, Ledger
 
 log = get_logger(__name__)
@@ -82,6 +83,7 @@ class Delivery(Consumer):
         super().__init__(streams.ALERTS.name, f"alerts.{destination.name}", letters, retry)
         self._destination = destination
         self._ledger = ledger
+        self._pacer = Pacer(destination, ledger)
         self._delivered: OrderedDict[str, None] = OrderedDict()
 
     async def _process(self, incoming: Incoming) -> float | None:
@@ -93,7 +95,9 @@ class Delivery(Consumer):
         known = await self._ledger.delivery(name, event.id)
         if known is not None and known.final:
             return None
-        decision = await self._ledger.claim(name, alert, event.id, incoming.sequence, self._destination.min_level)
+        if incoming.only not in {None, name}:
+            return None
+        decision = await self._decide(incoming, event)
         if isinstance(decision, Skip):
             status = Status.SENT if event.id in self._delivered else Status.SUPPRESSED
             await self._record(incoming, event.id, status, decision.reason)
@@ -102,9 +106,20 @@ class Delivery(Consumer):
         if event.id in self._delivered:  # only the bus failed after the last attempt
             outcome: Sent | Retry | Refused = Sent()
         else:
-            outcome = await self._destination.deliver(alert, event.id)
+            outcome = await self._pacer.deliver(incoming, alert, event.id)
             meters.DELIVERIES.labels(name, type(outcome).__name__.lower()).inc()
         return await self._conclude(incoming, event, outcome)
+
+    async def stop(self) -> None:
+        """Let go of what the rate limit holds back."""
+        await self._pacer.stop()
+
+    async def _decide(self, incoming: Incoming, event: CloudEvent[Alert]) -> Send | Skip:
+        route = self._destination.route
+        refused = route.refuses(event.data)
+        if refused is not None:
+            return Skip(refused)
+        return await self._ledger.claim(self._destination.name, event.data, event.id, incoming.sequence, route)
 
     async def _conclude(
         self, incoming: Incoming, event: CloudEvent[Alert], outcome: Sent | Retry | Refused
@@ -113,7 +128,7 @@ class Delivery(Consumer):
         if isinstance(outcome, Sent):
             self._remember(event.id)
             await self._ledger.finish(name, event.data, event.id, Status.SENT)
-            await self._record(incoming, event.id, Status.SENT)
+            await self._record(incoming, event.id, Status.SENT, outcome.note)
             return None
         if isinstance(outcome, Retry) and not exhausted(self._retry, incoming.attempt):
             log.warning("delivery_failed", destination=name, alert_id=event.id, attempt=incoming.attempt,

@@ -1,33 +1,48 @@
 """What the handlers need from outside."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from schemas.v1.alerts import Alert
-from schemas.v1.common import AlertLevel
 from services.alerts.domain.incident import Send, Skip, Status
 from services.alerts.domain.outcome import Outcome
 from services.alerts.domain.record import DeliveryRecord
+from services.alerts.domain.route import Route
+
+
+def _stay() -> None:
+    """For messages that are handled one after the other."""
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message of a durable consumer; ``attempt`` counts its deliveries from 1."""
+    """A message of a durable consumer; ``attempt`` counts its deliveries from 1.
+
+    ``only`` names the one destination that it is for: a dead letter that was sent back. ``park`` says that the
+    message stays in hand and the next one may be taken.
+    """
 
     payload: bytes
     subject: str
     sequence: int
     attempt: int
+    only: str | None = None
+    park: Callable[[], None] = _stay
 
 
 class Destination(Protocol):
-    """A channel that alerts go to."""
+    """A channel that alerts go to. ``grouped``: what a rate limit held back may go as one message."""
 
     name: str
-    min_level: AlertLevel
+    route: Route
+    grouped: bool
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """One attempt, bounded in time; never raises for what the channel does."""
+
+    async def probe(self, alert: Alert, event_id: str) -> Outcome:
+        """As `deliver`, for a test alert: nothing of it stays open."""
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -40,9 +55,12 @@ class Ledger(Protocol):
         """What is known of one event's delivery."""
 
     async def claim(
-        self, destination: str, alert: Alert, event_id: str, sequence: int, min_level: AlertLevel
+        self, destination: str, alert: Alert, event_id: str, sequence: int, route: Route
     ) -> Send | Skip:
         """Decide by compare-and-set whether the event is to be delivered."""
+
+    async def slot(self, destination: str, per_minute: int) -> int:
+        """Take a place among the messages of this minute: 0, or milliseconds until there may be one."""
 
     async def finish(self, destination: str, alert: Alert, event_id: str, status: Status) -> None:
         """Say what became of a claim."""

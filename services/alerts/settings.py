@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 from schemas.v1.common import AlertLevel
 from services._runtime.settings import ConfigError
-from services._runtime.settings_model import Destination, Settings
+from services._runtime.settings_alerts import SECRETS, Destination
+from services._runtime.settings_model import Settings
 from services.alerts.domain.backoff import RetryPolicy
+from services.alerts.domain.route import Route
 
 ACK_WAIT_S = 5.0
 """What a killed replica had in hand is delivered again after this long; a living one keeps telling that it works."""
@@ -15,16 +17,23 @@ SEND_TIMEOUT_S = 5
 DRAIN_S = 1.0
 """At SIGTERM what is being delivered gets this long: the supervisor kills after 1.5 s."""
 
+_URLS = frozenset({"webhook_url"})
+_HTTP_TYPES = frozenset({"slack", "pagerduty", "webhook"})
+
 
 @dataclass(frozen=True)
 class Channel:
-    """One destination. ``url`` is a secret and never shown."""
+    """One destination. ``secrets`` are read from the file or the environment and never shown."""
 
     name: str
-    type: str
-    min_level: AlertLevel
-    url: str | None = field(default=None, repr=False)
-    channel: str | None = None
+    options: Destination
+    route: Route = field(default_factory=Route)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def type(self) -> str:
+        """Such as ``slack``."""
+        return self.options.type
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,7 @@ def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
         name = destination.name or _free_name(destination.type, [channel.name for channel in channels])
         if any(channel.name == name for channel in channels):
             raise ConfigError(f"{key}.name: two destinations are named '{name}': give each its own name")
-        level, url = AlertLevel(destination.min_level), _url(destination, key, environ)
-        channels.append(Channel(name, destination.type, level, url, destination.channel))
+        channels.append(Channel(name, destination, _route(destination), _secrets(destination, key, environ)))
     return AlertsSettings(channels=tuple(channels), retention=settings.alerts.retention)
 
 
@@ -60,18 +68,32 @@ def _free_name(base: str, taken: list[str]) -> str:
     return name
 
 
-def _url(destination: Destination, key: str, environ: Mapping[str, str]) -> str | None:
-    if destination.type != "slack":
-        return None
-    if destination.webhook_url is not None:
-        url = destination.webhook_url.get_secret_value()
-    else:
-        variable = str(destination.webhook_url_env)
-        url = environ.get(variable, "")
-        if not url:
-            raise ConfigError(
-                f"{key}.webhook_url_env: the environment variable {variable} is not set: set it to the webhook's URL"
-            )
-    if not url.startswith(("https://", "http://")):
-        raise ConfigError(f"{key}.webhook_url: the webhook's URL must start with https:// (or http://)")
-    return url
+def _route(destination: Destination) -> Route:
+    repeat = destination.repeat_interval_seconds
+    return Route(
+        min_level=AlertLevel(destination.min_level),
+        levels=frozenset(AlertLevel(level) for level in destination.levels) if destination.levels else None,
+        tests=tuple(destination.tests) if destination.tests else None,
+        tags=destination.tags or {},
+        repeat_ms=None if repeat is None else round(repeat * 1000),
+        per_minute=destination.messages_per_minute,
+    )
+
+
+def _secrets(destination: Destination, key: str, environ: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in SECRETS:
+        given, variable = getattr(destination, name), getattr(destination, f"{name}_env", None)
+        if given is not None:
+            found[name] = given.get_secret_value()
+        elif variable is not None:
+            found[name] = environ.get(variable, "")
+            if not found[name]:
+                raise ConfigError(
+                    f"{key}.{name}_env: the environment variable {variable} is not set: set it to the {name}"
+                )
+    for name in ("webhook_url", "url"):
+        http = name in _URLS or destination.type in _HTTP_TYPES
+        if http and name in found and not found[name].startswith(("https://", "http://")):
+            raise ConfigError(f"{key}.{name}: the URL must start with https:// (or http://)")
+    return found

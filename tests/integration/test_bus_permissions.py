@@ -31,6 +31,8 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
     "cypria.models.load": ({"router"}, {"inference"}),
     "cypria.query.totals": ({"router", "monitor"}, {"metrics"}),
     "cypria.query.alerts": ({"router", "monitor"}, {"alerts"}),
+    "cypria.alerts.test": ({"router"}, {"alerts"}),
+    "cypria.alerts.redrive": ({"router"}, {"alerts"}),
     "cypria.verdict.final": ({"router"}, {"monitor"}),
     "cypria.metric.3": ({"router"}, set()),
     "cypria.window.3": ({"metrics"}, {"router"}),
@@ -59,7 +61,7 @@ STREAMS: dict[str, set[str]] = {
     "EVENTS": {"metrics", "alerts", "monitor", "router"},
     "ALERTS": {"alerts", "metrics", "router"},
     "AUDIT": {"metrics"},
-    "DLQ": set(),
+    "DLQ": {"alerts"},
 }
 BUCKETS: dict[str, tuple[set[str], set[str]]] = {
     "experiments": ({"router"}, {"router", "monitor", "metrics"}),
@@ -300,7 +302,7 @@ async def test_what_is_a_services_own_works_from_end_to_end(nats_server: NatsSer
 
 async def test_questions_are_answered_across_users(nats_server: NatsServer) -> None:
     pairs = [("caller", "cypria.control.status", "router"), ("router", "cypria.query.totals", "metrics"),
-             ("monitor", "cypria.query.totals", "metrics"), ("router", "cypria.query.alerts", "alerts"),
+             ("monitor", "cypria.query.totals", "metrics"), ("router", "cypria.query.alerts", "alerts"), ("router", "cypria.alerts.test", "alerts"),
              ("router", "cypria.verdict.status", "monitor"), ("router", "cypria.models.list", "inference"),
              ("router", "cypria.infer.m.w1", "inference"), ("caller", "cypria.request.chat", "router")]  # fmt: skip
     for asker, subject, answerer in pairs:

@@ -3,19 +3,15 @@
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
 from services._runtime.telemetry import get_logger
+from services.alerts.adapters.base import BaseDestination
 from services.alerts.domain.outcome import Outcome, Sent
 from services.alerts.domain.render import log_fields
-from services.alerts.settings import Channel
 
 log = get_logger("services.alerts")
 
 
-class LogDestination:
+class LogDestination(BaseDestination):
     """Writes at the log level that fits the alert's."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.name = channel.name
-        self.min_level = channel.min_level
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """Never fails."""
@@ -27,6 +23,3 @@ class LogDestination:
         else:
             log.error("alert", **fields)
         return Sent()
-
-    async def close(self) -> None:
-        """Nothing to let go of."""

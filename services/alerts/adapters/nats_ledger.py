@@ -1,17 +1,18 @@
 """The KV bucket `alert_state`: claims by incident (`i.`) and deliveries by event (`e.`), for each destination."""
 
 import hashlib
+import json
 from typing import Any
 
 from schemas import streams, subjects
 from schemas.v1.alerts import Alert
-from schemas.v1.common import AlertLevel
 from services._runtime.bus import Bus, compare_and_set
 from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror
 from services.alerts.domain import incident
 from services.alerts.domain.incident import IncidentState, Send, Skip, Status
 from services.alerts.domain.record import DeliveryRecord
+from services.alerts.domain.route import Route, take_slot
 
 _PATIENCE_S = 10.0
 
@@ -59,7 +60,7 @@ class NatsLedger:
         return DeliveryRecord.model_validate_json(value) if value else None
 
     async def claim(
-        self, destination: str, alert: Alert, event_id: str, sequence: int, min_level: AlertLevel
+        self, destination: str, alert: Alert, event_id: str, sequence: int, route: Route
     ) -> Send | Skip:
         """Decide and store the decision; whoever comes second sees the first one's claim."""
         decision: Send | Skip | None = None
@@ -67,7 +68,9 @@ class NatsLedger:
         def change(value: bytes | None) -> bytes | None:
             nonlocal decision
             state = IncidentState.model_validate_json(value) if value else None
-            decision = incident.decide(state, alert, event_id, sequence, min_level, now_ms())
+            decision = incident.decide(
+                state, alert, event_id, sequence, route.min_level, now_ms(), route.repeat_ms
+            )
             return decision.state.model_dump_json().encode() if decision.state is not None else None
 
         await self._change(destination, alert, change)
@@ -90,6 +93,27 @@ class NatsLedger:
         payload = record.model_dump_json().encode()
         key = _key("e", record.destination, record.event_id)
         await compare_and_set(self._kv, key, lambda _value: payload, patience_s=_PATIENCE_S)
+
+    async def closed_after(self, destination: str, alert: Alert, sequence: int) -> bool:
+        """Whether the alert's incident was resolved later than ``sequence``; False for a resolution itself."""
+        key = _key("i", destination, incident.incident_key(alert))
+        value, _ = await compare_and_set(self._kv, key, lambda _value: None, patience_s=_PATIENCE_S)
+        if value is None or alert.resolved:
+            return False
+        return IncidentState.model_validate_json(value).closed_sequence > sequence
+
+    async def slot(self, destination: str, per_minute: int) -> int:
+        """Counted in the bucket, over all replicas."""
+        wait_ms = 0
+
+        def change(value: bytes | None) -> bytes | None:
+            nonlocal wait_ms
+            times, wait_ms = take_slot(json.loads(value) if value else [], per_minute, now_ms())
+            return json.dumps(times).encode() if not wait_ms else None
+
+        key = f"r.{subjects.token(destination)}"
+        await compare_and_set(self._kv, key, change, patience_s=_PATIENCE_S)
+        return wait_ms
 
     async def _change(self, destination: str, alert: Alert, change: Any) -> None:
         key = _key("i", destination, incident.incident_key(alert))

@@ -4,6 +4,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from schemas.v1.alerts import Alert
+from services.alerts.domain.board import Board
 from services.alerts.domain.incident import incident_key, rank
 
 
@@ -25,6 +26,7 @@ class History:
     retention: int
     remembered: int = 100_000
     items: deque[Item] = field(default_factory=deque)
+    board: Board = field(default_factory=Board)
     _open: "OrderedDict[str, Item]" = field(default_factory=OrderedDict)
     _seen: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
@@ -52,6 +54,10 @@ class History:
                 self._open.popitem(last=False)
             self._append(item)
 
+    def holds(self, event_id: str) -> bool:
+        """Whether an event has been taken in."""
+        return event_id in self._seen
+
     def known(self, alert: Alert) -> bool:
         """Whether the incident stands open at this level or above."""
         item = self._open.get(incident_key(alert))
@@ -63,6 +69,7 @@ class History:
         return matching[:limit], len(matching)
 
     def _append(self, item: Item) -> None:
+        self.board.add(item.alert)
         self.items.append(item)
         while len(self.items) > self.retention:
             self.items.popleft()

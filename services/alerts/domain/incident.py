@@ -82,12 +82,19 @@ def incident_key(alert: Alert) -> str:
 
 
 def decide(
-    state: IncidentState | None, alert: Alert, event_id: str, sequence: int, min_level: AlertLevel, now_ms: int
+    state: IncidentState | None,
+    alert: Alert,
+    event_id: str,
+    sequence: int,
+    min_level: AlertLevel,
+    now_ms: int,
+    repeat_ms: int | None = None,
 ) -> Send | Skip:
     """Whether this event is a notification.
 
     ``sequence`` is the event's place in ALERTS. An event that has claimed its notification and was not delivered
-    is sent again; a resolution goes where the incident was told, whatever the level.
+    is sent again; a resolution goes where the incident was told, whatever the level. With ``repeat_ms`` an incident
+    that is raised again that long after it was last told is told again.
     """
     known = state or IncidentState(incident=incident_key(alert))
     if alert.resolved:
@@ -96,7 +103,7 @@ def decide(
         return Skip("the incident was resolved before this could be delivered")
     if rank(alert.level) < rank(min_level):
         return Skip(f"below the destination's min_level {min_level}")
-    told = [level for level, notice in known.notices.items() if _counts(notice, event_id)]
+    told = [level for level, notice in known.notices.items() if _counts(notice, event_id, now_ms, repeat_ms)]
     highest = max(told, key=rank, default=None)
     if highest is not None and rank(highest) >= rank(alert.level):
         return Skip(f"the incident is already known here at level {highest}")
@@ -107,14 +114,17 @@ def decide(
     return Send(known.model_copy(update={"notices": notices}))
 
 
-def _counts(notice: Notice, event_id: str) -> bool:
-    return notice.event_id != event_id and notice.status is not Status.FAILED
+def _counts(notice: Notice, event_id: str, now_ms: int, repeat_ms: int | None) -> bool:
+    if notice.event_id == event_id or notice.status is Status.FAILED:
+        return False
+    # What is still being delivered is news enough, however old it is.
+    return repeat_ms is None or notice.status is Status.SENDING or now_ms - notice.at_ms < repeat_ms
 
 
 def _resolve(known: IncidentState, event_id: str, sequence: int, now_ms: int) -> Send | Skip:
     own = known.resolution
     if own is not None and own.event_id == event_id:
-        if own.status is Status.SENDING:
+        if own.status is not Status.SENT:  # cut off, or given up and sent back from the dead letters
             return Send(known)
         return Skip("already delivered")
     if sequence <= known.closed_sequence:

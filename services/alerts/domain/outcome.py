@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sent:
-    """The destination has it."""
+    """The destination has it; ``note`` is what was not perfect."""
+
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,14 @@ class Queries:
         """Alerts, newest first."""
         return await self._ask("alerts", subjects.query("alerts"), message, q.AlertsReply, 5)
 
+    async def alerts_test(self) -> q.AlertTestReply:
+        """A test alert to every destination; each has up to 20 s."""
+        return await self._ask("alerts", subjects.alerts("test"), None, q.AlertTestReply, 25)
+
+    async def alerts_redrive(self, message: q.RedriveQuery) -> q.RedriveReply:
+        """Dead letters back into ALERTS."""
+        return await self._ask("alerts", subjects.alerts("redrive"), message, q.RedriveReply, 25)
+
     async def verdict(self, test_id: str, timeout_s: float = 1.5) -> q.VerdictStatus:
         """How the evidence of a test stands."""
         message = q.VerdictQuery(test_id=test_id)

@@ -3,12 +3,13 @@
 import secrets
 
 from schemas.v1 import control as c
+from schemas.v1 import query as q
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.clock import now_ms
 from services._runtime.settings_model import Settings
 from services.router.control.base import Done
 from services.router.control.lifecycle import Lifecycle
-from services.router.control.params import ModelParams
+from services.router.control.params import ModelParams, NoParams, RedriveParams
 from services.router.control.parts import Parts
 from services.router.control.reads import Reads
 from services.router.domain import commands
@@ -117,6 +118,17 @@ class Handlers(Reads):
     async def feedback(self, _who: Principal, params: c.FeedbackCommand) -> Done:
         """400 for a bad token, 422 when nothing is said, 409 when the test has ended, 503 when it is not stored yet."""
         return Done(c.FeedbackReply(), await self._parts.path().feedback(params))
+
+    async def alerts_test(self, _who: Principal, _params: NoParams) -> Done:
+        """A test alert to every destination, with what became of each."""
+        return Done(await self._parts.queries.alerts_test())
+
+    async def alerts_redrive(self, _who: Principal, params: RedriveParams) -> Done:
+        """404 for an unknown destination."""
+        return Done(
+            await self._parts.queries.alerts_redrive(q.RedriveQuery(destination=params.destination)),
+            target=params.destination,
+        )
 
     async def models_load(self, _who: Principal, params: ModelParams) -> Done:
         """Ask the workers to load a model."""

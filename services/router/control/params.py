@@ -33,6 +33,12 @@ class AlertsParams(Command):
     test_id: str | None = Field(default=None, min_length=1, max_length=128)
 
 
+class RedriveParams(Command):
+    """Dead letters of one destination, by default of all."""
+
+    destination: str | None = Field(default=None, min_length=1, max_length=512)
+
+
 class AuditParams(Command):
     """Audit records, newest first; ``since`` is RFC 3339."""
 

@@ -84,6 +84,14 @@ VERBS: tuple[Verb, ...] = (
         "monitoring-stop", "POST", "/monitoring/stop", Role.OPERATOR, c.MonitoringCommand, None,
         "Let verdicts alert only", "monitoring",
     ),
+    Verb(
+        "alerts-test", "POST", "/alerts/test", Role.ADMIN, p.NoParams, q.AlertTestReply,
+        "Send a test alert to every destination", "monitoring",
+    ),
+    Verb(
+        "alerts-redrive", "POST", "/alerts/redrive", Role.ADMIN, p.RedriveParams, q.RedriveReply,
+        "Send dead letters of alerts back", "monitoring",
+    ),
     Verb("audit", "GET", "/audit", Role.ADMIN, p.AuditParams, q.AuditReply, "Who did what, newest first", "system"),
     Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, None, "Models and their state", "models"),
     Verb("models-load", "POST", "/models/{name:path}/load", Role.ADMIN, p.ModelParams, None, "Load a model", "models"),

@@ -111,8 +111,8 @@ def test_channels_get_names_of_their_own_and_urls_from_the_environment() -> None
     slack = {"type": "slack", "webhook_url_env": "HOOK"}
     channels = read(settings(slack, slack, {"type": "log", "name": "x"}), {"HOOK": "https://h/secret"}).channels
     assert [channel.name for channel in channels] == ["slack", "slack-2", "x"]
-    assert channels[0].url == "https://h/secret"
-    assert "secret" not in repr(channels)
+    assert channels[0].secrets["webhook_url"] == "https://h/secret"
+    assert "h/secret" not in repr(channels)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""`cypria alerts`: the service itself, and what one asks of it."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services._cli import api, show
+from services._runtime.server import run
+
+app = typer.Typer(
+    invoke_without_command=True, no_args_is_help=False,
+    help="Run the alerts service alone; or list alerts, test destinations, send dead letters back.",
+)  # fmt: skip
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
+
+
+@app.callback()
+def service(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option("--config", help="The YAML configuration file.")] = None,
+) -> None:
+    """Run the alerts service alone (same as python -m services.alerts); or one of the commands."""
+    if context.invoked_subcommand is None:
+        named = os.environ.get("APHRODITE_AB_TESTING_CONFIG_PATH")
+        module = importlib.import_module("services.alerts.app")
+        run("alerts", module.build_app, config or (Path(named) if named else None))
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option("--limit")] = 20,
+    test_id: Annotated[str | None, typer.Option("--test-id", help="Of one test only.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List alerts, newest first."""
+    data = api.call("GET", "/v1/ab-testing/monitoring/alerts", params={"limit": limit, "test_id": test_id})
+    if json_:
+        show.as_json(data)
+    else:
+        show.rows(data["alerts"], ["time", "level", "title", "message"])
+
+
+@app.command("test")
+def probe(json_: JsonOption = False) -> None:
+    """Send a test alert to each destination; the exit status is 1 where one failed."""
+    data = api.call("POST", "/v1/ab-testing/alerts/test", body={})
+    if json_:
+        show.as_json(data)
+    else:
+        show.rows(data["destinations"], ["destination", "type", "outcome", "reason", "seconds"])
+    raise SystemExit(1 if any(one["outcome"] != "sent" for one in data["destinations"]) else 0)
+
+
+@app.command("redrive")
+def redrive(
+    destination: Annotated[str | None, typer.Option("--destination", help="By default all of them.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Send back the alerts that destinations would not take."""
+    body = {"destination": destination} if destination else {}
+    data = api.call("POST", "/v1/ab-testing/alerts/redrive", body=body)
+    if json_:
+        show.as_json(data)
+        return
+    show.console.print(f"sent back {data['redriven']}, left {len(data['skipped'])}")
+    if data["skipped"]:
+        show.rows(data["skipped"], ["destination", "alert", "reason"])

@@ -1,0 +1,37 @@
+"""The destination `pagerduty`: Events API v2."""
+
+import json
+
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel
+from services.alerts.adapters.base import HttpDestination
+from services.alerts.domain.outcome import Outcome, Sent
+from services.alerts.domain.pagerduty import event_body
+from services.alerts.settings import SEND_TIMEOUT_S, Channel
+
+URL = "https://events.pagerduty.com/v2/enqueue"
+
+
+class PagerDutyDestination(HttpDestination):
+    """Events of one incident share a dedup key, so that PagerDuty opens, raises and resolves one of its own."""
+
+    grouped = False
+
+    def __init__(self, channel: Channel, timeout_s: float = SEND_TIMEOUT_S) -> None:
+        super().__init__(channel, timeout_s)
+        self._url = channel.secrets.get("url", URL)
+        self._key = channel.secrets["integration_key"]
+        given = channel.options.severity_mapping or {}
+        self._mapping: dict[AlertLevel, str] = {AlertLevel(level): severity for level, severity in given.items()}
+
+    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
+        """Trigger, or resolve."""
+        body = event_body(alert, event_id, self._key, self._mapping)
+        return await self.post(self._url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    async def probe(self, alert: Alert, event_id: str) -> Outcome:
+        """Trigger, and resolve at once: a test leaves nobody paged."""
+        outcome = await self.deliver(alert, event_id)
+        if not isinstance(outcome, Sent):
+            return outcome
+        return await self.deliver(alert.model_copy(update={"resolved": True}), f"{event_id}.resolved")

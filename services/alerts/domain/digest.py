@@ -1,0 +1,28 @@
+"""What was held back by a destination's rate limit, as one message."""
+
+from schemas.v1.alerts import Alert
+from services.alerts.domain.incident import rank
+from services.alerts.domain.render import headline
+
+_SHOWN = 20
+
+
+def digest(alerts: list[Alert]) -> Alert:
+    """One alert for several, of the highest level among them; a single one is itself."""
+    if len(alerts) == 1:
+        return alerts[0]
+    worst = max(alerts, key=lambda alert: rank(alert.level))
+    lines = [headline(alert) for alert in alerts[:_SHOWN]]
+    if len(alerts) > _SHOWN:
+        lines.append(f"and {len(alerts) - _SHOWN} more")
+    tests = {alert.test_id for alert in alerts}
+    return Alert(
+        incident=f"group.{alerts[0].incident}",
+        level=worst.level,
+        title=f"{worst.title} (one of {len(alerts)} alerts that the rate limit held back)",
+        message="\n".join(lines),
+        test_id=tests.pop() if len(tests) == 1 else None,
+        at_ms=max(alert.at_ms for alert in alerts),
+        resolved=all(alert.resolved for alert in alerts),
+        numbers={"alerts": len(alerts)},
+    )
