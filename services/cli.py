@@ -90,6 +90,7 @@ def start(
     split: Annotated[float | None, typer.Option("--split", help="Percent of traffic to B.")] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Minutes.")] = None,
     auto_rollback: Annotated[bool, typer.Option("--auto-rollback/--no-auto-rollback")] = True,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="Start then (RFC 3339).")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Start a test of MODEL_B against MODEL_A."""
@@ -98,6 +99,8 @@ def start(
         body["traffic_split_percent"] = split
     if duration is not None:
         body["test_duration_minutes"] = duration
+    if schedule is not None:
+        body["schedule"] = schedule
     _done(api.call("POST", "/v1/ab-testing/start", body=body), json_)
 
 
@@ -116,9 +119,16 @@ def stop(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOpt
 
 
 @app.command()
-def rollback(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOption = False) -> None:
-    """Take the canary out now."""
-    _done(api.call("POST", "/v1/ab-testing/rollback", body=_body(test_id=test_id, reason=reason)), json_)
+def rollback(
+    test_id: TestOption = None,
+    reason: ReasonOption = None,
+    speed: Annotated[str | None, typer.Option("--speed", help="immediate (default) or gradual.")] = None,
+    at: Annotated[str | None, typer.Option("--at", help="Then instead of now (RFC 3339).")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Take the canary out, now or at a time, at once or in steps."""
+    body = _body(test_id=test_id, reason=reason, speed=speed, at=at)
+    _done(api.call("POST", "/v1/ab-testing/rollback", body=body), json_)
 
 
 @app.command()

@@ -62,6 +62,7 @@ class StartRequest(Command):
     success_criteria: SuccessCriteriaPatch | None = None
     failure_criteria: FailureCriteriaPatch | None = None
     primary_metric: PrimaryMetric | None = None
+    schedule: str | None = Field(default=None, max_length=64)
     tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
 
 
@@ -145,4 +146,6 @@ class StatusReply(Message):
     digests: dict[str, str] | None = None
     version: int | None = None
     running_tests: list[str] | None = None
+    starts_at: str | None = None
+    rollback_at: str | None = None
     degraded: list[str] | None = None

@@ -1,7 +1,7 @@
 """Data of the durable events on `cypria.event.<type>` and `cypria.rollback.<test_id>`.
 
 Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.rolled_back``, ``test.failed``,
-``test.paused``, ``test.resumed``, ``monitoring.changed``, ``model.state`` and ``rollback.requested``.
+``test.paused``, ``test.resumed``, ``test.scheduled``, ``test.rollback_scheduled``, ``monitoring.changed``, ``model.state`` and ``rollback.requested``.
 """
 
 from pydantic import Field

@@ -152,6 +152,14 @@ class RollbackOrder(Message):
     verdict: VerdictRecord | None = None
 
 
+class ScheduledRollback(Message):
+    """A rollback ordered for a later time; ``order.at_ms`` is when it was ordered, ``at_ms`` when it is due."""
+
+    at_ms: UnixMs
+    speed: str = "immediate"
+    order: RollbackOrder
+
+
 class OutboxEvent(Message):
     """An event that the entry's writer has yet to publish; ``id`` is ``<test>.<version>.<n>``."""
 
@@ -200,6 +208,7 @@ class Experiment(Message):
     actor: str = ""
     stopping: StopRequest | None = None
     rollback: RollbackOrder | None = None
+    rollback_at: ScheduledRollback | None = None
     result: TestResult | None = None
     recent: list[TestResult] = Field(default_factory=list)
     outbox: list[OutboxEvent] = Field(default_factory=list)

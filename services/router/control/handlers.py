@@ -4,6 +4,7 @@ import secrets
 
 from schemas.v1 import control as c
 from schemas.v1 import query as q
+from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.clock import now_ms
 from services._runtime.settings_model import Settings
@@ -15,8 +16,8 @@ from services.router.control.reads import Reads
 from services.router.domain import commands
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import new_test_id
-from services.router.domain.refusals import Conflict, NotFound, Unprocessable
-from services.router.domain.starting import StartDefaults, resolve, share_bp
+from services.router.domain.refusals import Conflict, NotFound
+from services.router.domain.starting import StartDefaults, future_ms, resolve, share_bp
 
 OPERATOR_RULE = "operator"
 
@@ -39,10 +40,12 @@ class Handlers(Reads):
             test_id=new_test_id(now, secrets.token_bytes(4)),
             salt=secrets.token_hex(16),
             actor=who.name,
+            now_ms=now,
         )
         test = await self._parts.experiments.change(params.model_a, lambda _state: command)
         self._parts.outbox.kick(test.model_a)
-        return Done(c.StartReply(test_id=test.test_id), test.test_id, params.model_a)
+        status = "scheduled" if test.status is TestStatus.SCHEDULED else "started"
+        return Done(c.StartReply(test_id=test.test_id, status=status), test.test_id, params.model_a)
 
     async def stop(self, who: Principal, params: c.StopCommand) -> Done:
         """The result; 404 when nothing runs."""
@@ -52,21 +55,21 @@ class Handlers(Reads):
         return Done(result, test.test_id, test.model_a)
 
     async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:
-        """Immediate: blocked on every router before it is written. Gradual: half of the share every 10 s."""
-        if params.at is not None:
-            raise Unprocessable(
-                "at: rollbacks at a given time are not offered by this version: leave it out to roll back now, "
-                "or send the request at that time",
-                param="at", code="not_supported",
-            )  # fmt: skip
+        """Immediate: blocked on every router before it is written. Gradual: half of the share every 10 s. With `at`: later."""
+        now = now_ms()
+        at_ms = None if params.at is None else future_ms(params.at, "at", now)
         test = self._target(params.test_id)
         order = RollbackOrder(
             rule=OPERATOR_RULE,
             reason=params.reason or f"rolled back by {who.name}",
             actor=who.name,
-            at_ms=now_ms(),
+            at_ms=now,
             decided_on=test.version,
         )
+        if at_ms is not None:
+            planned = commands.ScheduleRollback(test.test_id, order, at_ms, params.speed)
+            test = await self._change(test, planned)
+            return Done({"status": "scheduled", "test_id": test.test_id}, test.test_id, test.model_a)
         if params.speed == "gradual":
             test = await self._change(test, commands.BeginRollback(test.test_id, order))
         else:

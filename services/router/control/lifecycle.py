@@ -10,7 +10,7 @@ from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.tasks import end
 from services.router.control.parts import Parts
-from services.router.domain.commands import BeginStop, Command, Complete, Launch, StepRollback
+from services.router.domain.commands import BeginRollback, BeginStop, Command, Complete, Launch, StepRollback
 from services.router.domain.experiment import result_of
 from services.router.domain.refusals import NotFound, Refused, Unavailable
 from services.router.domain.views import by_variant, complete_totals
@@ -81,6 +81,8 @@ class Lifecycle:
         if test.stopping is not None:
             if now - test.stopping.at_ms > ABANDONED_MS:
                 self._begin(test.test_id, lambda: self._finish(test), quiet=True)
+        elif test.rollback_at is not None and test.rollback_at.at_ms <= now:
+            self._begin(test.test_id, lambda: self._roll_back(test, now), quiet=True)
         elif test.status is TestStatus.SCHEDULED:
             if test.started_ms is not None and test.started_ms <= now:
                 self._begin(test.test_id, lambda: self._apply(test, Launch(test.test_id)), quiet=True)
@@ -88,6 +90,16 @@ class Lifecycle:
             self._begin(test.test_id, lambda: self._stop(test, DURATION_REACHED, SYSTEM), quiet=True)
         elif test.status is TestStatus.ROLLING_BACK:
             self._maybe_step(test)
+
+    async def _roll_back(self, test: Experiment, now: int) -> None:
+        planned = test.rollback_at
+        if planned is None:
+            return
+        order = planned.order.model_copy(update={"at_ms": now})
+        if planned.speed == "gradual":
+            await self._apply(test, BeginRollback(test.test_id, order))
+        else:
+            await self._parts.rollbacks.carry_out(test, order)
 
     def _maybe_step(self, test: Experiment) -> None:
         version, since = self._steps.get(test.test_id, (0, 0.0))

@@ -100,6 +100,15 @@ class BeginRollback(_Named):
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleRollback(_Named):
+    """Take the canary out at ``at_ms`` (Unix ms); takes the place of a rollback scheduled before."""
+
+    order: RollbackOrder
+    at_ms: int
+    speed: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepRollback(_Named):
     """The next step of a gradual rollback, decided on ``version``; dropped when the entry has moved on."""
 
@@ -130,6 +139,7 @@ Command = (
     | BeginStop
     | Complete
     | BeginRollback
+    | ScheduleRollback
     | StepRollback
     | Rollback
     | Fail

@@ -16,13 +16,14 @@ from schemas.v1.experiment import (
     Experiment,
     OutboxEvent,
     RollbackOrder,
+    ScheduledRollback,
     StopRequest,
     TestResult,
     VerdictRecord,
 )
 from services.router.domain import commands as c
 from services.router.domain import slots
-from services.router.domain.refusals import Conflict, NotFound
+from services.router.domain.refusals import Conflict, NotFound, Unprocessable
 
 RECENT = 20
 """Results that an entry carries along for histories that have not taken them yet."""
@@ -171,7 +172,7 @@ def _begin_stop(state: Experiment, cmd: c.BeginStop, now_ms: int) -> Transition:
 def _complete(state: Experiment, cmd: c.Complete, now_ms: int) -> Transition:
     if state.stopping is None:
         raise Conflict(f"test '{state.test_id}' is not being stopped: stop it first", code="not_stopping")
-    done = _next(state, status=TestStatus.COMPLETED, ended_ms=now_ms, stopping=None)
+    done = _next(state, status=TestStatus.COMPLETED, ended_ms=now_ms, stopping=None, rollback_at=None)
     done.result = _result(done, cmd.decision, cmd.reason).model_copy(
         update={
             "verdict": cmd.verdict or _bare(state, cmd.decision, NO_VERDICT, cmd.reason, now_ms),
@@ -187,8 +188,23 @@ def _begin_rollback(state: Experiment, cmd: c.BeginRollback, now_ms: int) -> Tra
         return state, []
     if state.status is TestStatus.SCHEDULED:
         return _rolled_back(state, cmd.order, now_ms)
-    moved = state.model_copy(update={"status": TestStatus.ROLLING_BACK, "rollback": cmd.order})
+    moved = state.model_copy(
+        update={"status": TestStatus.ROLLING_BACK, "rollback": cmd.order, "rollback_at": None}
+    )
     return _step(moved, cmd.order, now_ms)
+
+
+def _schedule_rollback(state: Experiment, cmd: c.ScheduleRollback, now_ms: int) -> Transition:
+    _not_stopping(state)
+    if state.status is TestStatus.ROLLING_BACK:
+        raise Conflict(f"test '{state.test_id}' is already being rolled back", code="rolling_back")
+    if state.ends_ms is not None and cmd.at_ms >= state.ends_ms:
+        raise Unprocessable(
+            f"at is not before the test's end at {rfc3339(state.ends_ms)}: give an earlier time", param="at"
+        )
+    planned = ScheduledRollback(at_ms=cmd.at_ms, speed=cmd.speed, order=cmd.order)
+    reason = f"rollback at {rfc3339(cmd.at_ms)} ({cmd.speed}): {cmd.order.reason}"
+    return _change(state, "test.rollback_scheduled", cmd.order.actor, reason, now_ms, rollback_at=planned)
 
 
 def _step_rollback(state: Experiment, cmd: c.StepRollback, now_ms: int) -> Transition:
@@ -214,6 +230,7 @@ def _rolled_back(state: Experiment, order: RollbackOrder, now_ms: int) -> Transi
         status=TestStatus.ROLLED_BACK,
         ended_ms=now_ms,
         stopping=None,
+        rollback_at=None,
         rollback=order,
         share_bp=0,
         slots=[],
@@ -238,7 +255,7 @@ def _bare(state: Experiment, decision: Decision, rule: str, reason: str, at_ms: 
 
 
 def _fail(state: Experiment, cmd: c.Fail, now_ms: int) -> Transition:
-    done = _next(state, status=TestStatus.FAILED, ended_ms=now_ms, stopping=None)
+    done = _next(state, status=TestStatus.FAILED, ended_ms=now_ms, stopping=None, rollback_at=None)
     verdict = _bare(state, Decision.INCONCLUSIVE, "failed", cmd.reason, now_ms)
     done.result = _result(done, Decision.INCONCLUSIVE, cmd.reason).model_copy(update={"verdict": verdict})
     return _emit(done, "test.failed", cmd.actor, cmd.reason, now_ms, with_result=True)
@@ -252,6 +269,7 @@ _HANDLERS: dict[type[Any], Callable[[Experiment, Any, int], Transition]] = {
     c.BeginStop: _begin_stop,
     c.Complete: _complete,
     c.BeginRollback: _begin_rollback,
+    c.ScheduleRollback: _schedule_rollback,
     c.StepRollback: _step_rollback,
     c.Rollback: _rollback,
     c.Fail: _fail,

@@ -4,14 +4,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
+from schemas.v1.common import rfc3339
 from schemas.v1.control import StartRequest
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services.router.domain.commands import Start
 from services.router.domain.refusals import BadRequest, Conflict, NotFound, Unprocessable
+
+
+FARTHEST_MS = 366 * 86_400_000
+"""Nothing is scheduled farther ahead: a wrong year is a slip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,32 @@ def share_bp(percent: float, param: str = "traffic_split_percent") -> int:
     return whole
 
 
+def future_ms(text: str, param: str, now_ms: int) -> int:
+    """An RFC 3339 time as Unix milliseconds.
+
+    Raises Unprocessable naming ``param`` when it is no such time, has no offset, is past, or more than a year ahead.
+    """
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise Unprocessable(
+            f"{param} is not a time: give RFC 3339, such as 2026-01-31T03:00:00Z", param=param
+        ) from None
+    if "T" not in text.upper() or when.tzinfo is None:
+        raise Unprocessable(
+            f"{param} needs date, time and offset: give RFC 3339, such as 2026-01-31T03:00:00Z", param=param
+        )
+    try:
+        at_ms = round(when.timestamp() * 1000)
+    except (OverflowError, OSError, ValueError):
+        raise Unprocessable(f"{param} is out of range: give a time within a year", param=param) from None
+    if at_ms <= now_ms:
+        raise Unprocessable(f"{param} is past (it is {rfc3339(now_ms)} now): give a time to come", param=param)
+    if at_ms - now_ms > FARTHEST_MS:
+        raise Unprocessable(f"{param} is more than a year ahead: give an earlier time", param=param)
+    return at_ms
+
+
 def resolve(
     request: StartRequest,
     defaults: StartDefaults,
@@ -53,6 +85,7 @@ def resolve(
     test_id: str,
     salt: str,
     actor: str,
+    now_ms: int = 0,
 ) -> Start:
     """The command behind a start request.
 
@@ -87,6 +120,7 @@ def resolve(
                 f"{param} '{name}' is unknown: GET /v1/ab-testing/models lists the models", param=param,
                 code="model_not_found",
             )  # fmt: skip
+    starts_ms = None if request.schedule is None else future_ms(request.schedule, "schedule", now_ms)
     success = _patched(defaults.success_criteria, request.success_criteria)
     failure = _patched(defaults.failure_criteria, request.failure_criteria)
     named = set(defaults.configured)
@@ -117,6 +151,7 @@ def resolve(
         digests={"a": digests[request.model_a], "b": digests[request.model_b]},
         config_hash=config_hash({**effective, "model_a": request.model_a, "model_b": request.model_b}),
         tags=dict(request.tags),
+        starts_ms=starts_ms,
         **effective,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from schemas.v1.common import TestStatus, rfc3339
 from schemas.v1.control import StatusReply
 from schemas.v1.experiment import Experiment, TestResult, VariantSummary
 
@@ -61,6 +62,8 @@ def status(
         digests=dict(test.digests) or None,
         version=test.version,
         running_tests=list(running),
+        starts_at=rfc3339(started) if test.status is TestStatus.SCHEDULED else None,
+        rollback_at=None if test.rollback_at is None else rfc3339(test.rollback_at.at_ms),
         degraded=list(degraded) or None,
     )
 
