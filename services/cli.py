@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, show
+from services._cli import alerts, api, record, show
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import load_or_exit, run
 from services._runtime.telemetry import setup_logging
@@ -174,6 +174,33 @@ def audit(
     """Show who did what."""
     data = api.call("GET", "/v1/ab-testing/audit", params={"limit": limit, "actor": actor})
     show.as_json(data) if json_ else show.rows(data["records"], ["at_ms", "actor", "action", "status", "target"])
+
+
+@app.command()
+def report(
+    test_id: str,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report there as one HTML file.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show the decision report of a test."""
+    if json_:
+        show.as_json(record.report(test_id))
+    elif html is not None:
+        html.write_text(record.rendered(test_id, "text/html"), encoding="utf-8")
+        show.console.print(f"written to {html}", soft_wrap=True)
+    else:
+        show.markdown(record.rendered(test_id, "text/markdown"))
+
+
+@app.command()
+def replay(test_id: str, json_: JsonOption = False) -> None:
+    """Derive a test's verdict anew from the stored evidence; exit 1 if it differs, 2 if it cannot be derived."""
+    data = record.replay(test_id)
+    if json_:
+        show.as_json(data)
+    else:
+        show.replay(data)
+    raise SystemExit(record.exit_status(data))
 
 
 @app.command()

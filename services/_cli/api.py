@@ -47,10 +47,13 @@ def key() -> str | None:
 
 async def acall(
     method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
-    base: str | None = None, token: str | None = None,
+    base: str | None = None, token: str | None = None, accept: str = "application/json",
 ) -> Any:  # fmt: skip
-    """One call; the decoded JSON. Raises ApiError for a refusal and OSError when nobody answers."""
-    headers = {"Accept": "application/json"}
+    """One call; the decoded JSON, or the text of any other type that ``accept`` asked for.
+
+    Raises ApiError for a refusal and OSError when nobody answers.
+    """
+    headers = {"Accept": accept}
     if bearer := token or key():
         headers["Authorization"] = f"Bearer {bearer}"
     query = {k: str(v) for k, v in (params or {}).items() if v is not None}
@@ -61,7 +64,7 @@ async def acall(
     ):
         text = await response.text()
         try:
-            data = json.loads(text) if text else None
+            data = json.loads(text) if text and response.content_type == "application/json" else text or None
         except ValueError:
             data = text
         if response.status >= 400:
@@ -70,10 +73,13 @@ async def acall(
         return data
 
 
-def call(method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None) -> Any:
+def call(
+    method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
+    accept: str = "application/json",
+) -> Any:  # fmt: skip
     """`acall` from synchronous code; refusals and an absent edge end the command with a clear line."""
     try:
-        return asyncio.run(acall(method, path, body=body, params=params))
+        return asyncio.run(acall(method, path, body=body, params=params, accept=accept))
     except ApiError as exc:
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -92,3 +94,34 @@ def _cell(column: str, value: Any) -> Text:
     if column == "at_ms" and isinstance(value, int):
         value = datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="seconds")
     return styled(None if value is None else str(value))
+
+
+def markdown(text: str) -> None:
+    """Markdown, laid out for the terminal; as it is where the output is a file or a pipe."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.file.write(text)
+
+
+def replay(data: dict[str, Any]) -> None:
+    """A recorded verdict beside the one that the evidence gives now."""
+    table = Table(box=None, header_style="bold")
+    for column in ("", "recorded", "replayed"):
+        table.add_column(column)
+    recorded, replayed = data.get("recorded") or {}, data.get("replayed") or {}
+    for name, label in (("decision", "decision"), ("rule", "rule"), ("tick", "tick"), ("log_e", "ln E"),
+                        ("value", "value"), ("n_a", "n of A"), ("n_b", "n of B")):  # fmt: skip
+        table.add_row(label, *("-" if side.get(name) is None else repr_of(side[name]) for side in (recorded, replayed)))
+    console.print(table)
+    if data.get("same"):
+        console.print(f"[green]the same verdict[/green], from {data.get('ticks'):,} ticks of evidence")
+    elif data.get("same") is False:
+        console.print(f"[red]not the same verdict[/red]: {escape('; '.join(data.get('differences') or []))}")
+    else:
+        console.print(escape(str(data.get("message") or data.get("state"))))
+
+
+def repr_of(value: Any) -> str:
+    """A value with all its digits."""
+    return escape(repr(value) if isinstance(value, float) else str(value))

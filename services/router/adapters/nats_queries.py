@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from schemas import subjects
 from schemas.v1 import query as q
+from schemas.v1 import record as r
 from schemas.v1.common import Message
 from schemas.v1.experiment import TestResult, VariantSummary
 from services._runtime import bus as runtime
 from services._runtime.telemetry import get_logger
-from services.router.domain.refusals import Conflict, NotFound, Unavailable, Unprocessable, UpstreamTimeout
+from services.router.domain.refusals import Conflict, Gone, NotFound, Unavailable, Unprocessable, UpstreamTimeout
 
 log = get_logger(__name__)
 
@@ -72,6 +73,19 @@ class Queries:
     async def final_verdict(self, message: q.FinalVerdictQuery, timeout_s: float) -> q.FinalVerdict:
         """The decision of a test that is being stopped."""
         return await self._ask("monitor", subjects.verdict("final"), message, q.FinalVerdict, timeout_s)
+
+    async def record(self, message: r.RecordQuery) -> r.RecordReply:
+        """What a test's evidence says, read again from its start."""
+        wait_s = message.wait_ms / 1000 + 10
+        return await self._ask("monitor", subjects.verdict("record"), message, r.RecordReply, wait_s)
+
+    async def evidence(self, message: r.EvidenceQuery) -> bytes:
+        """A page of a test's evidence, as the monitor encoded it: too much to be read just to be written again."""
+        payload = message.model_dump_json().encode()
+        headers, body = await ask(self._bus, "monitor", subjects.verdict("evidence"), payload, 30)
+        if ERROR_HEADER in headers:
+            raise _refusal("monitor", body)
+        return body
 
     async def monitoring(self, timeout_s: float = 1.5) -> q.MonitoringStatus:
         """The health of the monitor itself."""
@@ -134,6 +148,8 @@ def _refusal(who: str, body: bytes) -> Exception:
         return Unavailable(f"{who} could not answer and did not say why: look at its log")
     if error.code in _NOT_FOUND:
         return NotFound(error.message, code=error.code)
+    if error.code == "evidence_gone":
+        return Gone(error.message, code=error.code)
     if error.code == "conflict":
         return Conflict(error.message)
     if error.code in _INVALID:

@@ -43,7 +43,7 @@ def subscribe(broker: NatsBroker, dispatcher: Dispatcher) -> None:
         out = {
             STATUS_HEADER: str(reply.status),
             "X-Request-ID": request_id,
-            "content-type": "application/json",
+            "content-type": reply.media,
             **extra,
         }
         return NatsResponse(reply.body, headers=out)

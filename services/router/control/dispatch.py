@@ -15,7 +15,7 @@ from schemas.v1.alerts import AuditRecord
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_audit import AuditLog
-from services.router.control.base import Done
+from services.router.control.base import JSON, Done
 from services.router.control.handlers import Handlers
 from services.router.control.verbs import Verb
 from services.router.domain.auth import KeyRing, Principal, authenticate, require
@@ -45,11 +45,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Status, JSON body and headers beyond the usual."""
+    """Status, body (JSON unless ``media`` says otherwise) and headers beyond the usual."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    media: str = JSON
 
 
 class Dispatcher:
@@ -76,7 +77,7 @@ class Dispatcher:
             require(who, verb.role)
             params = parse(verb.takes, call)
             done = await getattr(self._handlers, verb.handler)(who, params)
-            reply = Reply(200, _encode(done.body))
+            reply = Reply(200, _encode(done.body), done.headers, done.media)
             outcome = "ok"
         except Refused as exc:
             reply, outcome = refusal(exc), exc.code
@@ -252,6 +253,8 @@ def refusal(exc: Refused) -> Reply:
 
 
 def _encode(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
     if isinstance(body, BaseModel):
         return body.model_dump_json().encode()
     return json.dumps(body).encode()

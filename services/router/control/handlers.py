@@ -12,7 +12,7 @@ from services.router.control.base import Done
 from services.router.control.lifecycle import Lifecycle
 from services.router.control.params import ModelParams, NoParams, RedriveParams
 from services.router.control.parts import Parts
-from services.router.control.reads import Reads
+from services.router.control.records import Records
 from services.router.domain import commands
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import new_test_id
@@ -22,7 +22,7 @@ from services.router.domain.starting import StartDefaults, future_ms, resolve, s
 OPERATOR_RULE = "operator"
 
 
-class Handlers(Reads):
+class Handlers(Records):
     """One method for each verb: ``(principal, params) -> Done``. All raise Refused."""
 
     def __init__(self, parts: Parts, lifecycle: Lifecycle) -> None:

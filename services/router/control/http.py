@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -51,7 +52,8 @@ _DISCARD_S = 10.0
 _DISCARD_BYTES = 64 << 20
 _STATUSES = {
     400: "Not a JSON object, or it makes no sense", 401: "No good key", 403: "The key's role is too small",
-    404: "No such thing, or nothing running", 409: "It does not fit the present state", 413: "The body is too large",
+    404: "No such thing, or nothing running", 409: "It does not fit the present state", 410: "It is not kept any more",
+    413: "The body is too large",
     422: "A value out of range, of another type, or an unknown field", 429: "Over the rate limit",
     503: "A part that is needed does not answer now", 504: "A part that is needed took too long",
 }  # fmt: skip
@@ -75,6 +77,8 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
         # A body is taken in only from those who have a key: whoever has none must not fill the memory.
         known = dispatcher.knows(request.headers.get("authorization"))
         call = await _call(request, max_body if known else None)
+        if "accept" in verb.takes.model_fields and "accept" not in call.query:
+            call = replace(call, query={**call.query, "accept": request.headers.get("accept", "")[:1024]})
         return _response(await dispatcher.dispatch(verb, call), call.request_id)
 
     app.add_api_route(
@@ -161,7 +165,7 @@ def _request_id(request: Request) -> str:
 
 def _response(reply: Reply, request_id: str) -> Response:
     headers = {"X-Request-ID": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Response(reply.body, reply.status, {**headers, **reply.headers}, media_type="application/json")
+    return Response(reply.body, reply.status, {**headers, **reply.headers}, media_type=reply.media)
 
 
 async def _refused(request: Request, exc: Exception) -> Response:

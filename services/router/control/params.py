@@ -19,6 +19,19 @@ class TestParams(Command):
     test_id: str = Field(min_length=1, max_length=128)
 
 
+class ReportParams(TestParams):
+    """A test's report; ``accept`` is an `Accept` header's value: JSON, Markdown or HTML."""
+
+    accept: str = Field(default="", max_length=1024)
+
+
+class EvidenceParams(TestParams):
+    """A page of a test's evidence: ``after`` is the ``last`` of the page before."""
+
+    after: int = Field(default=0, ge=0)
+    limit: int = Field(default=1000, ge=1, le=10_000)
+
+
 class HistoryParams(Command):
     """A page of ended tests."""
 

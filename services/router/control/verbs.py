@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from schemas.v1 import control as c
 from schemas.v1 import query as q
+from schemas.v1 import record as r
 from schemas.v1.experiment import TestResult
 from services.router.control import params as p
 from services.router.domain.auth import Role
@@ -67,6 +68,18 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "feedback", "POST", "/feedback", Role.CLIENT, c.FeedbackCommand, c.FeedbackReply,
         "Say what a user thought of a response", "feedback", of_clients=True,
+    ),
+    Verb(
+        "report", "GET", "/tests/{test_id}/report", Role.VIEWER, p.ReportParams, r.Report,
+        "The decision report, as JSON, Markdown or HTML by Accept",
+    ),
+    Verb(
+        "evidence", "GET", "/tests/{test_id}/evidence", Role.VIEWER, p.EvidenceParams, r.EvidenceReply,
+        "The evidence behind a verdict by tick, page by page; fields at their default are left out",
+    ),
+    Verb(
+        "replay", "GET", "/tests/{test_id}/replay", Role.VIEWER, p.TestParams, r.Replay,
+        "Derive the verdict anew from the stored evidence and compare",
     ),
     Verb(
         "monitoring-status", "GET", "/monitoring/status", Role.VIEWER, p.NoParams, None, "State of the monitor",

@@ -73,6 +73,14 @@ class NotFound(Refused):
     code = "not_found"
 
 
+class Gone(Refused):
+    """410: it was there and is not kept any more."""
+
+    status = 410
+    error_type = "not_found_error"
+    code = "gone"
+
+
 class MethodNotAllowed(Refused):
     """405."""
 
