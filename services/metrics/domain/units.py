@@ -209,8 +209,10 @@ class UnitBook:
         budget = SWEEP_CHUNK
         found = []
         for test, units in sorted(self.tests.items()):
-            for past in units.ended:
-                found.append(_carrying(NewUnits(test, past.epoch), {n: getattr(past, n).take() for n in OF_EPOCH}))
+            found += [
+                _carrying(NewUnits(test, past.epoch), {n: getattr(past, n).take() for n in OF_EPOCH})
+                for past in units.ended
+            ]
             units.ended = []
             fresh = {name: log.take() for name, log in units.logs()}
             if units.sweep is None and self._tick - units.since_tick >= SWEEP_AFTER:

@@ -7,9 +7,7 @@ from services.router.domain.feedback_token import FeedbackToken
 from services.router.domain.refusals import Unprocessable
 
 
-def feedback_of(
-    token: FeedbackToken, *, score: float | None, thumbs: str | None, converted: bool | None
-) -> Feedback:
+def feedback_of(token: FeedbackToken, *, score: float | None, thumbs: str | None, converted: bool | None) -> Feedback:
     """The fact; the token's own id only as a hash. Raises Unprocessable when nothing is said."""
     if score is None and thumbs is None and converted is None:
         raise Unprocessable(

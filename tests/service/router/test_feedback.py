@@ -12,7 +12,6 @@ from tests.harness import NatsServer, eventually
 from tests.service.router.rig import SECURITY, Rig, bearer, running
 
 
-
 async def give(rig: Rig, role: str | None = "client", **body: Any) -> httpx.Response:
     headers = bearer(role) if role else {"Authorization": ""}
     return await rig.client.post("/v1/ab-testing/feedback", json=body, headers=headers)

@@ -89,9 +89,9 @@ def test_a_canary_that_users_dislike_is_rolled_back_and_the_record_says_why() ->
     assert evaluated({"a": 0.9, "b": 0.3}, 120).fired is None
 
 
-def test_equal_arms_stay(seeds: range = range(5)) -> None:
-    for seed in seeds:
-        assert evaluated({"a": 0.6, "b": 0.6}, 90, seed, primary_metric="thumbs").fired is None
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_arms_stay(seed: int) -> None:
+    assert evaluated({"a": 0.6, "b": 0.6}, 90, seed, primary_metric="thumbs").fired is None
 
 
 @pytest.mark.parametrize("metric", ["thumbs", "conversion", "score"])
