@@ -1,7 +1,8 @@
 """Feedback tokens: what a client may later say about one assigned request, and nothing else.
 
-``base64url(payload) . base64url(HMAC-SHA256(payload)[:16])``, payload = test, variant, unit hash, request, expiry,
-applied share, and 1 where the unit is more than this request.
+``base64url(payload) . base64url(MAC)``, payload = test, variant, unit hash, request, expiry, applied share, and 1 where
+the unit is more than this request. The MAC is keyed BLAKE2b of 128 bits (RFC 7693), which is made for this and costs a
+fraction of HMAC through OpenSSL.
 """
 
 import base64
@@ -60,7 +61,7 @@ def verify(key: bytes, text: str, now_s: float) -> FeedbackToken:
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:
-    return hmac.digest(key, payload, hashlib.sha256)[:_MAC]
+    return hashlib.blake2b(payload, digest_size=_MAC, key=key[:64], person=b"cypria-feedback").digest()
 
 
 def _text(raw: bytes) -> str:
