@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -96,7 +97,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     sock = bind(*((settings.http.host, settings.http.port) if edge else (settings.ops.host, settings.ops.port)))
     host, port = sock.getsockname()[:2]
     _write_run_file(settings, service, host, port)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -118,6 +119,18 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     log.info("stopped")
     if not server.started:
         raise SystemExit(1)
+
+
+class _Server(uvicorn.Server):
+    """A server whose garbage collector leaves alone what start-up made."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then freeze what there is."""
+        await super().startup(sockets)
+        # Code, classes and settings stay until the end. A full collection would walk all of them: 70 ms of CPU now
+        # and then in which nothing is served, and no rollback taken.
+        gc.collect()
+        gc.freeze()
 
 
 def _already_handled(_number: int, _frame: object) -> None:
