@@ -94,12 +94,12 @@ async def run_propagation(*, quick: bool) -> list[Figure]:
 
 async def run_reaction(*, quick: bool) -> list[Figure]:
     """A dead canary until it is out, and windows until their verdict."""
-    return await reaction.measure(runs=2 if quick else 10, alone=1 if quick else 5)
+    return await reaction.measure(runs=2, alone=1, windows=10) if quick else await reaction.measure()
 
 
 async def run_peers(*, quick: bool) -> list[Figure]:
     """Other gateways in the same run."""
-    return await peers.measure(rounds=1 if quick else 3, seconds=2.0 if quick else 5.0)
+    return await peers.measure(rounds=1, seconds=2.0) if quick else await peers.measure()
 
 
 Runner = Callable[..., Coroutine[Any, Any, list[Figure]]]

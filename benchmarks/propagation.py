@@ -5,7 +5,8 @@ Several router processes on one real nats-server, and a worker that only echoes.
 milliseconds over its own keep-alive connection, always of the same user, whose arm the change moves; the response
 header `X-AB-Test-Variant` tells the arm. So what is measured is what a caller sees, from the moment the change was
 sent to the last replica's first answer by it, and nothing is added to the routers but ordinary requests. The
-resolution is the gap between two answers of a replica, which is printed; the figures include it.
+resolution is the gap between two answers of a replica, which is printed; the figures include it. How late this
+client's own timers fire is printed too: what the machine adds to every figure while others use it.
 
 Three kinds of change: the split (PATCH), an operator's rollback (POST) and the monitor's (an order on
 `cypria.rollback.<test_id>`).
@@ -81,7 +82,7 @@ async def connect(port: int) -> Connection:
 
 @dataclass
 class Replica:
-    """One router, asked all the time. ``gaps`` and ``trips`` are in seconds."""
+    """One router, asked all the time. ``gaps``, ``trips`` and ``late`` (of timers) are in seconds."""
 
     port: int
     probe: Connection
@@ -92,6 +93,7 @@ class Replica:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gaps: list[float] = field(default_factory=list)
     trips: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     flips: int = 0
 
     async def run(self) -> None:
@@ -101,6 +103,7 @@ class Replica:
             due = max(due + PROBE_S, time.perf_counter())
             await asyncio.sleep(due - time.perf_counter())
             asked = time.perf_counter()
+            self.late.append(asked - due)
             await self.probe.ask(self.request)
             now = time.perf_counter()
             self.trips.append(now - asked)
@@ -309,9 +312,12 @@ async def measure(*, changes: int = 250, routers: int = 3) -> list[Figure]:
         found = await rollbacks(some, changes, rng, by_monitor=True)
         figures += report("monitor's rollback", found, "the stream had it")
         gaps = [1000 * gap for replica in some.replicas for gap in replica.gaps[20:]]
+        late = [1000 * value for replica in some.replicas for value in replica.late[20:]]
         figures += [
             figure("resolution: gap between answers of a replica, p50", percentile(gaps, 0.5), "ms"),
             figure("resolution: gap between answers of a replica, p99", percentile(gaps, 0.99), "ms"),
+            figure("noise: the client's own timers late by, p99", percentile(late, 0.99), "ms"),
+            figure("noise: the client's own timers late by, at most", max(late), "ms"),
         ]
         trips = [1000 * trip for replica in some.replicas for trip in replica.trips]
         say(f"propagation: a probe took {percentile(trips, 0.5):.2f} ms (p50), {percentile(trips, 0.99):.2f} ms (p99)")
