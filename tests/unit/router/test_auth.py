@@ -36,7 +36,8 @@ def test_each_role_includes_those_before_it(needed: Role) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", "Basic c2VjcmV0", "secret-ops", "Bearer secret-op", "Bearer " + "x" * 5000]
+    "header",
+    [None, "", "Bearer", "Bearer ", "Basic c2VjcmV0", "secret-ops", "Bearer secret-op", "Bearer " + "x" * 5000],
 )
 def test_what_is_no_good_key_is_401_and_names_the_scheme(header: str | None) -> None:
     with pytest.raises(Unauthenticated) as refused:

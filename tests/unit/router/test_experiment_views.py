@@ -14,7 +14,11 @@ from services.router.domain.experiment import apply
 
 def result(n: int, version: int = 3, **fields: object) -> TestResult:
     return TestResult(
-        test_id=f"t{n:03}", status=TestStatus.COMPLETED, end_time=f"2025-01-01T00:00:00.{n:03}Z", version=version, **fields
+        test_id=f"t{n:03}",
+        status=TestStatus.COMPLETED,
+        end_time=f"2025-01-01T00:00:00.{n:03}Z",
+        version=version,
+        **fields,
     )
 
 

@@ -19,9 +19,7 @@ def test_zero_means_no_limit() -> None:
     assert all(limiter.take("k", 0.0) is None for _ in range(1000))
 
 
-@given(
-    st.floats(1, 600), st.integers(1, 20), st.lists(st.floats(0, 5), min_size=1, max_size=200)
-)
+@given(st.floats(1, 600), st.integers(1, 20), st.lists(st.floats(0, 5), min_size=1, max_size=200))
 def test_never_more_than_burst_plus_rate_times_time(per_minute: float, burst: int, gaps: list[float]) -> None:
     limiter = RateLimiter(per_minute, burst)
     now, allowed = 1000.0, 0
