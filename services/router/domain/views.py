@@ -18,6 +18,17 @@ def by_variant(totals: Mapping[str, VariantSummary]) -> dict[str, VariantSummary
     }
 
 
+def latest(
+    totals: Mapping[str, VariantSummary], evidence: Mapping[str, VariantSummary]
+) -> dict[str, VariantSummary]:
+    """Of each variant the summary that has seen more: the history's totals may be seconds behind the evidence."""
+    found = dict(totals)
+    for name, summary in evidence.items():
+        if name not in found or summary.request_count > found[name].request_count:
+            found[name] = summary
+    return found
+
+
 def complete_totals(
     totals: Mapping[str, VariantSummary], in_flight: Mapping[str, int]
 ) -> dict[str, VariantSummary]:

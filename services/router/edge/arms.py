@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from schemas.v1.alerts import Alert
-from schemas.v1.common import ERRORS, NEUTRAL, AlertLevel, Outcome
-from schemas.v1.experiment import Experiment, RollbackOrder
+from schemas.v1.common import ERRORS, NEUTRAL, AlertLevel, Decision, Outcome
+from schemas.v1.experiment import Experiment, RollbackOrder, VerdictRecord
 from schemas.v1.inference import Final
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
@@ -225,7 +225,10 @@ class Arms:
             log.warning("breaker_opened", test_id=test.test_id, errors=breaker.errors, stable_done=breaker.stable_done,
                         stable_errors=breaker.stable_errors)  # fmt: skip
             self._alert(guard, AlertLevel.EMERGENCY, "breaker", "The canary fails every request", reason)
-            self._order(guard, BREAKER_RULE, reason)
+            self._order(
+                guard, BREAKER_RULE, reason, value=breaker.errors, threshold=breaker.limit, unit="errors in a row",
+                n_a=breaker.stable_done, n_b=breaker.errors,
+            )  # fmt: skip
         elif signal is Signal.BOTH_ARMS:
             log.warning("both_arms_fail", test_id=test.test_id, errors=breaker.errors)
             text = f"{numbers}, but {beside}: not the canary's fault alone, so nothing is rolled back"
@@ -249,14 +252,25 @@ class Arms:
                 f"{CHECKS_TO_ROLLBACK} checks of {test.check_interval_seconds:g} s past the end of its lease"
             )
             self._alert(guard, AlertLevel.EMERGENCY, "monitor_down", "Nobody watches the canary", reason)
-            self._order(guard, LEASE_RULE, reason)
+            limit = CHECKS_TO_ROLLBACK * test.check_interval_seconds
+            self._order(guard, LEASE_RULE, reason, value=silent, threshold=limit, unit="s")
 
-    def _order(self, guard: Guard, rule: str, reason: str) -> None:
-        test = guard.test
+    def _order(
+        self, guard: Guard, rule: str, reason: str, *, value: float, threshold: float, unit: str, n_a: int = 0,
+        n_b: int = 0,
+    ) -> None:  # fmt: skip
+        test, now = guard.test, now_ms()
         if guard.ordered or not test.auto_rollback or not self._monitoring_active():
             return
         guard.ordered = True
-        order = RollbackOrder(rule=rule, reason=reason, actor="router", at_ms=now_ms(), decided_on=test.version)
+        verdict = VerdictRecord(
+            decision=Decision.ROLLBACK, reason=reason, rule=rule, at_ms=now, value=value, threshold=threshold, n_a=n_a,
+            n_b=n_b, split_bp=test.share_bp, digests=dict(test.digests), config_hash=test.config_hash,
+            details={"unit": unit},
+        )  # fmt: skip
+        order = RollbackOrder(
+            rule=rule, reason=reason, actor="router", at_ms=now, decided_on=test.version, verdict=verdict
+        )
         self._experiments.request_rollback(test.test_id, order)
 
     def _alert(

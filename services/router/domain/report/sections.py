@@ -77,22 +77,35 @@ def _numbers(verdict: VerdictRecord) -> list[tuple[str, str]]:
     reached = f" (limit {number(limit)})" if isinstance(limit, float | int) else ""
     facts = [("Rule", verdict.rule), ("Decided at", when(verdict.at_ms))]
     if verdict.tick is not None:
+        facts.append(("Tick", f"{verdict.tick} ({when(verdict.tick * 1000)})"))
+    if verdict.tick is not None or verdict.value is not None:
         facts += [
-            ("Tick", f"{verdict.tick} ({when(verdict.tick * 1000)})"),
-            ("Value", with_unit(verdict.value, unit)),
+            *_both_values(verdict),
+            ("Value", _value(verdict, unit)),
             ("Bound", with_unit(verdict.bound, unit)),
             ("Threshold", with_unit(verdict.threshold, unit)),
             ("Evidence (ln E)", number(verdict.log_e, 6) + (reached if verdict.log_e is not None else "")),
             ("n of A", count(verdict.n_a)),
             ("n of B", count(verdict.n_b)),
         ]
-    else:
-        facts.append(("Evidence", "none: the decision was not the statistics'"))
     facts.append(("Split at the decision", share(verdict.split_bp)))
     facts += _identity(verdict.digests, verdict.config_hash)
     if (sequence := details.get("windows_seq")) is not None:
         facts.append(("Evidence up to WINDOWS sequence", str(sequence)))
     return facts
+
+
+def _both_values(verdict: VerdictRecord) -> list[tuple[str, str]]:
+    values = [verdict.details.get(name) for name in ("value_a", "value_b")]
+    if all(value is None for value in values):
+        return []
+    return [(f"Value of {arm}", with_unit(value, _unit(verdict.rule))) for arm, value in zip("AB", values, strict=True)]
+
+
+def _value(verdict: VerdictRecord, unit: str) -> str:
+    if verdict.value is None and verdict.details.get("value_a") == 0:
+        return "without bound: A has none"
+    return with_unit(verdict.value, unit)
 
 
 def _identity(digests: dict[str, str], config_hash: str) -> list[tuple[str, str]]:
