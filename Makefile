@@ -28,6 +28,7 @@ lint: $(STAMP)
 	$(BIN)/python -m schemas.generate --check
 
 test: lint
+	@sh infra/install_debian.sh
 	$(BIN)/python -m pytest
 
 soak: $(STAMP)

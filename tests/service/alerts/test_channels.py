@@ -1,0 +1,174 @@
+"""PagerDuty, Slack's bot, signed webhooks, Apprise and the Pushgateway, each against a real receiver."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from services._runtime.settings import ConfigError
+from services.alerts.adapters.apprise import AppriseDestination
+from services.alerts.adapters.pagerduty import PagerDutyDestination
+from services.alerts.adapters.slack import SlackBotDestination
+from services.alerts.adapters.webhook import WebhookDestination
+from services.alerts.domain.outcome import Refused, Retry, Sent
+from services.alerts.domain.signing import TOLERANCE_S, verify
+from tests.harness import eventually
+from tests.service.alerts.receivers import Got, Receiver, an_alert, channel, pushgateway, scrape, until_up
+from tests.service.alerts.side import Side
+
+
+def events_v2(_number: int, got: Got) -> tuple[int, Any, dict[str, str]]:
+    """As PagerDuty's documentation has it: 202, or 400 with what is wrong."""
+    body, errors = got.body, []
+    if len(body.get("routing_key", "")) != 32:
+        errors.append("routing_key")
+    if body.get("event_action") not in {"trigger", "acknowledge", "resolve"}:
+        errors.append("event_action")
+    if len(body.get("dedup_key", "")) > 255:
+        errors.append("dedup_key")
+    if body.get("event_action") == "trigger":
+        payload = body.get("payload", {})
+        if not 0 < len(payload.get("summary", "")) <= 1024 or not payload.get("source"):
+            errors.append("payload")
+        if payload.get("severity") not in {"critical", "error", "warning", "info"}:
+            errors.append("severity")
+    if errors:
+        return 400, {"status": "invalid event", "errors": errors}, {}
+    return 202, {"status": "success", "dedup_key": body["dedup_key"]}, {}
+
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+async def test_a_pagerduty_incident_is_opened_raised_and_resolved_under_one_key(side: Side) -> None:
+    async with Receiver(events_v2).running() as duty:
+        entry = {
+            "type": "pagerduty", "integration_key": KEY, "url": f"{duty.url}/v2/enqueue",
+            "severity_mapping": {"CRITICAL": "critical"},
+        }  # fmt: skip
+        async with side.service(entry):
+            for title, level, resolved in (("Slow", "WARNING", False), ("Slower", "CRITICAL", False), ("Fine", "INFO", True)):
+                await side.raise_alert(title, incident="t1.slow", level=level, resolved=resolved, value=4.5, event_id=title)
+                await eventually(lambda title=title: side.delivered(title, "pagerduty"))
+    bodies = [got.body for got in duty.got]
+    assert [body["event_action"] for body in bodies] == ["trigger", "trigger", "resolve"]
+    assert {body["dedup_key"] for body in bodies} == {"cypria.t1.slow"}
+    assert [body["payload"]["severity"] for body in bodies[:2]] == ["warning", "critical"]
+    assert bodies[0]["payload"]["custom_details"]["value"] == 4.5
+
+
+async def test_pagerdutys_answers() -> None:
+    async with Receiver(events_v2).running() as duty:
+        one = PagerDutyDestination(channel(type="pagerduty", integration_key=KEY, url=duty.url))
+        long = an_alert(title="x" * 5000, incident="y" * 5000)
+        assert await one.deliver(long, "e1") == Sent()
+        assert await one.probe(an_alert(level="INFO"), "e2") == Sent()
+        assert [got.body["event_action"] for got in duty.got] == ["trigger", "trigger", "resolve"]
+        duty.reply = lambda _n, _got: (429, {}, {"Retry-After": "7"})
+        assert await one.deliver(an_alert(), "e3") == Retry("HTTP 429", 7)
+        duty.reply = lambda _n, _got: (503, {}, {})
+        assert await one.deliver(an_alert(), "e3") == Retry("HTTP 503")
+        duty.reply = lambda _n, _got: (302, {}, {"Location": f"{duty.url}/elsewhere"})
+        assert isinstance(await one.deliver(an_alert(), "e3"), Retry), "the key goes nowhere else"
+        duty.reply = events_v2
+        bad = PagerDutyDestination(channel(type="pagerduty", integration_key="short", url=duty.url))
+        assert await bad.deliver(an_alert(), "e4") == Refused("HTTP 400")
+    assert all(got.path != "/elsewhere" for got in duty.got)
+    assert isinstance(await one.deliver(an_alert(), "e5"), Retry)
+    await one.close()
+    await bad.close()
+
+
+async def test_slacks_bot_posts_to_its_channel_and_says_in_slacks_word_why_not(side: Side) -> None:
+    async with Receiver(lambda _n, _got: (200, {"ok": True}, {})).running() as slack:
+        entry = {"type": "slack", "channel": "#ml-ops", "token": "xoxb-hidden", "url": f"{slack.url}/api"}
+        async with side.service(entry):
+            await side.raise_alert("Too slow")
+            await eventually(lambda: side.delivered("Too slow", "slack"))
+        (got,) = slack.got
+        assert got.path == "/api/chat.postMessage"
+        assert got.headers["Authorization"] == "Bearer xoxb-hidden"
+        assert got.body["channel"] == "#ml-ops"
+        assert "Too slow" in str(got.body["blocks"])
+        one = SlackBotDestination(channel(**entry))
+        answers = [
+            (200, {"ok": False, "error": "channel_not_found"}, Refused("channel_not_found")),
+            (200, {"ok": False, "error": "internal_error"}, Retry("internal_error")),
+            (429, {"ok": False, "error": "ratelimited"}, Retry("HTTP 429: ratelimited", 3)),
+            (500, {}, Retry("HTTP 500")),
+        ]
+        for status, body, expected in answers:
+            slack.reply = lambda _n, _got, s=status, b=body: (s, b, {"Retry-After": "3"} if s == 429 else {})
+            assert await one.deliver(an_alert(), "e1") == expected
+
+
+async def test_a_webhook_is_a_signed_cloudevent_that_cannot_be_replayed_or_changed(side: Side) -> None:
+    async with Receiver().running() as receiver:
+        entry = {"type": "webhook", "url": f"{receiver.url}/in?key=1", "secret": "shared"}
+        async with side.service(entry):
+            event_id = await side.raise_alert("Too slow", test_id="t1")
+            await eventually(lambda: side.delivered("Too slow", "webhook"))
+        (got,) = receiver.got
+        assert got.headers["Content-Type"] == "application/cloudevents+json"
+        assert (got.body["id"], got.body["type"], got.body["subject"]) == (event_id, "cypria.alert.v1", "t1")
+        stamp, signature = int(got.headers["Cypria-Timestamp"]), got.headers["Cypria-Signature"]
+        now = time.time()
+        assert verify("shared", stamp, event_id, got.raw, signature, now)
+        assert not verify("other", stamp, event_id, got.raw, signature, now)
+        assert not verify("shared", stamp, event_id, got.raw + b" ", signature, now)
+        assert not verify("shared", stamp, "another", got.raw, signature, now)
+        assert not verify("shared", stamp + 1, event_id, got.raw, signature, now)
+        assert not verify("shared", stamp, event_id, got.raw, signature, now + TOLERANCE_S + 2)
+        receiver.reply = lambda _n, _got: (401, {}, {})
+        one = WebhookDestination(channel(**entry))
+        assert await one.deliver(an_alert(), "e1") == Refused("HTTP 401")
+        await one.close()
+
+
+async def test_any_apprise_url_is_a_destination(side: Side) -> None:
+    async with Receiver().running() as receiver:
+        url = receiver.url.replace("http://", "json://") + "/hook"
+        async with side.service({"type": "apprise", "url": url}):
+            await side.raise_alert("Too slow", test_id="t1")
+            await eventually(lambda: side.delivered("Too slow", "apprise"))
+        (got,) = receiver.got
+        assert "CRITICAL: Too slow" in got.body["title"]
+        assert "t1" in got.body["message"]
+        assert got.body["type"] == "failure"
+        receiver.reply = lambda _n, _got: (500, {}, {})
+        one = AppriseDestination(channel(type="apprise", url=url))
+        assert isinstance(await one.deliver(an_alert(), "e1"), Retry)
+    with pytest.raises(ConfigError, match="Apprise does not know") as caught:
+        AppriseDestination(channel(type="apprise", url="nonsense://secret"))
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_real_pushgateway_gets_totals_times_and_active_incidents(side: Side) -> None:
+    with pushgateway() as url:
+        await until_up(url)
+        entry = {"type": "prometheus", "pushgateway_url": url, "job_name": "aphrodite-ab-testing"}
+        async with side.service(entry):
+            await side.raise_alert("Slow", incident="t1.slow", test_id="t1")
+            await side.raise_alert("Slow again", incident="t1.slow", test_id="t1", event_id="again")
+            await side.raise_alert("Drift", incident="t1.drift", test_id="t1", event_id="drift")
+            await eventually(lambda: side.delivered("Drift", "prometheus"))
+            series = await scrape(url)
+            labels = 'instance="",job="aphrodite-ab-testing"'
+            assert series[f'cypria_alerts_total{{{labels},level="CRITICAL",test_id="t1"}}'] == 2
+            assert series[f'cypria_incidents_active{{{labels},test_id="t1"}}'] == 2
+            assert abs(series[f'cypria_alert_last_timestamp_seconds{{{labels},test_id="t1"}}'] - time.time()) < 600
+            await side.raise_alert("Fine", incident="t1.slow", test_id="t1", resolved=True, event_id="fine")
+            await eventually(lambda: side.delivered("Fine", "prometheus"))
+            assert (await scrape(url))[f'cypria_incidents_active{{{labels},test_id="t1"}}'] == 1
+        async with side.service(entry):
+            await side.raise_alert("After a restart", test_id="t1")
+            await eventually(lambda: side.delivered("After a restart", "prometheus"))
+        assert (await scrape(url))[f'cypria_alerts_total{{{labels},level="CRITICAL",test_id="t1"}}'] == 3
+
+
+async def test_a_pushgateway_that_is_not_there_is_tried_again(side: Side) -> None:
+    async with side.service({"type": "prometheus", "pushgateway_url": "http://127.0.0.1:9"}):
+        reply = await side.router.request("cypria.alerts.test", b"{}", timeout=25)
+    (one,) = json.loads(reply.data)["destinations"]
+    assert (one["outcome"], one["type"]) == ("failed", "prometheus")
