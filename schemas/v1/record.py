@@ -40,7 +40,8 @@ class Series(Message):
 
     A point closes an interval of ``step_ticks`` ticks at the broker's second ``seconds`` (Unix). Counts and the
     effect (of B on ``metric``, in percent, with its 95 % confidence sequence) are of the whole test up to there,
-    ``log_e`` of the epoch, ``latency_ms`` (keys ``a.p50`` ... ``b.p99``) of the interval alone; null says unknown.
+    ``log_e`` of the epoch, ``latency_ms`` (keys ``a.p50`` ... ``b.p99``) of one of at most 50 stretches of the test
+    alone; null says unknown.
     """
 
     metric: str = "latency"

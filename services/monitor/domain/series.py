@@ -10,6 +10,9 @@ from services.monitor.domain.evidence import Tick
 from services.monitor.domain.promotion import primary_effect
 
 MAX_POINTS = 500
+STRETCHES = 50
+"""Latency quantiles are of so many stretches of a test: a tail needs more requests than one point has."""
+
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _US_PER_MS = 1000.0
 
@@ -57,6 +60,7 @@ class SeriesBuilder:
         """All points, with one more for the interval that is still open."""
         points = [*self._points, self._point(evaluator)] if self._waiting else self._points
         names = [check.name for check in evaluator.checks]
+        latencies = _latencies(points)
         return Series(
             metric=evaluator.experiment.primary_metric,
             step_ticks=self.step,
@@ -69,11 +73,7 @@ class SeriesBuilder:
             effect_high=[_known(point.effect[2]) for point in points],
             limit=[_rounded(point.limit) for point in points],
             log_e={name: [_known(point.log_e.get(name)) for point in points] for name in names},
-            latency_ms={
-                f"{arm}.{name}": [_milliseconds(point.bins[arm], share) for point in points]
-                for arm in ("a", "b")
-                for name, share in QUANTILES.items()
-            },
+            latency_ms=latencies,
         )
 
     def _point(self, evaluator: TestEvaluator) -> Point:
@@ -97,6 +97,20 @@ class SeriesBuilder:
             merged.append(second)
         self._points = merged
         self.step *= 2
+
+
+def _latencies(points: list[Point]) -> dict[str, list[float | None]]:
+    found: dict[str, list[float | None]] = {f"{arm}.{name}": [] for arm in ("a", "b") for name in QUANTILES}
+    size = -(-len(points) // STRETCHES) or 1
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        for arm in ("a", "b"):
+            bins: dict[int, int] = {}
+            for point in stretch:
+                merge(bins, point.bins[arm])
+            for name, share in QUANTILES.items():
+                found[f"{arm}.{name}"] += [_milliseconds(bins, share)] * len(stretch)
+    return found
 
 
 def _rounded(value: float) -> float:

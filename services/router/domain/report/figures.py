@@ -4,15 +4,19 @@ import math
 from datetime import UTC, datetime
 
 NONE = "-"
+NOTHING = 1e-9
+"""Below this a figure is rounding: sums of logarithms seldom are exactly 0."""
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """At most ``digits`` significant digits, thousands apart; a dash for what is not known."""
     if value is None or not math.isfinite(value):
         return NONE
+    if abs(value) < NOTHING:
+        return "0"
     if isinstance(value, int) or abs(value) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if value else "0"
+    return f"{value:.{digits}g}"
 
 
 def count(value: int | None) -> str:

@@ -92,7 +92,7 @@ def _evidence(report: Report, series: Series) -> Plot | None:
 
 def _latency(series: Series) -> Plot | None:
     lines = [
-        Line(f"{arm.upper()} {name}", values, f"arm-{arm} {name}")
+        Line(f"{arm.upper()} {name}", values, f"arm-{arm} {name}", stepped=True)
         for arm in ("a", "b")
         for name in ("p50", "p95", "p99")
         if _known(values := series.latency_ms.get(f"{arm}.{name}", []))
@@ -101,7 +101,7 @@ def _latency(series: Series) -> Plot | None:
         return None
     top = max(max(_known(line.values)) for line in lines)
     return Plot(
-        "Latency by variant", "quantiles of the requests that finished in each interval", "ms", 0.0, 1.08 * top, lines
+        "Latency by variant", "quantiles of the requests that finished in each stretch", "ms", 0.0, 1.08 * top, lines
     )
 
 

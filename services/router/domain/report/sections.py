@@ -166,11 +166,11 @@ def _guardrails(report: Report) -> Section:
             number(guardrail.log_e, 3),
             number(guardrail.limit, 3),
             "fired" if guardrail.fired else "warned" if guardrail.warned else "holds",
-            f"about {count(guardrail.needs_requests)} requests" if running and guardrail.needs_requests else NONE,
+            *([_needs(guardrail.needs_requests)] if running else []),
         ]
         for guardrail in report.status.guardrails
     ]
-    header = ["Guardrail", "Action", "A", "B", "Threshold", "ln E", "Limit", "State", "Needs"]
+    header = ["Guardrail", "Action", "A", "B", "Threshold", "ln E", "Limit", "State", *(["Needs"] if running else [])]
     return Section("Guardrails", header=header, rows=rows)
 
 
@@ -185,6 +185,10 @@ def _threshold(guardrail: GuardrailStatus) -> str:
     return f"+{value}" if relative and value != NONE else value
 
 
+def _needs(requests: int | None) -> str:
+    return f"about {count(requests)} requests" if requests else NONE
+
+
 def _promotion(report: Report) -> Section:
     conditions = report.status.promotion.get("conditions", []) if report.status else []
     rows = [
@@ -194,7 +198,7 @@ def _promotion(report: Report) -> Section:
             str(condition.get("text", "")),
             number(condition.get("log_e"), 3),
             number(condition.get("limit"), 3),
-            f"about {count(needs)} requests" if (needs := condition.get("needs_requests")) else NONE,
+            _needs(condition.get("needs_requests")),
         ]
         for condition in conditions
     ]

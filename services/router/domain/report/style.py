@@ -58,7 +58,7 @@ path { stroke-width: 1.6; stroke-linejoin: round; }
 .line2 { stroke: var(--l2); }
 .line3 { stroke: var(--l3); }
 .line4 { stroke: var(--l4); }
-.other { stroke: var(--rule); stroke-width: 1.2; }
+.other { stroke: var(--soft); stroke-width: 1; opacity: .45; }
 .band { stroke: none; }
 footer { margin-top: 3rem; font-size: .9rem; }
 @media print { body { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }

@@ -1,0 +1,152 @@
+"""Report, evidence and replay over HTTP and on the bus, with the monitor's answers prepared."""
+
+import json
+from typing import Any
+
+import pytest
+
+from schemas import subjects
+from schemas.v1.common import Decision
+from schemas.v1.experiment import RollbackOrder, VariantSummary, VerdictRecord
+from schemas.v1.query import AlertsReply, QueryError, TotalsReply
+from schemas.v1.record import EvidenceReply, RecordReply, Replay, Report, TestChange
+from services._runtime.clock import now_ms
+from tests.harness import NatsServer, eventually
+from tests.service.router_control.sides import Others, Side, others, side
+
+
+def verdict(**fields: Any) -> VerdictRecord:
+    base = {"decision": Decision.ROLLBACK, "reason": "errors rose", "rule": "error_rate_increase", "at_ms": 7000, "tick": 7,
+            "log_e": 8.5, "n_a": 60, "n_b": 40, "details": {"windows_seq": 42}}  # fmt: skip
+    return VerdictRecord(**(base | fields))
+
+
+def answer(rest: Others, **fields: Any) -> None:
+    def record(question: Any) -> RecordReply:
+        changes = [TestChange(id="1", at_ms=1, kind="started")]
+        return RecordReply(test_id=question["test_id"], changes=changes, **({"verdict": verdict()} | fields))
+
+    rest.answers[subjects.verdict("record")] = record
+    rest.answers[subjects.query("alerts")] = lambda _q: AlertsReply(alerts=[{"level": "INFO", "title": "t"}], total_alerts=3)
+
+
+async def rolled_back(router: Side, record: VerdictRecord | None) -> str:
+    """A test that ended by an order of the monitor's."""
+    test_id = await router.start_test()
+    order = RollbackOrder(rule="error_rate_increase", reason="errors rose", actor="monitor", at_ms=now_ms(), verdict=record)
+    test = router.control.experiments.by_id(test_id)
+    assert test is not None
+    await router.control.parts.rollbacks.carry_out(test, order)
+    return test_id
+
+
+async def test_a_report_in_the_format_that_the_caller_accepts(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        answer(rest)
+        test_id = await rolled_back(router, verdict())
+        report = Report.model_validate(await router.get(f"/tests/{test_id}/report", role="viewer"))
+        assert report.result.verdict == verdict()
+        assert report.evidence == "complete"
+        assert report.changes[0].kind == "started"
+        assert report.notes == ["2 older alerts are not shown"]
+        assert dict(rest.asked)[subjects.verdict("record")]["until"] == 42
+        for accept, media in (("text/html", "text/html; charset=utf-8"), ("text/markdown", "text/markdown; charset=utf-8")):
+            reply = await router.call("GET", f"/tests/{test_id}/report", headers={"Accept": accept})
+            assert reply.headers["content-type"] == media
+            assert reply.headers["vary"] == "Accept"
+            assert "error_rate_increase" in reply.text
+            assert ("content-security-policy" in reply.headers) == (accept == "text/html")
+        assert (await router.call("GET", f"/tests/{test_id}/report", role="client")).status_code == 403
+        assert (await router.call("GET", f"/tests/{test_id}/report", role=None)).status_code == 401
+        assert (await router.call("GET", "/tests/nope/report")).status_code == 404
+
+
+async def test_a_report_says_what_nobody_could_tell(nats_server: NatsServer) -> None:
+    async with others(nats_server, monitor=False) as rest, side(nats_server) as router:
+        rest.answers[subjects.query("alerts")] = lambda _q: QueryError(message="still starting")
+        test_id = await rolled_back(router, verdict())
+        report = Report.model_validate(await router.get(f"/tests/{test_id}/report"))
+        assert report.evidence == "away"
+        assert report.configuration is not None
+        assert report.configuration.salt == ""
+        assert [note.partition(":")[0] for note in report.notes] == ["evidence and timeline", "alerts"]
+        assert (await router.call("GET", f"/tests/{test_id}/replay")).status_code == 503
+
+
+async def test_totals_that_lag_give_way_to_the_evidence(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        rest.answers[subjects.query("totals")] = lambda _q: TotalsReply()
+        answer(rest, metrics_summary={"b": VariantSummary(request_count=40, outcomes={"timeout": 40})})
+        test_id = await rolled_back(router, verdict())
+        report = Report.model_validate(await router.get(f"/tests/{test_id}/report"))
+        assert report.result.metrics_summary["variant_b"].outcomes == {"timeout": 40}
+
+
+@pytest.mark.parametrize(("fields", "same", "word"), [
+    ({}, True, ""),
+    ({"verdict": verdict(log_e=8.5000001)}, False, "ln E: recorded 8.5, replayed 8.5000001"),
+    ({"verdict": verdict(tick=9)}, False, "tick: recorded 7, replayed 9"),
+    ({"state": "reading", "progress": 0.4}, None, ""),
+    ({"state": "gone", "message": "aged out", "verdict": None}, None, ""),
+])  # fmt: skip
+async def test_a_replay_compares(nats_server: NatsServer, fields: dict[str, Any], same: bool | None, word: str) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        answer(rest, **fields)
+        test_id = await rolled_back(router, verdict())
+        replay = Replay.model_validate(await router.get(f"/tests/{test_id}/replay", role="viewer"))
+        assert replay.same is same
+        assert "; ".join(replay.differences) == word
+        assert replay.recorded == verdict()
+        assert (replay.replayed is not None) == (same is not None)
+        assert replay.state == fields.get("state", "complete")
+
+
+async def test_a_decision_of_people_has_nothing_to_derive_anew(nats_server: NatsServer) -> None:
+    async with others(nats_server), side(nats_server) as router:
+        test_id = await router.start_test()
+        reply = await router.call("GET", f"/tests/{test_id}/replay")
+        assert reply.status_code == 409
+        assert reply.json()["error"]["code"] == "no_verdict"
+        await router.post("/rollback", {"reason": "lunch"})
+        replay = await router.get(f"/tests/{test_id}/replay")
+        assert replay["same"] is None
+        assert "nothing to derive anew" in replay["message"]
+        recorded = replay["recorded"]
+        assert (recorded["rule"], recorded["reason"], recorded["split_bp"]) == ("operator", "lunch", 1000)
+        assert recorded["config_hash"].startswith("sha256:")
+        assert recorded["digests"] == {"a": "sha256:stable", "b": "sha256:canary"}
+
+
+async def test_evidence_goes_through_page_by_page_and_says_when_it_is_gone(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        test_id = await rolled_back(router, verdict())
+        test = router.control.experiments.by_id(test_id)
+        assert test is not None
+        rest.answers[subjects.verdict("evidence")] = lambda q: EvidenceReply(
+            test_id=q["test_id"], configuration=test.configuration, last=q["after"] + q["limit"]
+        )
+        page = await router.get(f"/tests/{test_id}/evidence?after=5&limit=10", role="viewer")
+        assert page["last"] == 15
+        assert dict(rest.asked)[subjects.verdict("evidence")]["until"] == 42
+        assert (await router.call("GET", f"/tests/{test_id}/evidence?limit=0")).status_code == 422
+        rest.answers[subjects.verdict("evidence")] = lambda _q: QueryError(message="aged out", code="evidence_gone")
+        gone = await router.call("GET", f"/tests/{test_id}/evidence")
+        assert gone.status_code == 410
+        assert gone.json()["error"]["message"] == "aged out"
+
+
+async def test_a_report_on_the_bus_in_the_format_asked_for(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        answer(rest)
+        test_id = await rolled_back(router, verdict())
+        caller = await nats_server.connect("caller")
+        headers = {"Authorization": "Bearer secret-viewer"}
+
+        async def ask() -> Any:
+            body = json.dumps({"test_id": test_id, "accept": "text/markdown"}).encode()
+            return await caller.request(subjects.control("report"), body, headers=headers, timeout=10)
+
+        reply = await eventually(ask)
+        assert reply.headers["content-type"] == "text/markdown; charset=utf-8"
+        assert reply.data.startswith(b"# Rolled back")
+        await caller.close()
