@@ -55,7 +55,7 @@ class Handlers(Records):
         return Done(result, test.test_id, test.model_a)
 
     async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:
-        """Immediate: blocked on every router before it is written. Gradual: half of the share every 10 s. With `at`: later."""
+        """Immediate: blocked everywhere before it is written. Gradual: half the share every 10 s. With `at`: later."""
         now = now_ms()
         at_ms = None if params.at is None else future_ms(params.at, "at", now)
         test = self._target(params.test_id)

@@ -15,7 +15,6 @@ from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services.router.domain.commands import Start
 from services.router.domain.refusals import BadRequest, Conflict, NotFound, Unprocessable
 
-
 FARTHEST_MS = 366 * 86_400_000
 """Nothing is scheduled farther ahead: a wrong year is a slip."""
 
