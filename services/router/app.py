@@ -34,7 +34,7 @@ UVICORN_OPTIONS: dict[str, Any] = {
 """How uvicorn must be run: the edge relies on its own protocol class."""
 
 GC_THRESHOLD = (10_000, 20, 20)
-"""Requests leave hardly any cycles behind, so it may look seldom; memory stays flat (`benchmarks.hot_path`)."""
+"""Requests leave hardly any cycles behind, so the collector may look seldom; memory stays flat under load."""
 
 
 class Router:

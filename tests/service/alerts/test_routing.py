@@ -59,7 +59,7 @@ async def test_what_the_rate_limit_holds_back_goes_as_one_message_and_an_emergen
     assert len(titles) < 7, "grouped"
 
 
-async def test_a_rate_limit_is_one_for_all_replicas_and_loses_nothing_at_a_stop(side: Side, monkeypatch: Any) -> None:
+async def test_a_rate_limit_outlives_a_restart_and_loses_nothing_at_a_stop(side: Side, monkeypatch: Any) -> None:
     async with side.service(side.slack(messages_per_minute=1)):
         await side.raise_alert("first")
         await eventually(lambda: side.delivered("first"))
