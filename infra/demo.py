@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.panel import Panel
 
 from services._cli import show
@@ -31,18 +32,23 @@ RATE = 8.0
 SPLIT = 20.0
 HEALTHY_S = 14.0
 BAD_LIMIT_S = 25.0
+RECORD_LIMIT_S = 15.0
 
 
 class Demo:
     """One run against an edge that is up."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, folder: Path) -> None:
         self.url = url
         self.key = key
+        self.folder = folder
+        self.rolled_back = ""
 
-    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, accept: str = "application/json"
+    ) -> Any:
         """The control API."""
-        return await acall(method, f"/v1/ab-testing/{path}", body=body, base=self.url, token=self.key)
+        return await acall(method, f"/v1/ab-testing/{path}", body=body, base=self.url, token=self.key, accept=accept)
 
     async def start(self, canary: str) -> str:
         """Start a test of a canary against ``stable``."""
@@ -77,7 +83,7 @@ class Demo:
     async def bad(self) -> bool:
         """The same checkpoint after a botched conversion: its generation fails, and it must be taken out."""
         console.rule("[bold]2. A canary that a botched conversion broke")
-        test_id = await self.start("broken")
+        self.rolled_back = test_id = await self.start("broken")
         console.print(
             f"{test_id}: [green]stable[/green] against [red]broken[/red], {SPLIT:.0f} % of {RATE:.0f} requests/s"
         )
@@ -110,13 +116,24 @@ class Demo:
         )
         return bool(result["status"] == "rolled_back" and tally.failed == 0)
 
-    async def record(self) -> None:
-        """What stays on record."""
+    async def record(self) -> bool:
+        """What stays on record: the decision report, and the verdict derived anew from the stored evidence."""
         console.rule("[bold]3. The record")
-        history = await self.call("GET", "history?limit=5")
-        show.rows(history["tests"], ["test_id", "status", "decision", "reason"])
-        alerts = await self.call("GET", "monitoring/alerts?limit=5")
-        show.rows(alerts["alerts"], ["time", "level", "title"])
+        path = f"tests/{self.rolled_back}/report"
+        deadline = time.monotonic() + RECORD_LIMIT_S
+        while time.monotonic() < deadline:
+            report = await self.call("GET", path)
+            if report["evidence"] == "complete" and report["alerts"]:
+                break
+            await asyncio.sleep(0.3)
+        console.print(Markdown(await self.call("GET", path, accept="text/markdown")))
+        page = self.folder / f"{self.rolled_back}.html"
+        page.write_text(await self.call("GET", path, accept="text/html"), encoding="utf-8")
+        console.print(f"\nthe same with plots, as one file: {page}", soft_wrap=True)
+        console.rule("the verdict again, from the stored evidence")
+        replay = await self.call("GET", f"tests/{self.rolled_back}/replay")
+        show.replay(replay)
+        return replay["same"] is not False and report["evidence"] == "complete"
 
     async def _follow(self, running: "asyncio.Task[Tally]", tally: Tally, test_id: str) -> None:
         with console.status("") as line:
@@ -183,14 +200,14 @@ async def main(*, keep: bool) -> int:
     began = time.monotonic()
     data_dir = Path(tempfile.mkdtemp(prefix="cypria-demo-"))
     async with system(data_dir, free_port(2242), keep=keep) as (url, key):
-        demo = Demo(url, key)
+        demo = Demo(url, key, data_dir)
         try:
             good = await demo.healthy()
             bad = await demo.bad()
-            await demo.record()
+            kept = await demo.record()
         except ApiError as exc:
             raise SystemExit(f"demo: the edge refused: {exc}; log in {data_dir / 'cypria.log'}") from None
-    fine = good and bad
+    fine = good and bad and kept
     verdict = (
         "[green]both canaries met the fate they deserve[/green]"
         if fine

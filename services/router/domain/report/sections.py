@@ -191,6 +191,7 @@ def _needs(requests: int | None) -> str:
 
 def _promotion(report: Report) -> Section:
     conditions = report.status.promotion.get("conditions", []) if report.status else []
+    waits = report.result.decision is not Decision.ROLLBACK
     rows = [
         [
             str(condition.get("name", "")).replace("_", " "),
@@ -198,11 +199,12 @@ def _promotion(report: Report) -> Section:
             str(condition.get("text", "")),
             number(condition.get("log_e"), 3),
             number(condition.get("limit"), 3),
-            _needs(condition.get("needs_requests")),
+            *([_needs(condition.get("needs_requests"))] if waits else []),
         ]
         for condition in conditions
     ]
-    return Section("Promotion", header=["Condition", "Met", "", "ln E", "Limit", "Needs"], rows=rows)
+    header = ["Condition", "Met", "", "ln E", "Limit", *(["Needs"] if waits else [])]
+    return Section("Promotion", header=header, rows=rows)
 
 
 def _timeline(report: Report) -> Section:
