@@ -15,7 +15,7 @@ from schemas.v1.alerts import Alert, AuditRecord
 from schemas.v1.cloudevent import CloudEvent
 from schemas.v1.common import Message
 from schemas.v1.control import Command
-from schemas.v1.events import ModelState, MonitoringChanged, RollbackRequested, TestEvent
+from schemas.v1.events import ActionRequested, ModelState, MonitoringChanged, RollbackRequested, TestEvent
 
 EVENTS: dict[str, type[Message]] = {
     "test.started": TestEvent,
@@ -25,6 +25,11 @@ EVENTS: dict[str, type[Message]] = {
     "test.completed": TestEvent,
     "test.rolled_back": TestEvent,
     "test.failed": TestEvent,
+    "test.ramped": TestEvent,
+    "test.approved": TestEvent,
+    "test.stepped_down": TestEvent,
+    "test.retried": TestEvent,
+    "verdict.action": ActionRequested,
     "rollback.requested": RollbackRequested,
     "monitoring.changed": MonitoringChanged,
     "model.state": ModelState,

@@ -1,8 +1,11 @@
 """Data of the durable events on `cypria.event.<type>` and `cypria.rollback.<test_id>`.
 
 Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.rolled_back``, ``test.failed``,
-``test.paused``, ``test.resumed``, ``test.scheduled``, ``test.rollback_scheduled``, ``monitoring.changed``, ``model.state`` and ``rollback.requested``.
+``test.paused``, ``test.resumed``, ``test.scheduled``, ``test.rollback_scheduled``, ``test.approved``, ``test.stepped_down``,
+``test.retried``, ``test.ramped``, ``monitoring.changed``, ``model.state``, ``rollback.requested`` and ``verdict.action``.
 """
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -38,6 +41,18 @@ class RollbackRequested(Message):
 
     test_id: str
     model_a: str
+    order: RollbackOrder
+
+
+class ActionRequested(Message):
+    """The monitor's word on a running test short of a rollback: a ramp's next step, a pause, a step down or a retry.
+
+    ``order.decided_on`` is the version of the test that it was decided on: at another version it says nothing.
+    """
+
+    test_id: str
+    model_a: str
+    action: Literal["advance", "pause", "step_down", "retry"]
     order: RollbackOrder
 
 

@@ -1,6 +1,6 @@
 """An experiment as it is stored in the KV bucket `experiments`, one entry for each ``model_a``."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,64 @@ class Thresholds(Message):
                     f"warning_{quantity} is above critical_{quantity}: lower the warning or raise the critical limit"
                 )
         return self
+
+
+GuardrailMetric = Literal[
+    "error_rate", "client_error_rate", "overdue", "latency", "ttft", "inter_token", "cost", "thumbs_down",
+    "timeout", "rejected", "error_mid_stream", "empty", "length", "invalid_json", "invalid_tool_call", "repetition",
+]  # fmt: skip
+"""What a guardrail can watch; those from ``timeout`` on are kinds of outcome (`schemas.v1.common.Outcome`)."""
+
+GuardrailAction = Literal["warn", "pause", "step_down", "rollback"]
+"""What a guardrail that fires does, mildest first."""
+
+Gate = Literal["none", "statistical", "manual"]
+"""What a ramp step needs beyond soak and sample: nothing, no guardrail near firing, or that and an approval."""
+
+
+class Guardrail(Message):
+    """A guardrail that the operator named: B's increase over A in percent, its action, its share of the level.
+
+    ``weight`` is relative to the other guardrails' (1 each): alpha_k = alpha * weight / sum of weights.
+    """
+
+    metric: GuardrailMetric
+    margin_percent: float = Field(ge=0, le=10_000)
+    action: GuardrailAction = "rollback"
+    weight: float = Field(default=1.0, gt=0, le=100)
+
+
+class RampStep(Message):
+    """One share of a ramp, and what must hold before the next one: minutes, requests of B at this share, and a gate."""
+
+    share_bp: ShareBp
+    soak_minutes: float = Field(default=10.0, ge=0, le=525_600)
+    min_requests: int = Field(default=100, ge=0, le=1_000_000_000)
+    gate: Gate = "statistical"
+
+
+class Ramp(Message):
+    """Steps of rising shares; ``step`` is the index of the present one, which began at ``since_ms``.
+
+    ``approved`` is the index of the last step whose manual gate an operator opened, -1 for none; ``held`` says why
+    the ramp goes no further by itself (an operator set the split), empty while it does.
+    """
+
+    steps: list[RampStep] = Field(min_length=1, max_length=50)
+    step: int = Field(default=0, ge=0)
+    since_ms: UnixMs = 0
+    approved: int = Field(default=-1, ge=-1)
+    held: str = ""
+
+
+class RetryPolicy(Message):
+    """After a step down: back to the share before it after ``backoff_minutes``, twice as long each time.
+
+    The step down after the last retry is a rollback.
+    """
+
+    max_retries: int = Field(default=2, ge=0, le=20)
+    backoff_minutes: float = Field(default=10.0, gt=0, le=525_600)
 
 
 class VerdictRecord(Message):
@@ -160,6 +218,30 @@ class ScheduledRollback(Message):
     order: RollbackOrder
 
 
+class Setback(Message):
+    """Steps down so far: how many, the share and ramp step to retry at, since when, and when a retry is due.
+
+    ``retry_at_ms`` is None while no retry is due: it has been made, or there will be none.
+    """
+
+    count: int = Field(default=0, ge=0)
+    from_bp: ShareBp = 0
+    from_step: int = Field(default=0, ge=0)
+    since_ms: UnixMs = 0
+    retry_at_ms: UnixMs | None = None
+    rule: str = ""
+
+
+class Descent(Message):
+    """A reduction under way, in steps that the stable model can take: down to ``target_bp``, at 0 a rollback.
+
+    ``waiting`` says what the next step waits for, empty when for nothing but its time.
+    """
+
+    target_bp: ShareBp = 0
+    waiting: str = ""
+
+
 class OutboxEvent(Message):
     """An event that the entry's writer has yet to publish; ``id`` is ``<test>.<version>.<n>``."""
 
@@ -199,6 +281,14 @@ class Experiment(Message):
     policies: dict[str, Any] = Field(default_factory=dict)
     check_interval_seconds: float = Field(default=30.0, gt=0)
     primary_metric: str = "latency"
+    guardrails: list[Guardrail] = Field(default_factory=list)
+    """Those the operator named; each replaces the default guardrail of its metric or adds one."""
+    min_duration_minutes: float = Field(default=0.0, ge=0)
+    """Before this much of the test has passed nothing is promoted."""
+    ramp: Ramp | None = None
+    retry: RetryPolicy = Field(default_factory=RetryPolicy)
+    setback: Setback | None = None
+    descent: Descent | None = None
     alpha: float = Field(default=0.01, gt=0, lt=1)
     configured: list[str] = Field(default_factory=list)
     """Limits that the operator named (``failure_criteria.max_latency_ms`` ...): each is a guardrail of its own."""

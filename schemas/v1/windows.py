@@ -7,6 +7,12 @@ from pydantic import Field
 
 from schemas.v1.common import Message, Outcome, ShareBp, VariantName
 
+OUTCOME_KINDS = (
+    Outcome.TIMEOUT, Outcome.REJECTED, Outcome.ERROR_MID_STREAM, Outcome.EMPTY, Outcome.LENGTH, Outcome.INVALID_JSON,
+    Outcome.INVALID_TOOL_CALL, Outcome.REPETITION,
+)  # fmt: skip
+"""Outcomes that are evidence of their own; a kind's place here is stored with unit hashes, so the order is for ever."""
+
 
 class Moments(Message):
     """Additive summary of a positive quantity: n, sums, sums of logs (ln x * 10**6) and log bins (`schemas.sketch`)."""
@@ -22,7 +28,8 @@ class Moments(Message):
 class UnitEvidence(Message):
     """Evidence in which a unit counts once in each epoch (`new_test` and its errors: once in the whole test).
 
-    ``*_bins`` are histograms of each unit's first request of the epoch.
+    ``*_bins`` are histograms of each unit's first request of the epoch; ``first_outcomes`` counts the units with a first
+    outcome of each kind of `OUTCOME_KINDS`.
     """
 
     new: int = 0
@@ -35,6 +42,7 @@ class UnitEvidence(Message):
     ttft_bins: dict[int, int] = Field(default_factory=dict)
     itl_bins: dict[int, int] = Field(default_factory=dict)
     cost_bins: dict[int, int] = Field(default_factory=dict)
+    first_outcomes: dict[Outcome, int] = Field(default_factory=dict)
 
 
 class Bucket(Message):
@@ -109,8 +117,8 @@ class NewUnits(Message):
     """Unit hashes first seen in this window, so that the seen-set can be rebuilt from WINDOWS; now and then known ones
     are carried again, so that rebuilding need not begin with the test (counts are in `UnitEvidence` only).
 
-    Each set is base64 of little-endian uint64 hashes. Those of feedback have the kind of value in their lowest three
-    bits; ``feedback_ids`` are by the day (Unix) on which their tokens expire.
+    Each set is base64 of little-endian uint64 hashes. Those of feedback and of ``outcomes`` have the kind of value, or of
+    outcome, in their lowest three bits; ``feedback_ids`` are by the day (Unix) on which their tokens expire.
     """
 
     test: str
@@ -121,6 +129,7 @@ class NewUnits(Message):
     overdue: str = ""
     seen_test: str = ""
     errors_test: str = ""
+    outcomes: str = ""
     feedback_units: str = ""
     feedback_ids: dict[int, str] = Field(default_factory=dict)
 
