@@ -4,6 +4,7 @@ Pure: the broker's time of every batch is an argument, and the state is what the
 """
 
 from schemas.v1.common import ERRORS, Outcome
+from schemas.v1.windows import OUTCOME_KINDS
 from services.metrics.domain.cells import CellKey, OpenCell
 from services.metrics.domain.opinions import Kind, hear
 from services.metrics.domain.records import Fact, FactBatch, Feedback, NewUnits, TestClock, Watermark, Window
@@ -14,7 +15,9 @@ MAX_EPOCHS = 256
 
 BYTES_PER_FACT = 300
 BYTES_PER_CELL = 1500
-"""Upper bounds of what a fact (or feedback) and a cell add to a window message: bins, one unit bucket, seven hashes."""
+"""Upper bounds of what a fact (or feedback) and a cell add to a window message: bins, one unit bucket, eight hashes."""
+
+_KIND_OF = {outcome: kind for kind, outcome in enumerate(OUTCOME_KINDS)}
 
 
 class Fold:
@@ -147,7 +150,7 @@ class Fold:
 
 
 def _sticky(cell: OpenCell, fact: Fact, unit: int, units: TestUnits) -> None:
-    """A unit counts once in each epoch, and its errors once more in the whole test."""
+    """A unit counts once in each epoch (of outcomes once for each kind), and its errors once more in the whole test."""
     evidence, now = cell.units, units.now
     if now.seen.add(unit):
         evidence.new += 1
@@ -159,6 +162,9 @@ def _sticky(cell: OpenCell, fact: Fact, unit: int, units: TestUnits) -> None:
             evidence.first_errors_test += units.errors_test.add(unit)
     elif fact.outcome is Outcome.CLIENT_ERROR and now.client_errors.add(unit):
         evidence.first_client_errors += 1
+    kind = _KIND_OF.get(fact.outcome)
+    if kind is not None and now.outcomes.add(unit & ~KIND_BITS | kind):
+        _outcome(cell, fact.outcome)
 
 
 def _alone(cell: OpenCell, fact: Fact) -> None:
@@ -172,3 +178,10 @@ def _alone(cell: OpenCell, fact: Fact) -> None:
         evidence.first_errors_test += 1
     elif fact.outcome is Outcome.CLIENT_ERROR:
         evidence.first_client_errors += 1
+    if fact.outcome in _KIND_OF:
+        _outcome(cell, fact.outcome)
+
+
+def _outcome(cell: OpenCell, outcome: Outcome) -> None:
+    counts = cell.units.first_outcomes
+    counts[outcome] = counts.get(outcome, 0) + 1

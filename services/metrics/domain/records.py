@@ -109,6 +109,7 @@ class UnitEvidence(msgspec.Struct, omit_defaults=True):
     ttft_bins: dict[int, int] = {}
     itl_bins: dict[int, int] = {}
     cost_bins: dict[int, int] = {}
+    first_outcomes: dict[Outcome, int] = {}
 
 
 class Bucket(msgspec.Struct, omit_defaults=True):
@@ -178,6 +179,7 @@ class NewUnits(msgspec.Struct, omit_defaults=True):
     overdue: str = ""
     seen_test: str = ""
     errors_test: str = ""
+    outcomes: str = ""
     feedback_units: str = ""
     feedback_ids: dict[int, str] = {}
 

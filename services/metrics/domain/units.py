@@ -23,14 +23,14 @@ SWEEP_AFTER = 900
 SWEEP_CHUNK = 128
 """Known hashes that one window carries again at most: 1.4 KB."""
 
-OF_EPOCH = ("seen", "errors", "client_errors", "overdue")
+OF_EPOCH = ("seen", "errors", "client_errors", "overdue", "outcomes")
 OF_TEST = ("seen_test", "errors_test", "feedback_units")
 IDS = "feedback_ids."
 """Name of the ids of one day's tokens, before the day."""
 DAY_S = 86_400
 
 KIND_BITS = 7
-"""Hashes of feedback carry the kind of value in these bits. Within a partition those of a unit are all alike."""
+"""Hashes of feedback and of outcomes carry the kind in these bits. Within a partition those of a unit are all alike."""
 
 
 def pack(hashes: Collection[int]) -> str:
@@ -80,13 +80,14 @@ class HashLog:
 
 @dataclass(slots=True)
 class EpochUnits:
-    """Units of one epoch of a test."""
+    """Units of one epoch of a test; ``outcomes`` has a hash for each unit and kind of outcome that it had."""
 
     epoch: int = 0
     seen: HashLog = field(default_factory=HashLog)
     errors: HashLog = field(default_factory=HashLog)
     client_errors: HashLog = field(default_factory=HashLog)
     overdue: HashLog = field(default_factory=HashLog)
+    outcomes: HashLog = field(default_factory=HashLog)
 
 
 @dataclass(slots=True)

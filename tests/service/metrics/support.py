@@ -10,11 +10,13 @@ import nats
 from schemas import streams, subjects
 from schemas.v1.common import Outcome
 from schemas.v1.facts import Admitted, Fact, FactBatch, TestClock
-from schemas.v1.windows import Window
+from schemas.v1.windows import OUTCOME_KINDS, Window
 from tests.harness import NatsServer
 
 TEST = "ab_test_1"
 STARTED_MS = 1_000
+EPOCH_S = 10**9
+"""Longer than any run of these tests: what counts once in an epoch counts once."""
 
 
 class Producer:
@@ -33,7 +35,7 @@ class Producer:
         unit = rng.randrange(2000) * 0x9E37_79B9_7F4A_7C15 % 2**61 * 8 + self.partition
         return Fact(
             test=TEST, variant=rng.choice("aaab"), share_bp=2500, unit=f"{unit:016x}", sticky=rng.random() < 0.8,
-            outcome=rng.choices([Outcome.OK, Outcome.TIMEOUT, Outcome.CLIENT_ERROR, Outcome.CLIENT_CANCEL], [90, 6, 2, 2])[0],
+            outcome=rng.choices([Outcome.OK, Outcome.TIMEOUT, Outcome.CLIENT_ERROR, Outcome.LENGTH], [90, 6, 2, 2])[0],
             latency_us=rng.randrange(1000, 10**6), ttft_us=rng.randrange(100, 10**5), prompt_tokens=rng.randrange(100),
             cost_nano=rng.randrange(1000),
         )  # fmt: skip
@@ -44,7 +46,7 @@ class Producer:
         admitted = Counter(f.variant for f in facts)
         batch = FactBatch(
             router_epoch=self._epoch, partition=self.partition, n=self.n, facts=facts,
-            tests={TEST: TestClock(started_ms=STARTED_MS, epoch_seconds=3600)},
+            tests={TEST: TestClock(started_ms=STARTED_MS, epoch_seconds=EPOCH_S)},
             admitted=[Admitted(test=TEST, variant=v, share_bp=2500, count=c) for v, c in admitted.items()],
         )  # fmt: skip
         data = batch.model_dump_json(exclude_defaults=True).encode()
@@ -67,21 +69,29 @@ def expected(producers: list[Producer]) -> dict[str, Any]:
         "done": sum(f.outcome is not Outcome.CLIENT_ERROR for f in facts),
         "admitted": len(facts),
         "outcomes": dict(Counter(f.outcome.value for f in facts)),
-        "latency_us": sum(f.latency_us or 0 for f in facts if f.outcome is Outcome.OK),
+        "latency_us": sum(f.latency_us or 0 for f in facts if f.outcome in {Outcome.OK, Outcome.LENGTH}),
         "prompt_tokens": sum(f.prompt_tokens for f in facts),
         "cost_nano": sum(f.cost_nano for f in facts),
         "units": len({f.unit for f in facts if f.sticky}) + sum(not f.sticky for f in facts),
         "first_errors": len({f.unit for f in facts if f.sticky and f.outcome is Outcome.TIMEOUT})
         + sum(not f.sticky and f.outcome is Outcome.TIMEOUT for f in facts),
+        "first_outcomes": {k: n for k in OUTCOME_KINDS if (n := _units_with(facts, k))},
     }
+
+
+def _units_with(facts: list[Fact], kind: Outcome) -> int:
+    mine = [f for f in facts if f.outcome is kind]
+    return len({f.unit for f in mine if f.sticky}) + sum(not f.sticky for f in mine)
 
 
 def totals(windows: list[Window]) -> dict[str, Any]:
     """The same of windows."""
     cells = [c for w in windows for c in w.cells]
     outcomes: Counter[str] = Counter()
+    first: Counter[Outcome] = Counter()
     for cell in cells:
         outcomes.update({k.value: v for k, v in cell.outcomes.items()})
+        first.update(cell.units.first_outcomes)
     return {
         "done": sum(c.done for c in cells),
         "admitted": sum(c.admitted for c in cells),
@@ -91,6 +101,7 @@ def totals(windows: list[Window]) -> dict[str, Any]:
         "cost_nano": sum(c.cost.total for c in cells),
         "units": sum(c.units.new_test for c in cells),
         "first_errors": sum(c.units.first_errors_test for c in cells),
+        "first_outcomes": dict(first),
     }
 
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from schemas import sketch
 from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.facts import Admitted, FactBatch
+from schemas.v1.windows import OUTCOME_KINDS
 from schemas.v1.windows import Window as WindowModel
 from services.metrics.adapters import wire
 from services.metrics.domain.cells import REPLIED, logs
 from services.metrics.domain.fold import MAX_EPOCHS, Fold
 from services.metrics.domain.records import Watermark, Window
-from services.metrics.domain.units import GRACE_MS, OF_EPOCH, OF_TEST, SWEEP_AFTER, UnitBook, unpack
+from services.metrics.domain.units import GRACE_MS, KIND_BITS, OF_EPOCH, OF_TEST, SWEEP_AFTER, UnitBook, unpack
 from tests.unit.metrics.facts import START_MS, TEST, batch, fact, facts
 
 
@@ -136,6 +137,9 @@ def test_counts_equal_a_plain_count(items: list[Any]) -> None:
         bad = len({f.unit for f in sticky if f.outcome in ERRORS}) + sum(f.outcome in ERRORS for f in alone)
         assert sum(c.units.first_errors for c in mine) == bad
         assert sum(c.units.first_errors_test for c in mine) == bad
+        for kind in Outcome:
+            had = len({f.unit for f in sticky if f.outcome is kind}) + sum(f.outcome is kind for f in alone)
+            assert sum(c.units.first_outcomes.get(kind, 0) for c in mine) == (had if kind in OUTCOME_KINDS else 0)
 
 
 def test_a_batch_that_comes_again_counts_once() -> None:
@@ -178,6 +182,35 @@ def test_units_count_afresh_in_each_epoch_but_once_in_the_test() -> None:
     cells = {c.epoch: c.units for c in closed(fold).cells}
     assert (cells[0].new, cells[0].first_errors, cells[0].new_test, cells[0].first_errors_test) == (1, 1, 1, 1)
     assert (cells[1].new, cells[1].first_errors, cells[1].new_test, cells[1].first_errors_test) == (1, 1, 0, 0)
+
+
+def test_a_unit_has_its_first_outcome_of_each_kind_once_in_each_epoch() -> None:
+    fold = new_fold()
+    came = [(0, "length"), (1, "length"), (2, "empty"), (3, "ok"), (600, "length"), (601, "length")]
+    for n, (seconds, outcome) in enumerate(came, 1):
+        add(fold, batch(n, [fact(8, outcome=outcome), fact(16, outcome="length")]), n, START_MS + seconds * 1000)
+    window = closed(fold)
+    cells = {c.epoch: c.units.first_outcomes for c in window.cells}
+    assert cells == {0: {Outcome.LENGTH: 2, Outcome.EMPTY: 1}, 1: {Outcome.LENGTH: 2}}
+    kinds = [sorted(h & KIND_BITS for h in unpack(new.outcomes)) for new in window.new_units]
+    length, empty = OUTCOME_KINDS.index(Outcome.LENGTH), OUTCOME_KINDS.index(Outcome.EMPTY)
+    assert kinds == [sorted([length, length, empty]), [length, length]]
+
+
+def test_every_outcome_of_requests_without_a_unit_counts() -> None:
+    fold = new_fold()
+    add(fold, batch(1, [fact(8, sticky=False, outcome="repetition")] * 3), 1)
+    window = closed(fold)
+    assert window.cells[0].units.first_outcomes == {Outcome.REPETITION: 3}
+    assert window.new_units == []
+
+
+def test_kinds_of_outcome_fit_beside_a_hash_and_never_move() -> None:
+    """The kind's index is stored in three bits of a hash: another order would make known units of one kind another's."""
+    assert len(OUTCOME_KINDS) <= KIND_BITS + 1
+    assert [kind.value for kind in OUTCOME_KINDS] == [
+        "timeout", "rejected", "error_mid_stream", "empty", "length", "invalid_json", "invalid_tool_call", "repetition",
+    ]  # fmt: skip
 
 
 def test_time_before_the_start_is_epoch_zero() -> None:
