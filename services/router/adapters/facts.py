@@ -6,6 +6,7 @@ and the write of the file. What was written is sent again under its number, by t
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from nats.errors import Error as NatsError
@@ -17,7 +18,7 @@ from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
 from services.router.adapters.spool import MAX_BYTES, Spool, SpoolFull
-from services.router.domain.facts import FLUSH_S, MAX_BATCH, Batcher, Fact, Feedback, encode
+from services.router.domain.facts import FLUSH_S, MAX_BATCH, Batcher, Fact, FactBatch, Feedback, encode
 
 log = get_logger(__name__)
 
@@ -40,6 +41,8 @@ class FactPublisher:
         self._kick = asyncio.Event()
         self._progress = asyncio.Event()
         self._acked: dict[str, dict[int, int]] = {}
+        self._done: list[tuple[int, int]] = []
+        """Batches that the bus has and the disk need not keep; removed with the next write, in one trip to a thread."""
         self._recovering = False
         self._tasks: list[asyncio.Task[None]] = []
         self.dropped = 0
@@ -76,6 +79,7 @@ class FactPublisher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._on_disk([])
         await asyncio.to_thread(self._spool.close)
 
     async def flush(self, timeout_s: float) -> dict[str, dict[int, int]]:
@@ -112,24 +116,38 @@ class FactPublisher:
 
     async def _take(self) -> None:
         async with self._taking:
-            for partition in range(PARTITIONS):
-                while (batch := self._batcher.take(partition)) is not None:
-                    await self._keep(partition, batch.n, encode(batch), len(batch.facts) + len(batch.feedback))
+            batches = [batch for p in range(PARTITIONS) for batch in self._batches(p)]
+            payloads = [(batch.partition, batch.n, encode(batch)) for batch in batches]
+            if not payloads and not self._done:
+                return
+            failed = await self._on_disk(payloads)
+            for batch, (partition, n, payload) in zip(batches, payloads, strict=True):
+                self._enqueue(partition, n, payload, len(batch.facts) + len(batch.feedback), failed.get((partition, n)))
 
-    async def _keep(self, partition: int, n: int, payload: bytes, facts: int) -> None:
+    def _batches(self, partition: int) -> Iterator[FactBatch]:
+        while (batch := self._batcher.take(partition)) is not None:
+            yield batch
+
+    async def _on_disk(self, payloads: list[tuple[int, int, bytes]]) -> dict[tuple[int, int], OSError]:
+        """Write these, remove what is done with: one trip to a thread, since each costs more than its files do."""
+        done, self._done = self._done, []
+        failed = await asyncio.to_thread(self._spool.exchange, payloads, done)
+        for batch in failed.keys() & set(done):
+            log.error("spool_not_removed", partition=batch[0], n=batch[1], error=repr(failed[batch]))
+        return failed
+
+    def _enqueue(self, partition: int, n: int, payload: bytes, facts: int, failed: OSError | None) -> None:
         queue = self._queues[partition]
         held: bytes | None = payload
-        try:
-            await asyncio.to_thread(self._spool.write, partition, n, payload)
+        if failed is None:
             if len(queue) >= KEEP_IN_MEMORY:
                 held = None
-        except SpoolFull as exc:
-            if len(queue) >= KEEP_IN_MEMORY:
-                self.dropped += facts
-                log.error("facts_dropped", partition=partition, n=n, facts=facts, reason=str(exc))
-                return
-        except OSError as exc:
-            log.error("spool_not_written", partition=partition, n=n, error=repr(exc))
+        elif isinstance(failed, SpoolFull) and len(queue) >= KEEP_IN_MEMORY:
+            self.dropped += facts
+            log.error("facts_dropped", partition=partition, n=n, facts=facts, reason=str(failed))
+            return
+        else:
+            log.error("spool_not_written", partition=partition, n=n, error=repr(failed))
         queue.append((n, held, monotonic()))
         self._ready[partition].set()
 
@@ -144,7 +162,7 @@ class FactPublisher:
                     if payload is None:
                         payload = await asyncio.to_thread(self._spool.read, partition, n)
                     await self._publish(epoch, partition, n, payload)
-                    await asyncio.to_thread(self._spool.remove, partition, n)
+                    self._done.append((partition, n))
                     self._note(epoch, partition, n)
                 except OSError as exc:
                     log.error("spool_failed", partition=partition, n=n, error=repr(exc))

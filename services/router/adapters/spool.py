@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,6 +61,23 @@ class Spool:
         fresh.write_bytes(payload)
         fresh.replace(path)
         self.bytes += len(payload)
+
+    def exchange(
+        self, payloads: Iterable[tuple[int, int, bytes]], done: Iterable[tuple[int, int]]
+    ) -> dict[tuple[int, int], OSError]:
+        """Remove the batches that the bus has, keep others (partition, n, payload); by batch why it is not kept."""
+        failed: dict[tuple[int, int], OSError] = {}
+        for partition, n in done:
+            try:
+                self.remove(partition, n)
+            except OSError as exc:  # sent once more after a restart, under its old number: harmless
+                failed[partition, n] = exc
+        for partition, n, payload in payloads:
+            try:
+                self.write(partition, n, payload)
+            except OSError as exc:
+                failed[partition, n] = exc
+        return failed
 
     def read(self, partition: int, n: int) -> bytes:
         """A batch that was kept."""
