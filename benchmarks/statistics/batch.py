@@ -19,7 +19,7 @@ from services.monitor.domain.statistics.mann_whitney import (
     mid_rank,
 )
 from services.monitor.domain.statistics.rate import REGRESSION_FACTORS, share_terms
-from services.monitor.domain.statistics.start_mixture import STEP_SECONDS
+from services.monitor.domain.statistics.start_mixture import FIRST_W0, LATER_W0, STEP_SECONDS
 from services.monitor.domain.statistics.tails import P95, P99, TailLevel
 
 
@@ -29,7 +29,7 @@ class BatchMixture:
     def __init__(self, reps: int, size: int, w0: float, steps: int) -> None:
         self.w0, self.size = w0, size
         self.log_r = np.zeros((reps, size))
-        self.restart(steps)
+        self._begin(steps)
 
     def advance(self, tick: int) -> None:
         step = tick // STEP_SECONDS
@@ -48,6 +48,10 @@ class BatchMixture:
         return top + np.log(total)
 
     def restart(self, steps: int) -> None:
+        self.w0 = LATER_W0 if self.w0 < 1.0 else self.w0
+        self._begin(steps)
+
+    def _begin(self, steps: int) -> None:
         self.steps, self.injected = steps, 0
         self.step: int | None = None
         self.log_r = np.full((len(self.log_r), self.size), math.log(self.w0 / self.size))
@@ -60,7 +64,7 @@ class BatchRate:
     """Core A with one share for all replications."""
 
     def __init__(self, reps: int, pi: float, rho0: float = 1.0, grid: Sequence[float] = REGRESSION_FACTORS,
-                 w0: float = 0.5, steps: int = 1) -> None:
+                 w0: float = FIRST_W0, steps: int = 1) -> None:
         self.rho0, self.rho = rho0, rho0 * np.array(grid)
         self.mixture = BatchMixture(reps, len(self.rho), w0, steps)
         self.log_ratio = np.log(self.rho) - math.log(rho0)
@@ -89,7 +93,7 @@ class BatchRate:
 class BatchLatency:
     """Weighted mean of ranks, p95 and p99 on bins 0..size-1, at margin 0."""
 
-    def __init__(self, reps: int, pi: float, size: int, w0: float = 0.5, steps: int = 1) -> None:
+    def __init__(self, reps: int, pi: float, size: int, w0: float = FIRST_W0, steps: int = 1) -> None:
         self.pi, self.size = pi, size
         self.ranks = BatchMixture(reps, ALTERNATIVES, w0, steps)
         self.tails = [(level, BatchRate(reps, pi, 1.0, level.grid(), w0, steps)) for level in (P95, P99)]

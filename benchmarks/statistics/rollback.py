@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.statistics.batch import BatchLatency, BatchRate
 from services.monitor.domain.statistics import EpochPlan, log_threshold
+from services.monitor.domain.statistics.start_mixture import FIRST_W0
 
 REQUESTS = 10
 DAY = 86_400
@@ -47,6 +48,11 @@ class Policy:
     @property
     def steps(self) -> int:
         return EpochPlan(DAY).steps if self.epochs else DAY // 5
+
+    @property
+    def w0(self) -> float:
+        """Mass bet at the start of the test: the product's, or the prototype's for the test as one epoch."""
+        return FIRST_W0 if self.epochs else 0.5
 
     def threshold(self, epoch: int, guardrails: int = GUARDRAILS) -> float:
         weight = EpochPlan(DAY).weight(epoch) if self.epochs else 1.0
@@ -134,7 +140,8 @@ def run(
         now, tick = policy.place(second)
         if now != epoch:
             epoch, threshold = now, policy.threshold(now)
-            process.restart(policy.steps)
+            if now:
+                process.restart(policy.steps)
             bad[:] = 0
         if share is not None and share(second) != pi:
             pi = share(second)
@@ -163,7 +170,7 @@ def rate_detection(seed: int, reps: int, pi: float, p_b: float, *, epochs: bool,
     good = int(good_hours * 3600)
     # Nothing is carried over an epoch's start, so only the hour of the change need be simulated.
     skipped = good - good % 3600 if epochs else 0
-    process = BatchRate(reps, pi, rho0, steps=policy.steps)
+    process = BatchRate(reps, pi, rho0, w0=policy.w0, steps=policy.steps)
     found = run(process, events(pi, 0.01, p_b), np.random.default_rng(seed), policy, reps=reps,
                 ticks=good - skipped + horizon, first_second=skipped, change_tick=good - skipped,
                 before=events(pi, 0.01, 0.01))
@@ -175,7 +182,7 @@ def latency_detection(seed: int, reps: int, pi: float, slow: float, tail: float,
                       horizon: int = 15_000) -> np.ndarray:
     """Return requests (both arms) from the start to rollback by the latency guardrail."""
     policy = Policy(epochs)
-    process = BatchLatency(reps, pi, BINS, steps=policy.steps)
+    process = BatchLatency(reps, pi, BINS, w0=policy.w0, steps=policy.steps)
     return REQUESTS * run(process, latencies(pi, slow, tail), np.random.default_rng(seed), policy,
                           reps=reps, ticks=horizon)
 

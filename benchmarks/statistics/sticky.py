@@ -32,13 +32,14 @@ def first_errors(
     in_b = rng.random((reps, USERS)) < pi
     cursed = rng.random((reps, USERS)) < 0.02 if correlated else np.zeros((reps, USERS), dtype=bool)
     seen = np.zeros((reps, USERS), dtype=bool)
-    process = BatchRate(reps, pi, steps=policy.steps)
+    process = BatchRate(reps, pi, w0=policy.w0, steps=policy.steps)
     found, bad, epoch = np.full(reps, np.inf), np.zeros(reps, dtype=np.int64), -1
     for number in range(good + ticks):
         now, tick = policy.place(number * tick_seconds)
         if now != epoch:
             epoch, threshold = now, policy.threshold(now, guardrails)
-            process.restart(policy.steps)
+            if now:
+                process.restart(policy.steps)
             seen[:], bad[:] = False, 0
         user = (cumulative[:, None, :] < rng.random((reps, REQUESTS, 1))).sum(axis=2) if uneven \
             else rng.integers(0, USERS, (reps, REQUESTS))

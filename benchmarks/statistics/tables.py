@@ -41,18 +41,20 @@ PAGE = {  # (90/10, 99/1): median and 95th percentile of the prototype, without 
     "errors 1 -> 5 %, rho0 1.5": ((3830, 9270), None),
     "errors 1 -> 15 %, rho0 1.5": ((530, 1140), None),
 }
+SPLITS = {"50/50": 0.5, "90/10": 0.1, "99/1": 0.01}
 DAYS = {
-    "identical, 50/50": Day(pi=0.5),
-    "identical, 90/10": Day(pi=0.1),
-    "identical, 99/1": Day(pi=0.01),
-    "rare errors (0.1 %), heavy tails, 90/10": Day(errors=0.001, heavy=True),
+    **{f"identical, {split}": Day(pi=pi) for split, pi in SPLITS.items()},
+    **{f"rare errors (0.1 %), heavy tails, {split}": Day(pi=pi, errors=0.001, heavy=True)
+       for split, pi in SPLITS.items()},
+    **{f"drift, shared outages, {split}": Day(pi=pi, drift=True, outages=True) for split, pi in SPLITS.items()},
     "drift, ramp 1 to 50 %, shared outages": Day(ramp=True, drift=True, outages=True),
 }
 STICKY = {
-    "even users": {},
-    "users of very uneven activity": {"uneven": True},
-    "streaks of errors": {"correlated": True},
-    "streaks, every error counted (the wrong test)": {"correlated": True, "requests_as_events": True},
+    "even users, 90/10": {},
+    **{f"users of very uneven activity, {split}": {"uneven": True, "pi": pi} for split, pi in SPLITS.items()},
+    **{f"uneven users, streaks of errors, {split}": {"uneven": True, "correlated": True, "pi": pi}
+       for split, pi in SPLITS.items()},
+    "streaks, every error counted (the wrong test), 90/10": {"correlated": True, "requests_as_events": True},
 }
 BOUNDARIES = {
     "errors at 1.5 x": {"ratio": 1.5},

@@ -15,10 +15,14 @@ def theta(pi, rho):
     return pi * rho / (pi * rho + 1.0 - pi)
 
 
-def test_matches_the_formula_computed_by_hand():
+@pytest.mark.parametrize(("w0", "later"), [(0.8, False), (0.5, True)], ids=["first epoch", "later epoch"])
+def test_matches_the_formula_computed_by_hand(w0, later):
     process = RateEProcess(1.5, steps=10)
+    if later:
+        process.update(0, [(0.3, 1, 5)])
+        process.start_epoch(10)
     windows = [(0, 0.1, 2, 1), (3, 0.1, 0, 2), (5, 0.2, 1, 0), (6, 0.2, 0, 3), (21, 0.5, 4, 9)]
-    r, u, w = np.full(16, 0.5 / 16), 0.5, 0.5 / 10
+    r, u, w = np.full(16, w0 / 16), 1 - w0, (1 - w0) / 10
     rho = 1.5 * np.exp(np.linspace(math.log(1.5), math.log(64), 16))
     for tick, pi, e_a, e_b in windows:
         if tick in {5, 21}:

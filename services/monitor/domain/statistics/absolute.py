@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from services.monitor.domain.statistics.histogram import Floats, State
 from services.monitor.domain.statistics.mixture import TAU, lower_bound, mixture_log_e
 from services.monitor.domain.statistics.rate import RateEProcess
+from services.monitor.domain.statistics.start_mixture import FIRST_W0
 
 MIN_MEAN_OBSERVATIONS = 30
 
@@ -23,7 +24,7 @@ class AbsoluteRate:
     repeated errors of one unit then add nothing to the events, and the test stays on the safe side.
     """
 
-    def __init__(self, limit: float, w0: float = 0.5, steps: int = 1) -> None:
+    def __init__(self, limit: float, w0: float = FIRST_W0, steps: int = 1) -> None:
         """Create the process at E = 1.
 
         Args:

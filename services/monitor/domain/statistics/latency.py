@@ -21,7 +21,7 @@ from services.monitor.domain.statistics.histogram import (
     merge_by_share,
 )
 from services.monitor.domain.statistics.mann_whitney import MannWhitney
-from services.monitor.domain.statistics.start_mixture import log_sum_exp
+from services.monitor.domain.statistics.start_mixture import FIRST_W0, log_sum_exp
 from services.monitor.domain.statistics.tails import P95, P99, TailExceedance
 
 WEIGHTS = {"ranks": 0.8, "p95": 0.1, "p99": 0.1}
@@ -30,7 +30,7 @@ WEIGHTS = {"ranks": 0.8, "p95": 0.1, "p99": 0.1}
 class LatencyEvidence:
     """ln E against "B is slower than A by no more than the margin", in bulk and in tails."""
 
-    def __init__(self, margin: float = 0.0, w0: float = 0.5, steps: int = 1) -> None:
+    def __init__(self, margin: float = 0.0, w0: float = FIRST_W0, steps: int = 1) -> None:
         """Create the evidence at E = 1.
 
         Args:

@@ -34,7 +34,7 @@ from services.monitor.domain.statistics.histogram import (
     margin_shift,
     merge_by_share,
 )
-from services.monitor.domain.statistics.start_mixture import StartMixture
+from services.monitor.domain.statistics.start_mixture import FIRST_W0, StartMixture
 
 MIN_CONTROL = 50
 SHIFTS: Floats = np.exp(np.linspace(math.log(0.2), math.log(2.0), 13))
@@ -89,7 +89,7 @@ class MannWhitney:
     observations have factor exactly 1 (control's observations still become part of the yardstick).
     """
 
-    def __init__(self, margin: float = 0.0, w0: float = 0.5, steps: int = 1) -> None:
+    def __init__(self, margin: float = 0.0, w0: float = FIRST_W0, steps: int = 1) -> None:
         """Create the process at E = 1.
 
         Args:

@@ -23,7 +23,7 @@ from services.monitor.domain.statistics.histogram import (
     check_counts,
     check_share,
 )
-from services.monitor.domain.statistics.start_mixture import StartMixture
+from services.monitor.domain.statistics.start_mixture import FIRST_W0, StartMixture
 
 REGRESSION_FACTORS: tuple[float, ...] = tuple(
     float(x) for x in np.exp(np.linspace(math.log(1.5), math.log(64.0), 16))
@@ -73,7 +73,7 @@ class RateEProcess:
         self,
         rho0: float = 1.0,
         grid: Sequence[float] = REGRESSION_FACTORS,
-        w0: float = 0.5,
+        w0: float = FIRST_W0,
         steps: int = 1,
     ) -> None:
         """Create the process at E = 1.

@@ -16,6 +16,10 @@ import numpy as np
 from services.monitor.domain.statistics.histogram import Floats, State
 
 STEP_SECONDS = 5
+FIRST_W0 = 0.8
+LATER_W0 = 0.5
+"""Mass bet from an epoch's first tick. A canary is mostly bad from the moment it starts, so a test's first epoch bets
+more of it there; in later epochs no moment is likelier than another."""
 GRID_SIZE = 16
 
 
@@ -103,8 +107,8 @@ class StartMixture:
         return log_sum_exp(self.log_r)
 
     def restart(self, steps: int) -> None:
-        """Begin a new epoch of ``steps`` steps: E = 1, all mass as at the start."""
-        fresh = StartMixture(self.w0, steps, self.size)
+        """Begin a later epoch of ``steps`` steps: E = 1, mass LATER_W0 on the bets (all of it in a plain test)."""
+        fresh = StartMixture(self.w0 if self.w0 == 1.0 else LATER_W0, steps, self.size)
         self.__dict__.update(fresh.__dict__)
 
     def to_dict(self) -> State:

@@ -21,6 +21,7 @@ from services.monitor.domain.statistics.histogram import (
     merge_by_share,
 )
 from services.monitor.domain.statistics.rate import RateEProcess
+from services.monitor.domain.statistics.start_mixture import FIRST_W0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ P99 = TailLevel(percent=99, min_control=1000, rho_low=1.2, rho_high=64.0)
 class TailExceedance:
     """ln E against "B, lowered by the margin, exceeds control's past percentile no more often than A"."""
 
-    def __init__(self, level: TailLevel, margin: float = 0.0, w0: float = 0.5, steps: int = 1) -> None:
+    def __init__(self, level: TailLevel, margin: float = 0.0, w0: float = FIRST_W0, steps: int = 1) -> None:
         """Create the process at E = 1.
 
         Args:
