@@ -20,13 +20,16 @@ WORDS = (
 class Behaviour:
     """What the server does; may be changed at any moment.
 
-    ``status``: answer everything with this error; ``error_rate``: share of requests answered with 500;
+    ``latency_s`` is a median where ``latency_sigma`` (lognormal, of ln seconds) is not 0; ``bad_users``: the users whose
+    requests all fail; ``status``: answer everything with this error; ``error_rate``: share of requests answered with 500;
     ``die_after``: close the connection after so many chunks; ``error_after``: an error event then;
     ``hang``: never answer; ``hang_after``: never go on after so many chunks; ``text``: say this instead;
     ``tool_call``: (name, arguments) instead of text; ``usage``: whether usage is reported at all.
     """
 
     latency_s: float = 0.0
+    latency_sigma: float = 0.0
+    bad_users: frozenset[str] = frozenset()
     chunk_delay_s: float = 0.0
     status: int = 0
     retry_after: str = ""
@@ -108,7 +111,7 @@ class FakeOpenAI:
         seen.most_running = max(seen.most_running, seen.running)
         try:
             if behaviour.latency_s:
-                await asyncio.sleep(behaviour.latency_s)
+                await asyncio.sleep(behaviour.latency_s * self._random.lognormvariate(0.0, behaviour.latency_sigma))
             if behaviour.hang:
                 await asyncio.Event().wait()
             response = await self._answer(request, body)
@@ -126,7 +129,7 @@ class FakeOpenAI:
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after else {}
             error = {"message": "as you asked", "type": "fake_error", "param": None, "code": "fake"}
             return web.json_response({"error": error, "extra": 1}, status=behaviour.status, headers=headers)
-        if self._random.random() < behaviour.error_rate:
+        if self._random.random() < behaviour.error_rate or body.get("user") in behaviour.bad_users:
             return web.json_response({"error": {"message": "bad luck", "type": "server_error"}}, status=500)
         if request.path.endswith("/embeddings"):
             return self._embeddings(body)
