@@ -29,6 +29,7 @@ EVENTS: dict[str, type[Message]] = {
     "test.approved": TestEvent,
     "test.stepped_down": TestEvent,
     "test.retried": TestEvent,
+    "test.rolling_back": TestEvent,
     "verdict.action": ActionRequested,
     "rollback.requested": RollbackRequested,
     "monitoring.changed": MonitoringChanged,

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from schemas.feedback import MAX_SCORE, MIN_SCORE
 from schemas.v1.common import Message
-from schemas.v1.experiment import MAX_MS, VariantSummary
+from schemas.v1.experiment import MAX_MS, Gate, GuardrailAction, GuardrailMetric, VariantSummary
 
 
 class Command(BaseModel):
@@ -51,6 +51,61 @@ def _known_metric(value: str) -> str:
 PrimaryMetric = Annotated[str, AfterValidator(_known_metric)]
 
 
+class GuardrailSpec(Command):
+    """One guardrail of a start request; it replaces the default guardrail of its metric, or adds one."""
+
+    metric: GuardrailMetric
+    margin_percent: float | None = Field(
+        default=None, ge=0, le=10_000,
+        description="B's increase over A in percent that the guardrail allows; default: max_latency_increase_percent of "
+        "success_criteria for latency, ttft, inter_token and cost, else max_error_rate_increase_percent",
+    )  # fmt: skip
+    action: GuardrailAction = Field(default="rollback", description="what the guardrail does when it fires")
+    weight: float = Field(
+        default=1.0, gt=0, le=100, description="its share of the family level, relative to 1 for each other guardrail"
+    )
+
+
+class RampStepSpec(Command):
+    """One step of a ramp; what is left out comes from the ramp."""
+
+    traffic_split_percent: float = Field(gt=0, le=100, description="share of B, above the step before")
+    soak_minutes: float | None = Field(default=None, ge=0, le=525_600)
+    min_requests: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    gate: Gate | None = None
+
+
+class RampSpec(Command):
+    """Steps of rising splits, and what holds for the steps that do not say otherwise."""
+
+    steps: list[RampStepSpec] = Field(min_length=1, max_length=50)
+    soak_minutes: float | None = Field(
+        default=None, ge=0, le=525_600, description="minutes at a step, at least; default: a tenth of the duration"
+    )
+    min_requests: int | None = Field(
+        default=None, ge=0, le=1_000_000_000,
+        description="finished requests of B at a step, at least; default: min_sample_size of success_criteria",
+    )  # fmt: skip
+    gate: Gate = Field(
+        default="statistical",
+        description="before the next step: nothing more (none), no guardrail near firing (statistical), or that and an "
+        "operator's approval (manual)",
+    )
+
+
+class RetrySpec(Command):
+    """How often and when to go back up after a step down."""
+
+    max_retries: int = Field(default=2, ge=0, le=20, description="the step down after the last retry is a rollback")
+    backoff_minutes: float = Field(
+        default=10.0, gt=0, le=525_600, description="before the first retry; twice as long before each further one"
+    )
+
+
+Preset = Literal["conservative", "aggressive"]
+ChangeType = Literal["bug_fix", "performance_optimization", "model_update", "architecture_change"]
+
+
 class StartRequest(Command):
     """`POST /v1/ab-testing/start`."""
 
@@ -62,6 +117,21 @@ class StartRequest(Command):
     success_criteria: SuccessCriteriaPatch | None = None
     failure_criteria: FailureCriteriaPatch | None = None
     primary_metric: PrimaryMetric | None = None
+    guardrails: list[GuardrailSpec] | None = Field(default=None, max_length=32)
+    ramp: RampSpec | None = None
+    retry: RetrySpec | None = None
+    preset: Preset | None = Field(
+        default=None,
+        description="success criteria and, unless traffic_split_percent or ramp is given, a ramp: 1, 5, 10, 25, 50 % "
+        "(conservative) or 10, 50 % (aggressive); what the request itself gives goes first",
+    )
+    change_type: ChangeType | None = Field(
+        default=None,
+        description="what B changes: recommended duration and split, for what of them is not given",
+    )
+    min_duration_minutes: float | None = Field(
+        default=None, ge=0, le=525_600, description="nothing is promoted before; default: of the change type, else 0"
+    )
     schedule: str | None = Field(default=None, max_length=64)
     tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=MAX_TAGS)
 
@@ -130,6 +200,19 @@ class MonitoringState(Message):
     version: int = 0
 
 
+class RampStatus(Message):
+    """Where a ramp stands. Shares in percent."""
+
+    step: int = Field(description="the present step, counted from 1")
+    of: int = Field(description="how many steps there are")
+    shares: list[float] = Field(description="the split of each step")
+    soak_left_minutes: float = Field(description="until the present step has soaked; a resumed test soaks anew")
+    min_requests: int = Field(description="finished requests of B that the present step needs")
+    gate: Gate = Field(description="of the present step")
+    approved: bool = Field(description="whether the present step's manual gate has been opened")
+    held: str | None = Field(default=None, description="why the ramp goes no further by itself")
+
+
 class StatusReply(Message):
     """`GET /v1/ab-testing/status`: the spec's fields first, all null when nothing runs."""
 
@@ -148,4 +231,7 @@ class StatusReply(Message):
     running_tests: list[str] | None = None
     starts_at: str | None = None
     rollback_at: str | None = None
+    ramp: RampStatus | None = Field(default=None, description="of a test with a ramp")
+    retry_at: str | None = Field(default=None, description="when a step down is to be taken back")
+    waiting_for: str | None = Field(default=None, description="what the next change of the split waits for")
     degraded: list[str] | None = None

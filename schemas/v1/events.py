@@ -2,7 +2,7 @@
 
 Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.rolled_back``, ``test.failed``,
 ``test.paused``, ``test.resumed``, ``test.scheduled``, ``test.rollback_scheduled``, ``test.approved``, ``test.stepped_down``,
-``test.retried``, ``test.ramped``, ``monitoring.changed``, ``model.state``, ``rollback.requested`` and ``verdict.action``.
+``test.retried``, ``test.ramped``, ``test.rolling_back``, ``monitoring.changed``, ``model.state``, ``rollback.requested`` and ``verdict.action``.
 """
 
 from typing import Literal

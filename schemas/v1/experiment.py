@@ -235,11 +235,13 @@ class Setback(Message):
 class Descent(Message):
     """A reduction under way, in steps that the stable model can take: down to ``target_bp``, at 0 a rollback.
 
-    ``waiting`` says what the next step waits for, empty when for nothing but its time.
+    ``waiting`` says what the next step waits for, empty when for nothing but its time; ``stepped_ms`` is when the last
+    step was made, 0 before the first.
     """
 
     target_bp: ShareBp = 0
     waiting: str = ""
+    stepped_ms: UnixMs = 0
 
 
 class OutboxEvent(Message):
@@ -283,6 +285,9 @@ class Experiment(Message):
     primary_metric: str = "latency"
     guardrails: list[Guardrail] = Field(default_factory=list)
     """Those the operator named; each replaces the default guardrail of its metric or adds one."""
+    preset: str = ""
+    change_type: str = ""
+    """Where criteria, ramp and times came from that the operator did not give; they are not read again."""
     min_duration_minutes: float = Field(default=0.0, ge=0)
     """Before this much of the test has passed nothing is promoted."""
     ramp: Ramp | None = None

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment, RollbackOrder
+from services.router.domain.capacity import Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ class RequestPath(Protocol):
 
     def effective_share_bp(self, experiment: Experiment) -> int:
         """The share this router really applies now (0 while breaker, lease or block hold the canary)."""
+
+    def load(self, model: str) -> Load:
+        """What the model carries now and has shown that it can carry."""
 
     def in_flight(self, test_id: str) -> dict[str, int]:
         """Requests of a test that this router has in flight, by variant."""

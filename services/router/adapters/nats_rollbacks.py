@@ -11,9 +11,10 @@ from schemas import subjects
 from schemas.v1.cloudevent import CONTENT_TYPE, CloudEvent, dump, envelope
 from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
-from services._runtime.bus import Bus, dead_letter, publish_durable
+from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
+from services.router.adapters.dead_letters import bury
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.tasks import end
 from services.router.domain.commands import Rollback
@@ -70,20 +71,11 @@ class Rollbacks:
         try:
             event = CloudEvent[RollbackRequested].model_validate_json(msg.data)
         except ValidationError as exc:
-            await self._undecodable(msg, exc)
+            await bury(self._bus, msg, "a rollback order", exc)
             return
         asked = event.data
         self._block(asked.test_id)
         self._pursue(asked.test_id, asked.model_a, asked.order)
-
-    async def _undecodable(self, msg: Msg, exc: ValidationError) -> None:
-        try:
-            await dead_letter(
-                self._bus.js, stream="EVENTS", consumer="router", subject=msg.subject, sequence=0, payload=msg.data,
-                reason=f"not a rollback order: {exc.error_count()} errors, first at {exc.errors()[0]['loc']}",
-            )  # fmt: skip
-        except (NatsError, TimeoutError, OSError) as failed:
-            log.warning("dead_letter_not_published", subject=msg.subject, error=repr(failed))
 
     def _pursue(self, test_id: str, model_a: str, order: RollbackOrder) -> None:
         if test_id in self._orders:

@@ -94,6 +94,14 @@ class WorkerTable:
             for worker in workers.values():
                 worker.last_seen = max(worker.last_seen, now)
 
+    def living(self) -> list[str]:
+        """Models that have a living worker."""
+        return list(self._models)
+
+    def ready(self, model: str) -> list[Worker]:
+        """The model's workers that take requests."""
+        return [worker for worker in self._models.get(model, {}).values() if worker.ready]
+
     def known(self, model: str) -> bool:
         """Whether the configuration names the model or a worker has ever had it."""
         return model in self._known

@@ -9,6 +9,7 @@ from schemas.v1.control import MonitoringState
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.bus import Bus
 from services._runtime.settings_model import Settings
+from services.router.adapters.nats_actions import Actions
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
@@ -17,10 +18,11 @@ from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
 from services.router.control import bus as control_bus
+from services.router.control.descents import STEP_S
 from services.router.control.dispatch import Dispatcher
 from services.router.control.handlers import Handlers
 from services.router.control.http import build_app
-from services.router.control.lifecycle import STEP_S, Lifecycle
+from services.router.control.lifecycle import Lifecycle
 from services.router.control.parts import Late, Parts
 from services.router.domain.auth import KeyRing
 from services.router.domain.ratelimit import RateLimiter
@@ -46,6 +48,7 @@ class Control:
     dispatcher: Dispatcher
     parts: Parts
     lifecycle: Lifecycle
+    actions: Actions
 
     @property
     def monitoring(self) -> MonitoringState:
@@ -70,6 +73,7 @@ class Control:
         await self.experiments.start()
         await self.parts.monitoring.start()
         await self.parts.rollbacks.start()
+        await self.actions.start()
         self.parts.outbox.start()
         self.parts.audit.start()
         self.lifecycle.start()
@@ -78,6 +82,7 @@ class Control:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
         await self.lifecycle.stop()
+        await self.actions.stop()
         await self.parts.rollbacks.stop()
         await self.parts.outbox.stop()
         await self.parts.audit.stop()
@@ -91,7 +96,8 @@ def build_control(
     """The control side on a connected (or yet to be connected) bus.
 
     ``source_salt`` salts the hash of callers' addresses in audit records: the same on every router, or two routers
-    show one caller as two. ``step_s`` is the time between the steps of a gradual rollback.
+    show one caller as two. ``step_s`` is the time between the steps of a gradual rollback or a
+    step down.
     """
     experiments = RoutedExperiments(bus)
     late = Late()
@@ -125,4 +131,4 @@ def build_control(
     client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
     dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt, client_limiter)
     app = build_app(dispatcher, parts.feed, settings.http.max_body_bytes)
-    return Control(experiments, app, dispatcher, parts, lifecycle)
+    return Control(experiments, app, dispatcher, parts, lifecycle, Actions(bus, experiments, outbox.kick))

@@ -227,12 +227,19 @@ def _fields_beside(path: tuple[int | str, ...], model: type[BaseModel]) -> list[
     """The fields that the object holding the last part of ``path`` may have."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
-        inner = [kind for kind in get_args(field.annotation) if isinstance(kind, type)] if field else []
-        nested = next((kind for kind in inner if issubclass(kind, BaseModel)), None)
-        if nested is None:
+        nested = _model_in(field.annotation) if field else None
+        if nested is not None:
+            model = nested
+        elif not isinstance(part, int):
             break
-        model = nested
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, also as an option or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner)) is not None), None)
 
 
 def _named(call: Call, name: str) -> str | None:

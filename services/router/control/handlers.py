@@ -17,7 +17,8 @@ from services.router.domain import commands
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import new_test_id
 from services.router.domain.refusals import Conflict, NotFound
-from services.router.domain.starting import StartDefaults, future_ms, resolve, share_bp
+from services.router.domain.shares import share_bp
+from services.router.domain.starting import StartDefaults, future_ms, resolve
 
 OPERATOR_RULE = "operator"
 
@@ -55,7 +56,7 @@ class Handlers(Records):
         return Done(result, test.test_id, test.model_a)
 
     async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:
-        """Immediate: blocked everywhere before it is written. Gradual: half the share every 10 s. With `at`: later."""
+        """Immediate: blocked everywhere before it is written. Gradual: in steps that A can take. With `at`: later."""
         now = now_ms()
         at_ms = None if params.at is None else future_ms(params.at, "at", now)
         test = self._target(params.test_id)
@@ -103,12 +104,11 @@ class Handlers(Records):
         test = await self._change(test, commands.Resume(test.test_id, who.name))
         return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
 
-    async def approve(self, _who: Principal, params: c.TestRef) -> Done:
-        """409: no step of a test waits for approval in this version."""
+    async def approve(self, who: Principal, params: c.TestRef) -> Done:
+        """Open the manual gate of the ramp's present step; 409 when it has none that is shut."""
         test = self._target(params.test_id)
-        raise Conflict(
-            f"test '{test.test_id}' waits for no approval: there is nothing to do", code="nothing_to_approve"
-        )
+        test = await self._change(test, commands.Approve(test.test_id, who.name))
+        return Done({"status": "approved", "test_id": test.test_id}, test.test_id, test.model_a)
 
     async def monitoring_start(self, who: Principal, params: c.MonitoringCommand) -> Done:
         """Let verdicts act, from now on."""

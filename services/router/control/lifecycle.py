@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from schemas.v1.common import Decision, TestStatus
 from schemas.v1.experiment import Experiment, TestResult, VariantSummary
 from schemas.v1.query import FinalVerdictQuery
-from services._runtime.clock import monotonic, now_ms
+from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.tasks import end
+from services.router.control.descents import STEP_S, Descents
 from services.router.control.parts import Parts
-from services.router.domain.commands import BeginRollback, BeginStop, Command, Complete, Launch, StepRollback
+from services.router.domain.commands import BeginRollback, BeginStop, Command, Complete, Launch
+from services.router.domain.descending import SYSTEM
 from services.router.domain.experiment import result_of
 from services.router.domain.refusals import NotFound, Refused, Unavailable
 from services.router.domain.views import by_variant, complete_totals
@@ -22,9 +24,6 @@ FLUSH_S = 1.0
 VERDICT_S = 3.0
 ABANDONED_MS = 5000
 """A stop older than this was left by a router that died: whoever sees it first finishes it."""
-STEP_S = 10.0
-"""Between the steps of a gradual rollback."""
-SYSTEM = "system"
 DURATION_REACHED = "test duration reached"
 
 
@@ -32,14 +31,13 @@ class Lifecycle:
     """One task that looks at every live experiment; at most one piece of work for each at a time.
 
     All routers do this; compare-and-set decides which of them acts. ``step_s`` is the time between the steps of a
-    gradual rollback.
+    gradual rollback or a step down.
     """
 
     def __init__(self, parts: Parts, step_s: float = STEP_S) -> None:
         self._parts = parts
-        self._step_s = step_s
+        self._descents = Descents(parts, step_s)
         self._work: dict[str, asyncio.Task[TestResult | None]] = {}
-        self._steps: dict[str, tuple[int, float]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,8 +70,7 @@ class Lifecycle:
             live = self._parts.experiments.live()
             for test in live:
                 self._look(test, now_ms())
-            for test_id in self._steps.keys() - {test.test_id for test in live}:
-                del self._steps[test_id]
+            self._descents.keep({test.test_id for test in live})
 
     def _look(self, test: Experiment, now: int) -> None:
         if test.test_id in self._work:
@@ -86,10 +83,10 @@ class Lifecycle:
         elif test.status is TestStatus.SCHEDULED:
             if test.started_ms is not None and test.started_ms <= now:
                 self._begin(test.test_id, lambda: self._apply(test, Launch(test.test_id)), quiet=True)
-        elif test.ends_ms is not None and test.ends_ms <= now:
+        elif test.ends_ms is not None and test.ends_ms <= now and test.status is not TestStatus.ROLLING_BACK:
             self._begin(test.test_id, lambda: self._stop(test, DURATION_REACHED, SYSTEM), quiet=True)
-        elif test.status is TestStatus.ROLLING_BACK:
-            self._maybe_step(test)
+        elif (command := self._descents.command(test, now)) is not None:
+            self._begin(test.test_id, lambda: self._apply(test, command), quiet=True)
 
     async def _roll_back(self, test: Experiment, now: int) -> None:
         planned = test.rollback_at
@@ -100,14 +97,6 @@ class Lifecycle:
             await self._apply(test, BeginRollback(test.test_id, order))
         else:
             await self._parts.rollbacks.carry_out(test, order)
-
-    def _maybe_step(self, test: Experiment) -> None:
-        version, since = self._steps.get(test.test_id, (0, 0.0))
-        if version != test.version:
-            self._steps[test.test_id] = (test.version, monotonic())
-        elif monotonic() - since >= self._step_s:
-            step = StepRollback(test.test_id, test.version)
-            self._begin(test.test_id, lambda: self._apply(test, step), quiet=True)
 
     def _begin(
         self, test_id: str, work: Callable[[], Awaitable[TestResult | None]], *, quiet: bool = False

@@ -6,6 +6,9 @@ from typing import Any
 from schemas.v1.common import Decision
 from schemas.v1.experiment import (
     FailureCriteria,
+    Guardrail,
+    RampStep,
+    RetryPolicy,
     RollbackOrder,
     SuccessCriteria,
     Thresholds,
@@ -16,7 +19,10 @@ from schemas.v1.experiment import (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin a test of ``model_b`` against ``model_a``, now or at ``starts_ms`` (Unix ms)."""
+    """Begin a test of ``model_b`` against ``model_a``, now or at ``starts_ms`` (Unix ms).
+
+    ``ramp`` is empty for a test at one share, else its first step has ``share_bp``.
+    """
 
     test_id: str
     model_a: str
@@ -33,6 +39,12 @@ class Start:
     check_interval_seconds: float = 30.0
     primary_metric: str = "latency"
     configured: tuple[str, ...] = ()
+    guardrails: tuple[Guardrail, ...] = ()
+    ramp: tuple[RampStep, ...] = ()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    min_duration_minutes: float = 0.0
+    preset: str = ""
+    change_type: str = ""
     digests: dict[str, str] = field(default_factory=dict)
     config_hash: str = ""
     tags: dict[str, str] = field(default_factory=dict)
@@ -75,6 +87,40 @@ class Resume(_Named):
 
 
 @dataclass(frozen=True, slots=True)
+class Approve(_Named):
+    """Open the manual gate of the ramp's present step."""
+
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided(_Named):
+    """A decision of the monitor's, good for the version ``order.decided_on`` of a running test and for no other."""
+
+    order: RollbackOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Advance(_Decided):
+    """Go to the ramp's next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(_Decided):
+    """Pause, as an operator would."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDown(_Decided):
+    """Give variant B a smaller share, and plan when to try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry(_Decided):
+    """Go back to the share before the step down."""
+
+
+@dataclass(frozen=True, slots=True)
 class BeginStop(_Named):
     """The canary gets nothing from now on; the last facts and the verdict are awaited."""
 
@@ -94,7 +140,7 @@ class Complete(_Named):
 
 @dataclass(frozen=True, slots=True)
 class BeginRollback(_Named):
-    """Take the canary out in steps, each half of the one before."""
+    """Take the canary out in steps that the stable model can take."""
 
     order: RollbackOrder
 
@@ -109,10 +155,19 @@ class ScheduleRollback(_Named):
 
 
 @dataclass(frozen=True, slots=True)
-class StepRollback(_Named):
-    """The next step of a gradual rollback, decided on ``version``; dropped when the entry has moved on."""
+class Descend(_Named):
+    """The next step of a reduction under way, decided on ``version``; dropped when the entry has moved on."""
 
     version: int
+    share_bp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(_Named):
+    """The next step of a reduction waits for something, as of ``version``; dropped when the entry has moved on."""
+
+    version: int
+    waiting: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +191,17 @@ Command = (
     | ChangeSplit
     | Pause
     | Resume
+    | Approve
+    | Advance
+    | Hold
+    | StepDown
+    | Retry
     | BeginStop
     | Complete
     | BeginRollback
     | ScheduleRollback
-    | StepRollback
+    | Descend
+    | Wait
     | Rollback
     | Fail
 )

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from schemas.v1.common import rfc3339
-from schemas.v1.control import StartRequest
-from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
+from schemas.v1.control import FailureCriteriaPatch, StartRequest
+from schemas.v1.experiment import FailureCriteria, RetryPolicy, SuccessCriteria, Thresholds
+from services.router.domain import rollout
 from services.router.domain.commands import Start
 from services.router.domain.refusals import BadRequest, Conflict, NotFound, Unprocessable
 
@@ -35,19 +36,6 @@ class StartDefaults:
     configured: frozenset[str] = frozenset()
     policies: Mapping[str, Any] = field(default_factory=dict)
     check_interval_seconds: float = 30.0
-
-
-def share_bp(percent: float, param: str = "traffic_split_percent") -> int:
-    """A percentage in hundredths of a percent; raises Unprocessable when it is finer than that or out of range."""
-    if not 0 <= percent <= 100:
-        raise Unprocessable(f"{param} is {percent:g}: give a value from 0 to 100", param=param)
-    exact = percent * 100
-    whole = round(exact)
-    if abs(exact - whole) > 1e-6:
-        raise Unprocessable(
-            f"{param} is {percent:g}: splits go in steps of 0.01, such as {whole / 100:g}", param=param
-        )
-    return whole
 
 
 def future_ms(text: str, param: str, now_ms: int) -> int:
@@ -102,17 +90,10 @@ def resolve(
             f"model_a and model_b are both '{request.model_a}': a test compares two models", param="model_b",
             code="same_models",
         )  # fmt: skip
-    minutes = request.test_duration_minutes
-    if minutes is not None and minutes > defaults.max_duration_minutes:
-        raise Unprocessable(
-            f"test_duration_minutes is {minutes:g}, above max_test_duration_minutes "
-            f"({defaults.max_duration_minutes:g}): give a shorter duration or raise the limit in the configuration",
-            param="test_duration_minutes",
-        )
-    percent = (
-        defaults.split_percent if request.traffic_split_percent is None else request.traffic_split_percent
-    )
-    share = share_bp(percent)
+    planned = rollout.times(request, defaults.max_duration_minutes)
+    success = rollout.criteria(defaults.success_criteria, request)
+    share, steps = rollout.shares(request, defaults.split_percent, planned.duration_minutes, success.min_sample_size)
+    named_guardrails = rollout.guardrails(request.guardrails, success)
     for param, name in (("model_a", request.model_a), ("model_b", request.model_b)):
         if name not in digests:
             raise NotFound(
@@ -120,7 +101,6 @@ def resolve(
                 code="model_not_found",
             )  # fmt: skip
     starts_ms = None if request.schedule is None else future_ms(request.schedule, "schedule", now_ms)
-    success = _patched(defaults.success_criteria, request.success_criteria)
     failure = _patched(defaults.failure_criteria, request.failure_criteria)
     named = set(defaults.configured)
     for section, patch in (
@@ -129,9 +109,10 @@ def resolve(
     ):
         if patch is not None:
             named |= {f"{section}.{name}" for name in patch.model_dump(exclude_none=True)}
-    effective = {
+    effective: dict[str, Any] = {
         "share_bp": share,
-        "duration_minutes": defaults.max_duration_minutes if minutes is None else minutes,
+        "duration_minutes": planned.duration_minutes,
+        "min_duration_minutes": planned.min_duration_minutes,
         "auto_rollback": request.auto_rollback,
         "success_criteria": success,
         "failure_criteria": failure,
@@ -140,6 +121,9 @@ def resolve(
         "check_interval_seconds": defaults.check_interval_seconds,
         "primary_metric": request.primary_metric or "latency",
         "configured": tuple(sorted(named)),
+        "guardrails": tuple(named_guardrails),
+        "ramp": tuple(steps),
+        "retry": RetryPolicy.model_validate(request.retry.model_dump() if request.retry else {}),
     }
     return Start(
         test_id=test_id,
@@ -150,6 +134,8 @@ def resolve(
         digests={"a": digests[request.model_a], "b": digests[request.model_b]},
         config_hash=config_hash({**effective, "model_a": request.model_a, "model_b": request.model_b}),
         tags=dict(request.tags),
+        preset=request.preset or "",
+        change_type=request.change_type or "",
         starts_ms=starts_ms,
         **effective,
     )
@@ -167,7 +153,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
-def _patched(base: Any, patch: BaseModel | None) -> Any:
+def _patched(base: FailureCriteria, patch: FailureCriteriaPatch | None) -> FailureCriteria:
     changes = patch.model_dump(exclude_none=True) if patch is not None else {}
-    plain = SuccessCriteria if isinstance(base, SuccessCriteria) else FailureCriteria
-    return plain.model_validate({**base.model_dump(), **changes})
+    return FailureCriteria.model_validate({**base.model_dump(), **changes})

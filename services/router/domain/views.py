@@ -4,23 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from schemas.v1.common import TestStatus, rfc3339
-from schemas.v1.control import StatusReply
+from schemas.v1.control import RampStatus, StatusReply
 from schemas.v1.experiment import Experiment, TestResult, VariantSummary
+from services.router.domain.descending import under_way
+from services.router.domain.ramping import waits_for_approval
 
 MINUTE_MS = 60_000
 
 
 def by_variant(totals: Mapping[str, VariantSummary]) -> dict[str, VariantSummary]:
     """Totals under the API's names: ``a`` becomes ``variant_a``."""
-    return {
-        name if name.startswith("variant_") else f"variant_{name}": summary
-        for name, summary in totals.items()
-    }
+    return {name if name.startswith("variant_") else f"variant_{name}": summary for name, summary in totals.items()}
 
 
-def latest(
-    totals: Mapping[str, VariantSummary], evidence: Mapping[str, VariantSummary]
-) -> dict[str, VariantSummary]:
+def latest(totals: Mapping[str, VariantSummary], evidence: Mapping[str, VariantSummary]) -> dict[str, VariantSummary]:
     """Of each variant the summary that has seen more: the history's totals may be seconds behind the evidence."""
     found = dict(totals)
     for name, summary in evidence.items():
@@ -29,9 +26,7 @@ def latest(
     return found
 
 
-def complete_totals(
-    totals: Mapping[str, VariantSummary], in_flight: Mapping[str, int]
-) -> dict[str, VariantSummary]:
+def complete_totals(totals: Mapping[str, VariantSummary], in_flight: Mapping[str, int]) -> dict[str, VariantSummary]:
     """Both arms, also one without any request yet, with what this router has in flight now.
 
     Facts arrive a little after requests end, so the larger of the two counts of requests in flight is shown.
@@ -75,8 +70,53 @@ def status(
         running_tests=list(running),
         starts_at=rfc3339(started) if test.status is TestStatus.SCHEDULED else None,
         rollback_at=None if test.rollback_at is None else rfc3339(test.rollback_at.at_ms),
+        ramp=_ramp(test, now_ms),
+        retry_at=_retry_at(test),
+        waiting_for=_waiting_for(test, now_ms),
         degraded=list(degraded) or None,
     )
+
+
+def _ramp(test: Experiment, now_ms: int) -> RampStatus | None:
+    ramp = test.ramp
+    if ramp is None:
+        return None
+    step = ramp.steps[ramp.step]
+    return RampStatus(
+        step=ramp.step + 1,
+        of=len(ramp.steps),
+        shares=[each.share_bp / 100 for each in ramp.steps],
+        soak_left_minutes=round(_soak_left_ms(test, now_ms) / MINUTE_MS, 3),
+        min_requests=step.min_requests,
+        gate=step.gate,
+        approved=ramp.approved >= ramp.step,
+        held=ramp.held or None,
+    )
+
+
+def _soak_left_ms(test: Experiment, now_ms: int) -> float:
+    """Of the present ramp step; a test that does not run yet, or not now, has all of it before it."""
+    ramp = test.ramp
+    if ramp is None or not test.live:
+        return 0.0
+    soak = ramp.steps[ramp.step].soak_minutes * MINUTE_MS
+    if test.status in {TestStatus.SCHEDULED, TestStatus.PAUSED}:
+        return soak
+    return max(0.0, ramp.since_ms + soak - now_ms)
+
+
+def _retry_at(test: Experiment) -> str | None:
+    setback = test.setback
+    return None if setback is None or setback.retry_at_ms is None else rfc3339(setback.retry_at_ms)
+
+
+def _waiting_for(test: Experiment, now_ms: int) -> str | None:
+    descent = under_way(test)
+    if descent is not None and descent.waiting:
+        return descent.waiting
+    if waits_for_approval(test) and not _soak_left_ms(test, now_ms):
+        return "an operator's approval: POST /v1/ab-testing/approve"
+    return None
 
 
 def status_of_result(result: TestResult, running: Iterable[str]) -> StatusReply:

@@ -53,12 +53,16 @@ class Guard:
 
 
 class Arms:
-    """Assigns requests and learns from how they end. ``connected_for`` gives seconds since the bus came (back)."""
+    """Assigns requests and learns from how they end. ``connected_for`` gives seconds since the bus came (back).
+
+    ``answered`` is told of every good answer of a stable model: its name, the seconds it took, and when.
+    """
 
     def __init__(
         self, *, experiments: Experiments, batcher: Batcher, facts: FactSink, unit_salt: bytes,
         unit_order: Sequence[str], enabled: bool, default_on_monitor_down: str, monitoring_active: Callable[[], bool],
         connected_for: Callable[[], float], raise_alert: Callable[[Alert], None],
+        answered: Callable[[str, float, float], None],
     ) -> None:  # fmt: skip
         self._experiments = experiments
         self._batcher = batcher
@@ -70,6 +74,7 @@ class Arms:
         self._monitoring_active = monitoring_active
         self._connected_for = connected_for
         self._raise_alert = raise_alert
+        self._answered = answered
         self._guards: dict[str, Guard] = {}
         self._blocked: dict[str, None] = {}
         self._calls: dict[int, Call] = {}
@@ -109,6 +114,8 @@ class Arms:
             return
         fact = self._fact(call, outcome=outcome, fallback=fallback, was_overdue=call.overdue, digest=digest)
         fact.latency_us = max(0, int((ended - call.started) * 1e6))
+        if call.variant == "a" and outcome is Outcome.OK:
+            self._answered(call.model, ended - call.started, ended)
         if final is not None:
             fact.ttft_us = final.ttft_us if final.ttft_us >= 0 else None
             fact.itl_us = final.itl_us if final.itl_us >= 0 else None

@@ -14,6 +14,7 @@ from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.router.adapters.facts import FactPublisher
+from services.router.adapters.loads import Loads
 from services.router.adapters.nats_alerts import AlertSink
 from services.router.adapters.nats_heartbeats import hear_heartbeats
 from services.router.adapters.nats_infer import InferClient
@@ -22,6 +23,7 @@ from services.router.adapters.nats_secrets import Secrets
 from services.router.adapters.workers import WorkerTable
 from services.router.control import Control
 from services.router.domain.auth import KeyRing
+from services.router.domain.capacity import Load
 from services.router.domain.facts import Batcher
 from services.router.domain.ratelimit import RateLimiter
 from services.router.edge.arms import Arms
@@ -55,6 +57,7 @@ class InferencePath:
         self.meters = Meters()
         self.alerts = AlertSink(bus)
         self.table = WorkerTable(configured)
+        self.loads = Loads(self.table)
         self.client = InferClient(infer_bus, router_id, self.table.remove)
         self.table.on_lost = self.client.lost
         self.facts = FactPublisher(bus, batcher, settings.data_dir / "spool")
@@ -63,7 +66,7 @@ class InferencePath:
             unit_order=settings.assignment.unit, enabled=settings.ab_testing.enabled,
             default_on_monitor_down=settings.policies.on_monitor_down,
             monitoring_active=lambda: control.monitoring.active, connected_for=self._connected_for,
-            raise_alert=self.alerts.raise_alert,
+            raise_alert=self.alerts.raise_alert, answered=self.loads.answered,
         )  # fmt: skip
         self.server = Server(
             table=self.table, client=self.client, arms=self.arms, meters=self.meters,
@@ -104,6 +107,10 @@ class InferencePath:
     def models(self) -> list[ModelInfo]:
         """Every model that a worker or the configuration knows."""
         return self.table.models()
+
+    def load(self, model: str) -> Load:
+        """What the model carries now and has shown that it can carry."""
+        return self.loads.load(model, monotonic())
 
     def block(self, test_id: str) -> None:
         """Serve the canary of this test nothing from now on."""
@@ -179,6 +186,7 @@ class InferencePath:
                 self.table.forgive(now)
                 self.table.wake_all()
             self.table.sweep(now)
+        self.loads.sample(now)
         self.arms.tick(now)
         self.client.tick(loop_now)
 

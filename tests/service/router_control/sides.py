@@ -17,8 +17,11 @@ from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment, VariantSummary, VerdictRecord
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
+from services._runtime.clock import monotonic
 from services.router.adapters.keys import load_keys
+from services.router.adapters.loads import Loads
 from services.router.control import Control, build_control
+from services.router.domain.capacity import Load
 from services.router.ports import ModelInfo
 from tests.harness import NatsServer
 
@@ -39,6 +42,7 @@ class SmallPath:
     flushes: int = 0
     busy: dict[str, int] = field(default_factory=dict)
     said: list[FeedbackCommand] = field(default_factory=list)
+    loads: Loads | None = None
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names]
@@ -49,6 +53,9 @@ class SmallPath:
 
     def effective_share_bp(self, experiment: Experiment) -> int:
         return 0 if experiment.test_id in self.blocked else experiment.share_bp
+
+    def load(self, model: str) -> Load:
+        return Load(workers=1, capacity=8, running=0.0, peak=0.0) if self.loads is None else self.loads.load(model, monotonic())
 
     def in_flight(self, _test_id: str) -> dict[str, int]:
         return self.busy

@@ -66,6 +66,23 @@ async def test_each_endpoint_needs_its_role(nats_server: NatsServer) -> None:
             {"model_a": "stable", "model_b": "canary", "failure_criteria": {"max_latency_ms": 1e300}},
             422, "failure_criteria.max_latency_ms", "less than or equal",
         ),
+        (
+            {"model_a": "stable", "model_b": "canary", "ramp": {"steps": [{"traffic_split": 5}]}},
+            422, "ramp.steps.0.traffic_split_percent", "is missing",
+        ),
+        (
+            {"model_a": "stable", "model_b": "canary", "ramp": {"steps": [{"traffic_split_percent": 5, "soak": 1}]}},
+            422, "ramp.steps.0.soak", "known here: gate, min_requests, soak_minutes, traffic_split_percent)",
+        ),
+        (
+            {"model_a": "stable", "model_b": "canary", "guardrails": [{"metric": "speed"}]},
+            422, "guardrails.0.metric", "'inter_token'",
+        ),
+        (
+            {"model_a": "stable", "model_b": "canary", "ramp": {"steps": [{"traffic_split_percent": p} for p in (5, 5)]}},
+            422, "ramp.steps.1.traffic_split_percent", "rising order",
+        ),
+        ({"model_a": "stable", "model_b": "canary", "preset": "bold"}, 422, "preset", "'conservative' or 'aggressive'"),
         ({"model_a": "stable", "model_b": "canary", "tags": {"a": "x" * (9 << 20)}}, 422, "tags.a", "1024"),
         ({"model_a": "stable", "model_b": "canary", "tags": {str(n): "" for n in range(65)}}, 422, "tags", "64"),
     ],

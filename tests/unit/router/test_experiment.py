@@ -9,6 +9,7 @@ from schemas.v1.common import Decision, TestStatus
 from schemas.v1.events import TestEvent
 from schemas.v1.experiment import Experiment, RollbackOrder, VariantSummary, VerdictRecord
 from services.router.domain import commands as c
+from services.router.domain.descending import under_way, wanted_bp
 from services.router.domain.experiment import RECENT, apply, new_test_id, result_of, without_events
 from services.router.domain.refusals import Conflict, NotFound
 
@@ -149,19 +150,51 @@ def test_the_same_rollback_order_twice_is_one_rollback() -> None:
         apply(done, c.Rollback("ab_test_1", ORDER.model_copy(update={"rule": "operator"})), T0)
 
 
+def descend(state: Experiment) -> Experiment:
+    """The whole next step, as a stable model without load can take it."""
+    descent = under_way(state)
+    assert descent is not None
+    return run(state, c.Descend("ab_test_1", state.version, wanted_bp(state, descent)))
+
+
 def test_a_gradual_rollback_halves_until_the_floor_and_drops_stale_steps() -> None:
-    state = run(started(share_bp=2000), c.BeginRollback("ab_test_1", ORDER))
-    assert (state.status, state.share_bp, state.slots) == (TestStatus.ROLLING_BACK, 1000, [(0, 1000)])
+    before = started(share_bp=2000)
+    state, events = apply(before, c.BeginRollback("ab_test_1", ORDER), T0)
+    assert [(e.type, e.data["share_bp"], e.data["reason"]) for e in events] == [("test.rolling_back", 2000, ORDER.reason)]
+    assert (state.status, state.share_bp, state.slots) == (TestStatus.ROLLING_BACK, 2000, before.slots)
     with pytest.raises(Conflict, match="only goes down"):
         run(state, c.ChangeSplit("ab_test_1", 3000, "ops"))
-    assert apply(state, c.StepRollback("ab_test_1", state.version - 1), T0)[0] is state
+    for stale in (c.Descend("ab_test_1", state.version - 1, 1000), c.Descend("ab_test_1", state.version, 2000)):
+        assert apply(state, stale, T0)[0] is state
     shares = []
     while state.live:
         shares.append(state.share_bp)
-        state = run(state, c.StepRollback("ab_test_1", state.version))
-    assert shares == [1000, 500, 250, 125]
+        state = descend(state)
+    assert shares == [2000, 1000, 500, 250, 125]
     assert state.status is TestStatus.ROLLED_BACK
     assert state.rollback == ORDER
+    assert state.descent is None
+    assert {e.type for e in state.outbox[2:-1]} == {"test.split_changed"}
+    assert state.outbox[2].data["reason"] == f"gradual rollback: {ORDER.reason}"
+
+
+def test_a_gradual_rollback_goes_on_after_a_part_of_a_step_and_says_what_it_waits_for() -> None:
+    state = run(started(share_bp=2000), c.BeginRollback("ab_test_1", ORDER))
+    waiting, events = apply(state, c.Wait("ab_test_1", state.version, "until 'a' has room"), T0)
+    assert (waiting.version, waiting.share_bp, events) == (state.version + 1, 2000, [])
+    assert waiting.descent is not None
+    assert waiting.descent.waiting == "until 'a' has room"
+    assert apply(waiting, c.Wait("ab_test_1", waiting.version, "until 'a' has room"), T0)[0] is waiting
+    assert apply(waiting, c.Wait("ab_test_1", state.version, "until noon"), T0)[0] is waiting
+    part = run(waiting, c.Descend("ab_test_1", waiting.version, 1700))
+    assert part.descent is not None
+    assert (part.share_bp, part.descent.waiting, part.descent.stepped_ms) == (1700, "", T0 + 1000)
+    assert descend(part).share_bp == 850
+
+
+def test_a_gradual_rollback_of_a_canary_that_gets_nothing_is_over_at_once() -> None:
+    for state in (started(share_bp=0), started(starts_ms=T0 + 60_000)):
+        assert run(state, c.BeginRollback("ab_test_1", ORDER)).status is TestStatus.ROLLED_BACK
 
 
 def test_fail_says_why() -> None:

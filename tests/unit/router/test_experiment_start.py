@@ -8,7 +8,8 @@ from schemas.v1.control import FailureCriteriaPatch, StartRequest, SuccessCriter
 from schemas.v1.experiment import SuccessCriteria
 from services.router.domain.commands import Start
 from services.router.domain.refusals import BadRequest, Conflict, NotFound, Refused, Unprocessable
-from services.router.domain.starting import StartDefaults, resolve, share_bp
+from services.router.domain.shares import share_bp
+from services.router.domain.starting import StartDefaults, resolve
 
 DIGESTS = {"stable": "sha256:a", "canary": "", "third": "sha256:t"}
 

@@ -1,10 +1,13 @@
 """Status, results and history as callers see them."""
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.v1.common import TestStatus
-from schemas.v1.experiment import TestResult, VariantSummary
+from schemas.v1.control import RampStatus, StatusReply
+from schemas.v1.experiment import Experiment, RampStep, RollbackOrder, TestResult, VariantSummary
 from services._runtime.settings_model import Settings
 from services.router.control.config_view import MASK, masked
 from services.router.domain import commands as c
@@ -55,6 +58,45 @@ def test_status_counts_minutes_and_says_what_is_really_applied() -> None:
     assert (reply.elapsed_minutes, reply.remaining_minutes) == (1.5, 58.5)
     assert (reply.traffic_split_percent, reply.effective_split_percent) == (15.0, 0.0)
     assert reply.degraded is None
+
+
+def shown(test: Experiment, now_ms: int = 0) -> StatusReply:
+    return views.status(test, now_ms, metrics=None, effective_bp=0, verdict=None, running=["t"], degraded=[])
+
+
+def test_status_tells_where_a_ramp_stands_and_what_it_waits_for() -> None:
+    steps = tuple(RampStep(share_bp=bp, soak_minutes=2, min_requests=9, gate="manual") for bp in (150, 500))
+    start = c.Start("t", "m", "n", 150, 60, "s", "ops", ramp=steps)
+    test, _ = apply(None, start, 0)
+    fresh = shown(test, 30_000)
+    assert fresh.ramp == RampStatus(
+        step=1, of=2, shares=[1.5, 5], soak_left_minutes=1.5, min_requests=9, gate="manual", approved=False
+    )
+    assert (fresh.waiting_for, fresh.retry_at) == (None, None)
+    soaked = shown(test, 120_000)
+    assert soaked.ramp is not None
+    assert (soaked.ramp.soak_left_minutes, soaked.waiting_for) == (0, "an operator's approval: POST /v1/ab-testing/approve")
+    approved = shown(apply(test, c.Approve("t", "ops"), 120_000)[0], 120_000)
+    assert approved.ramp is not None
+    assert (approved.ramp.approved, approved.waiting_for) == (True, None)
+    held = shown(apply(test, c.ChangeSplit("t", 300, "ops"), 0)[0], 120_000)
+    assert held.ramp is not None
+    assert (held.ramp.held, held.waiting_for) == ("the split was set by ops", None)
+    for paused in (apply(test, c.Pause("t", "ops"), 0)[0], apply(None, dataclasses.replace(start, starts_ms=9), 0)[0]):
+        found = shown(paused, 120_000).ramp
+        assert found is not None
+        assert found.soak_left_minutes == 2
+
+
+def test_status_tells_of_a_step_down_when_it_is_taken_back_and_what_it_waits_for() -> None:
+    test, _ = apply(None, c.Start("t", "m", "n", 2000, 60, "s", "ops"), 0)
+    assert (shown(test).ramp, shown(test).retry_at) == (None, None)
+    order = RollbackOrder(rule="ttft", reason="slow", actor="monitor", at_ms=0, decided_on=1)
+    down, _ = apply(test, c.StepDown("t", order), 0)
+    down, _ = apply(down, c.Wait("t", 2, "until the queue of 'm' is empty"), 0)
+    assert (shown(down).retry_at, shown(down).waiting_for) == ("1970-01-01T00:10:00.000Z", "until the queue of 'm' is empty")
+    paused, _ = apply(down, c.Pause("t", "ops"), 0)
+    assert shown(paused).waiting_for is None
 
 
 def test_the_configuration_is_shown_without_its_secrets() -> None:
