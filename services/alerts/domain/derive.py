@@ -13,12 +13,19 @@ AUTOMATIC = frozenset({"monitor", "router"})
 _TESTS: dict[str, tuple[AlertLevel, str]] = {
     "test.started": (AlertLevel.INFO, "Test started"),
     "test.split_changed": (AlertLevel.INFO, "Traffic split changed"),
+    "test.ramped": (AlertLevel.INFO, "Traffic split raised by the ramp"),
+    "test.approved": (AlertLevel.INFO, "Ramp step approved"),
+    "test.stepped_down": (AlertLevel.WARNING, "Traffic split stepped down"),
+    "test.retried": (AlertLevel.INFO, "Traffic split raised again after a step down"),
+    "test.rolling_back": (AlertLevel.WARNING, "Gradual rollback begun"),
     "test.paused": (AlertLevel.INFO, "Test paused"),
     "test.resumed": (AlertLevel.INFO, "Test resumed"),
     "test.completed": (AlertLevel.INFO, "Test completed"),
     "test.failed": (AlertLevel.CRITICAL, "Test failed"),
 }
-_REPEATABLE = frozenset({"test.split_changed", "test.paused", "test.resumed"})
+_DECIDED = frozenset({"test.ramped", "test.stepped_down", "test.retried", "test.paused", "test.rolling_back"})
+"""What an order is behind, if one is: its rule and its figures are the alert's."""
+_REPEATABLE = _DECIDED | {"test.split_changed", "test.resumed", "test.approved"}
 MONITORING = "monitoring.changed"
 ROLLED_BACK = "test.rolled_back"
 
@@ -35,11 +42,13 @@ def alert_of_test(kind: str, event: TestEvent) -> Alert | None:
         return None
     level, title = _TESTS[kind]
     name = kind.removeprefix("test.")
-    verdict = event.result.verdict if event.result else None
+    order = event.order if kind in _DECIDED else None
+    verdict = order.verdict if order else event.result.verdict if event.result else None
     incident = f"{event.test_id}.{name}"
     if kind in _REPEATABLE:
         incident += f".{event.version}"
-    return _alert(event, incident, level, title, _sentence(kind, event), verdict)
+    alert = _alert(event, incident, level, title, _sentence(kind, event), verdict)
+    return alert.model_copy(update={"rule": order.rule}) if order else alert
 
 
 def alert_of_monitoring(event_id: str, event: MonitoringChanged) -> Alert:

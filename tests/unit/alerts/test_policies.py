@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.v1.alerts import Alert
-from schemas.v1.common import AlertLevel, TestStatus
+from schemas.v1.common import AlertLevel, Decision, TestStatus
 from schemas.v1.events import MonitoringChanged, TestEvent
-from schemas.v1.experiment import RollbackOrder
+from schemas.v1.experiment import RollbackOrder, VerdictRecord
 from services._runtime.settings import ConfigError
 from services._runtime.settings_model import Settings
 from services.alerts.domain.backoff import RetryPolicy, delay_s, exhausted
@@ -53,6 +53,11 @@ def event(**fields: object) -> TestEvent:
         ("test.rolled_back", AlertLevel.EMERGENCY, "t1.rollback"),
         ("test.split_changed", AlertLevel.INFO, "t1.split_changed.3"),
         ("test.paused", AlertLevel.INFO, "t1.paused.3"),
+        ("test.ramped", AlertLevel.INFO, "t1.ramped.3"),
+        ("test.approved", AlertLevel.INFO, "t1.approved.3"),
+        ("test.stepped_down", AlertLevel.WARNING, "t1.stepped_down.3"),
+        ("test.retried", AlertLevel.INFO, "t1.retried.3"),
+        ("test.rolling_back", AlertLevel.WARNING, "t1.rolling_back.3"),
     ],
 )
 def test_events_of_a_test_are_alerts(kind: str, level: AlertLevel, incident: str) -> None:
@@ -61,6 +66,16 @@ def test_events_of_a_test_are_alerts(kind: str, level: AlertLevel, incident: str
     assert (alert.level, alert.incident, alert.test_id) == (level, incident, "t1")
     assert "canary" in alert.message
     assert alert.numbers == {"split_percent": 12.5}
+
+
+def test_a_step_down_tells_the_rule_and_the_figures_behind_it() -> None:
+    verdict = VerdictRecord(decision=Decision.ROLLBACK, reason="slow", rule="ttft", at_ms=1, value=30, n_a=9, n_b=4, log_e=8)
+    order = RollbackOrder(rule="ttft", reason="slow", actor="monitor", at_ms=1, verdict=verdict)
+    alert = alert_of_test("test.stepped_down", event(order=order, actor="monitor", reason="to 5 %, no retry is left: slow"))
+    assert alert is not None
+    assert (alert.rule, alert.value, alert.n) == ("ttft", 30, 4)
+    assert alert.message == "canary against stable at 12.5 %: to 5 %, no retry is left: slow"
+    assert alert.numbers == {"split_percent": 12.5, "n_a": 9, "n_b": 4, "log_e": 8}
 
 
 def test_events_of_no_interest_are_not() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.v1.common import Decision, TestStatus, rfc3339
-from schemas.v1.experiment import Experiment, TestResult, VariantSummary, VerdictRecord
+from schemas.v1.experiment import Experiment, Guardrail, Ramp, RampStep, TestResult, VariantSummary, VerdictRecord
 from schemas.v1.query import GuardrailStatus, VerdictStatus
 from schemas.v1.record import Report, Series, TestChange
 from services.router.domain.replaying import differences
@@ -214,6 +214,29 @@ def test_verdicts_of_every_kind_have_their_numbers(fields: dict[str, Any], word:
 ])  # fmt: skip
 def test_the_accept_header_chooses(accept: str, kind: str) -> None:
     assert choose(accept) == kind
+
+
+def test_a_rollout_is_told_as_it_was_asked_for_and_as_it_went() -> None:
+    told = report()
+    assert told.configuration is not None
+    told.configuration = told.configuration.model_copy(
+        update={
+            "preset": "conservative", "change_type": "model_update", "min_duration_minutes": 240.0,
+            "ramp": Ramp(steps=[RampStep(share_bp=100, soak_minutes=30, min_requests=1000),
+                                RampStep(share_bp=500, soak_minutes=0, min_requests=0, gate="manual")]),
+            "guardrails": [Guardrail(metric="inter_token", margin_percent=15, action="step_down")],
+        }
+    )  # fmt: skip
+    told.changes = [TestChange(id="3", at_ms=T0 * 1000, kind=kind, share_bp=500) for kind in ("ramped", "approved", "stepped_down")]
+    text = document(told)
+    for line in (
+        "1 % for at least 30 min and 1,000 requests, gate statistical", "5 % for at least 0 s and 0 requests, gate manual",
+        "+15 %, then step down", "Kind of change", "model update", "Nothing promoted before", "the first after 10 min",
+        "next step of the ramp", "ramp step approved", "stepped down",
+    ):  # fmt: skip
+        assert line in text, line
+    assert "Ramp step" not in document(report())
+    assert "Retries" not in document(report())
 
 
 def test_figures_as_people_read_them() -> None:

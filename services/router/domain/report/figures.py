@@ -52,6 +52,19 @@ def moment(text: str | None) -> str:
         return text
 
 
+_HAPPENINGS = {
+    "approved": "ramp step approved",
+    "ramped": "next step of the ramp",
+    "retried": "retry after a step down",
+    "rolling_back": "gradual rollback begun",
+}
+
+
+def happening(kind: str) -> str:
+    """A change of a test in words: ``split_changed`` becomes ``split changed``."""
+    return _HAPPENINGS.get(kind, kind.replace("_", " "))
+
+
 def span(seconds: float) -> str:
     """A duration in the unit that suits it: ``45 s``, ``5 min``, ``2.5 h``, ``3 d``."""
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from schemas.v1.record import Report, Series, TestChange
-from services.router.domain.report.figures import number, span
+from services.router.domain.report.figures import happening, number, span
 
 WIDTH, HEIGHT = 760, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 26
@@ -116,7 +116,7 @@ def _split(series: Series) -> Plot:
 def _events(changes: Iterable[TestChange], series: Series) -> list[tuple[float, str]]:
     first, last = series.seconds[0], series.seconds[-1]
     return [
-        (change.at_ms / 1000 - first, change.kind.replace("_", " "))
+        (change.at_ms / 1000 - first, happening(change.kind))
         for change in changes
         if first < change.at_ms / 1000 <= last
     ]

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from schemas.v1.common import Decision
-from schemas.v1.experiment import VariantSummary, VerdictRecord
+from schemas.v1.experiment import Experiment, RampStep, VariantSummary, VerdictRecord
 from schemas.v1.query import GuardrailStatus
 from schemas.v1.record import Report
-from services.router.domain.report.figures import NONE, count, moment, number, share, span, when, with_unit
+from services.router.domain.report.figures import NONE, count, happening, moment, number, share, span, when, with_unit
 
 DECISIONS = {
     Decision.PROMOTE_B: "Promote B",
@@ -211,7 +211,7 @@ def _timeline(report: Report) -> Section:
     rows = [
         [
             when(change.at_ms),
-            change.kind.replace("_", " "),
+            happening(change.kind),
             share(change.share_bp),
             change.actor or NONE,
             change.reason or change.rule or "",
@@ -234,6 +234,28 @@ def _alerts(report: Report) -> Section:
     return Section("Alerts", header=["Time", "Level", "Title", "Message"], rows=rows)
 
 
+def _rollout(test: Experiment) -> list[tuple[str, str]]:
+    """What the operator asked of the way up and down; what is not asked for is not told."""
+    facts = [("Kind of change", test.change_type.replace("_", " ")), ("Preset", test.preset)]
+    if test.min_duration_minutes:
+        facts.append(("Nothing promoted before", span(test.min_duration_minutes * 60)))
+    if test.ramp is not None:
+        facts += [(f"Ramp step {index}", _step(step)) for index, step in enumerate(test.ramp.steps, 1)]
+    if any(guardrail.action == "step_down" for guardrail in test.guardrails):
+        retries = f"{test.retry.max_retries}, the first after {span(test.retry.backoff_minutes * 60)}"
+        facts.append(("Retries after a step down", retries))
+    facts += [
+        (f"Guardrail {g.metric.replace('_', ' ')}", f"+{g.margin_percent:g} %, then {g.action.replace('_', ' ')}")
+        for g in test.guardrails
+    ]
+    return [(label, value) for label, value in facts if value]
+
+
+def _step(step: RampStep) -> str:
+    soak = f"{share(step.share_bp)} for at least {span(step.soak_minutes * 60)}"
+    return f"{soak} and {count(step.min_requests)} requests, gate {step.gate}"
+
+
 def _configuration(report: Report) -> Section:
     test = report.configuration
     if test is None:
@@ -241,6 +263,7 @@ def _configuration(report: Report) -> Section:
     success, failure, limits = test.success_criteria, test.failure_criteria, test.thresholds
     facts = [
         ("Duration", span(test.duration_minutes * 60)),
+        *_rollout(test),
         ("Primary metric", f"{test.primary_metric}, better by {success.min_improvement_threshold:g} %"),
         ("Smallest sample", f"{count(success.min_sample_size)} requests of each variant"),
         ("Margin of errors", f"{success.max_error_rate_increase_percent:g} %"),
