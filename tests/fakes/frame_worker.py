@@ -38,7 +38,10 @@ CHUNKS = 4
 
 
 class FrameWorker:
-    """One worker of one model on a connection of its own. ``beats`` False silences it as death would."""
+    """One worker of one model on a connection of its own. ``beats`` False silences it as death would.
+
+    ``load`` and ``queued`` are what its heartbeats say, by default what it really has.
+    """
 
     def __init__(
         self, model: str, worker: str, mode: str = "ok", *, timeout_ms: int = 60_000, state: str = "ready"
@@ -49,6 +52,9 @@ class FrameWorker:
         self.timeout_ms = timeout_ms
         self.state = state
         self.free = 8
+        self.capacity = 8
+        self.load: int | None = None
+        self.queued = 0
         self.beats = True
         self.bodies: list[bytes] = []
         self.requests: list[InferRequest] = []
@@ -82,8 +88,9 @@ class FrameWorker:
         while True:
             if self.beats and self.nc.is_connected:
                 beat = Heartbeat(
-                    model=self.model, worker=self.worker, state=self.state, digest="sha256:fake", engine="fake", capacity=8,
-                    free=self.free, timeout_ms=self.timeout_ms, total_timeout_ms=600_000,
+                    model=self.model, worker=self.worker, state=self.state, digest="sha256:fake", engine="fake",
+                    capacity=self.capacity, free=self.free, queued=self.queued,
+                    running=self.running if self.load is None else self.load, timeout_ms=self.timeout_ms, total_timeout_ms=600_000,
                 )  # fmt: skip
                 await self.nc.publish(subjects.heartbeat(self.model, self.worker), encode(beat))
             await asyncio.sleep(HEARTBEAT_S)

@@ -146,3 +146,20 @@ async def test_switched_off_it_is_a_pure_pass_through(nats_server: NatsServer) -
         )
         assert response.status_code == 409
         assert await variants(rig, 3) == [None] * 3
+
+
+async def test_the_stable_models_load_is_its_heartbeats_and_its_latency_the_answers_of_its_arm(rig: Rig) -> None:
+    for model in ("stable", "canary"):
+        worker = await rig.worker(model)
+        worker.load, worker.queued = 3, 2
+    await eventually(lambda: rig.path.load("stable").queued == 2)
+    await rig.start_test(traffic_split_percent=50)
+    seen = await variants(rig, 40)
+    await rig.post(mode="status:500")
+    slots = {model: gauge._slots for model, gauge in rig.path.loads._gauges.items()}
+    assert 0 < sum(slot.answers for slot in slots["stable"]) == seen.count("a") < 40
+    assert sum(slot.answers for slot in slots["canary"]) == 0
+    assert all(0 < slot.running <= 3 * slot.samples for slot in slots["stable"] if slot.samples > 1)
+    found = rig.path.load("stable")
+    assert (found.workers, found.capacity) == (1, 8)
+    assert rig.path.load("nobody").workers == 0

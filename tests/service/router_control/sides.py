@@ -1,5 +1,6 @@
 """Control sides on a real nats-server, with a small request path of their own and the other services' answers."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
@@ -12,14 +13,19 @@ from faststream.nats import NatsBroker
 from nats.aio.msg import Msg
 
 from schemas import subjects
+from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.common import Decision
 from schemas.v1.control import FeedbackCommand
-from schemas.v1.experiment import Experiment, VariantSummary, VerdictRecord
+from schemas.v1.events import ActionRequested
+from schemas.v1.experiment import Experiment, RollbackOrder, VariantSummary, VerdictRecord
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
 from services._runtime.clock import monotonic
 from services.router.adapters.keys import load_keys
 from services.router.adapters.loads import Loads
+from services.router.adapters.nats_heartbeats import hear_heartbeats
+from services.router.adapters.tasks import end
+from services.router.adapters.workers import WorkerTable
 from services.router.control import Control, build_control
 from services.router.domain.capacity import Load
 from services.router.ports import ModelInfo
@@ -102,13 +108,17 @@ class Side:
 
 
 @contextlib.asynccontextmanager
-async def side(server: NatsServer, *, step_s: float = 10.0, **sections: Any) -> AsyncIterator[Side]:
+async def side(
+    server: NatsServer, *, step_s: float = 10.0, slot_s: float | None = None, **sections: Any
+) -> AsyncIterator[Side]:
+    """With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds."""
     settings = server.settings("router", **{"security": SECURITY, **sections})
     bus = Bus(settings, "router")
     await bus.connect()
     broker = make_broker(settings, "router")
     control = build_control(settings, bus, load_keys(settings.security.api_keys, KEYS), source_salt=b"pepper", step_s=step_s)
     path = SmallPath()
+    listening = None if slot_s is None else asyncio.create_task(_listen(bus, path, slot_s))
     control.attach(path)
     control.subscribe(broker)
     await control.start()
@@ -118,10 +128,33 @@ async def side(server: NatsServer, *, step_s: float = 10.0, **sections: Any) -> 
     try:
         yield Side(control, path, bus, broker, http)
     finally:
+        await end(listening)
         await http.aclose()
         await broker.stop()
         await control.stop()
         await bus.close()
+
+
+async def _listen(bus: Bus, path: SmallPath, slot_s: float) -> None:
+    """What the request path does about workers: hear them, drop the silent ones, look at their load."""
+    table = WorkerTable(())
+    path.loads = Loads(table, slot_s)
+    await hear_heartbeats(bus, lambda beat: table.heard(beat, monotonic()))
+    while True:
+        table.sweep(monotonic())
+        path.loads.sample(monotonic())
+        await asyncio.sleep(0.05)
+
+
+async def act(server: NatsServer, test: Experiment, action: str, *, payload: bytes | None = None) -> None:
+    """The monitor's word on a test as it stands in ``test``."""
+    nc = await server.connect("monitor")
+    order = RollbackOrder(rule="rule", reason="decided", actor="monitor", at_ms=5, decided_on=test.version)
+    asked = ActionRequested(test_id=test.test_id, model_a=test.model_a, action=action, order=order)
+    event_id = f"{test.test_id}.{test.version}.{action}"
+    body = payload if payload is not None else dump(envelope("verdict.action", event_id, "monitor", 5, asked))
+    await nc.jetstream().publish(subjects.event("verdict.action"), body, headers={"Nats-Msg-Id": event_id})
+    await nc.close()
 
 
 class Others:
