@@ -118,7 +118,11 @@ class VerdictQuery(Message):
 
 
 class GuardrailStatus(Message):
-    """One guardrail: ln E against its limit, and what it waits for."""
+    """One guardrail: ln E against its limit, and what it waits for.
+
+    ``unit`` is that of ``value_a`` and ``value_b``: ``%``, ``ms`` or ``$``. ``times`` is how often its action (a pause or
+    a step down) was taken, by whichever guardrail; it is quiet until ``quiet_until_ms`` after a step down, null when not.
+    """
 
     name: str
     action: str
@@ -130,6 +134,9 @@ class GuardrailStatus(Message):
     value_b: float | None = None
     threshold: float | None = None
     needs_requests: int | None = None
+    unit: str = ""
+    times: int = 0
+    quiet_until_ms: int | None = None
 
 
 class VerdictStatus(Message):

@@ -41,7 +41,8 @@ class Series(Message):
     A point closes an interval of ``step_ticks`` ticks at the broker's second ``seconds`` (Unix). Counts and the
     effect (of B on ``metric``, in percent, with its 95 % confidence sequence) are of the whole test up to there,
     ``log_e`` of the epoch, ``latency_ms`` (keys ``a.p50`` ... ``b.p99``) of one of at most 50 stretches of the test
-    alone; null says unknown.
+    alone; null says unknown. ``limit`` is the ln E at which a guardrail with an equal share of the level fires; ``limits``
+    has those of guardrails that have another one, by weight or in a later trial.
     """
 
     metric: str = "latency"
@@ -54,6 +55,7 @@ class Series(Message):
     effect_low: list[float | None] = Field(default_factory=list)
     effect_high: list[float | None] = Field(default_factory=list)
     limit: list[float] = Field(default_factory=list)
+    limits: dict[str, list[float | None]] = Field(default_factory=dict)
     log_e: dict[str, list[float | None]] = Field(default_factory=dict)
     latency_ms: dict[str, list[float | None]] = Field(default_factory=dict)
 

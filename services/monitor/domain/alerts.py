@@ -4,12 +4,14 @@ from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
 from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
-from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.evaluator import ACTIONS, TestEvaluator
 from services.monitor.domain.findings import Finding
 from services.monitor.domain.verdict import rollback_record
 
 _LEVELS: dict[str, AlertLevel] = {
     "rollback": AlertLevel.EMERGENCY,
+    "step_down": AlertLevel.WARNING,  # the system takes care of it
+    "pause": AlertLevel.CRITICAL,  # somebody must look at it: the canary keeps what it has
     "warning": AlertLevel.WARNING,
     "both_arms": AlertLevel.CRITICAL,
     "sample_ratio": AlertLevel.WARNING,
@@ -20,6 +22,8 @@ _LEVELS: dict[str, AlertLevel] = {
 
 _TITLES: dict[str, str] = {
     "rollback": "Rollback required",
+    "step_down": "Step down",
+    "pause": "Pause",
     "warning": "Warning limit exceeded",
     "both_arms": "Both variants are bad",
     "sample_ratio": "Sample ratio mismatch",
@@ -30,7 +34,7 @@ _TITLES: dict[str, str] = {
 
 
 def acts(experiment: Experiment, *, monitoring_active: bool) -> bool:
-    """Whether a fired verdict takes the canary out, or only alerts."""
+    """Whether what fired is done (a rollback, a step down, a pause), or only alerts."""
     return monitoring_active and experiment.auto_rollback and experiment.live and experiment.stopping is None
 
 
@@ -48,8 +52,8 @@ def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: boo
         if (value := getattr(finding, name)) is not None
     }
     message = finding.text
-    if finding.kind == "rollback":
-        message += f"; {_consequence(experiment, monitoring_active=monitoring_active)}"
+    if finding.kind in ACTIONS:
+        message += f"; {_consequence(experiment, finding, monitoring_active=monitoring_active)}"
     return Alert(
         incident=f"{experiment.test_id}.{family}.{finding.rule}.{finding.number}",
         level=_LEVELS[finding.kind],
@@ -68,14 +72,34 @@ def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: boo
     )
 
 
-def _consequence(experiment: Experiment, *, monitoring_active: bool) -> str:
-    if acts(experiment, monitoring_active=monitoring_active):
-        return "the canary is being taken out"
+_BY_HAND = {
+    "rollback": ("roll back by POST /v1/ab-testing/rollback", "roll back by hand"),
+    "step_down": ("lower the split by PATCH /v1/ab-testing/traffic-split", "lower the split by hand"),
+    "pause": ("pause by POST /v1/ab-testing/pause", "pause by hand"),
+}
+
+
+def _consequence(experiment: Experiment, finding: Finding, *, monitoring_active: bool) -> str:
+    off, stopped = _BY_HAND[finding.kind]
     if not experiment.auto_rollback:
-        return "auto_rollback is off: roll back by POST /v1/ab-testing/rollback"
+        return f"auto_rollback is off: {off}"
     if not monitoring_active:
-        return "monitoring is stopped: POST /v1/ab-testing/monitoring/start, or roll back by hand"
-    return "the test is being stopped"
+        return f"monitoring is stopped: POST /v1/ab-testing/monitoring/start, or {stopped}"
+    if not acts(experiment, monitoring_active=monitoring_active):
+        return "the test is being stopped"
+    return _under_way(experiment, finding)
+
+
+def _under_way(experiment: Experiment, finding: Finding) -> str:
+    if finding.kind == "rollback":
+        return "the canary is being taken out"
+    if finding.kind == "pause":
+        return "the test is being paused: look into it, then POST /v1/ab-testing/resume or roll back"
+    retry = experiment.retry
+    if finding.number > retry.max_retries:
+        return "the canary's share is being reduced, without a retry"
+    minutes = retry.backoff_minutes * 2 ** (finding.number - 1)
+    return f"the canary's share is being reduced, retry {finding.number} of {retry.max_retries} in {minutes:g} minutes"
 
 
 def rollback_request(evaluator: TestEvaluator, finding: Finding) -> tuple[str, RollbackRequested]:

@@ -5,15 +5,18 @@ Here those against control; those against a fixed number are in `limits`.
 Units count once in each epoch (`docs/statistics.md`), so all of a check's evidence starts afresh with an epoch.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from schemas.sketch import merge
-from services.monitor.domain.evidence import Phase
+from schemas.v1.common import Outcome
+from schemas.v1.experiment import GuardrailAction
+from services.monitor.domain.evidence import ArmEvidence, Phase
 from services.monitor.domain.statistics import (
     LatencyEvidence,
     RateEProcess,
@@ -22,9 +25,8 @@ from services.monitor.domain.statistics import (
 )
 from services.monitor.domain.statistics.histogram import margin_shift
 
-Action = Literal["warn", "rollback"]
-
 US_PER_MS = 1000.0
+NANO = 1e9
 BOUND_STEPS = 30
 LARGEST_RATIO = 64.0
 
@@ -34,11 +36,13 @@ class Measure:
     """A check in numbers: value (observed), bound (what is shown at the check's level), threshold, and each arm.
 
     ``unit`` is ``%`` or ``ms``; ``value`` and ``bound`` are increases over control for relative limits and the
-    canary's own figure for absolute ones. ``n_a`` and ``n_b`` are the observations of this epoch.
+    canary's own figure for absolute ones. ``arm_unit`` is that of ``value_a`` and ``value_b``: ``%``, ``ms`` or ``$``.
+    ``n_a`` and ``n_b`` are the observations of this epoch.
     """
 
     text: str
     unit: str
+    arm_unit: str
     value: float | None
     bound: float | None
     threshold: float
@@ -54,7 +58,7 @@ class Check(ABC):
     kind: ClassVar[str]
     absolute: ClassVar[bool] = False
 
-    def __init__(self, name: str, family: str, action: Action, threshold: float) -> None:
+    def __init__(self, name: str, family: str, action: GuardrailAction, threshold: float) -> None:
         self.name = name
         self.family = family
         self.action = action
@@ -107,10 +111,16 @@ class RateIncrease(Check):
         "overdue": ("first_overdue", "overdue requests"),
         "feedback": ("first_thumbs_down", "thumbs-down"),
     }
+    OUTCOMES: ClassVar[dict[str, str]] = {
+        Outcome.TIMEOUT: "timeouts", Outcome.REJECTED: "rejected requests",
+        Outcome.ERROR_MID_STREAM: "errors in mid-stream", Outcome.EMPTY: "empty replies",
+        Outcome.LENGTH: "replies cut off by their length", Outcome.INVALID_JSON: "replies with invalid JSON",
+        Outcome.INVALID_TOOL_CALL: "invalid tool calls", Outcome.REPETITION: "replies that repeat themselves",
+    }  # fmt: skip
 
-    def __init__(self, name: str, family: str, action: Action, margin_percent: float, steps: int) -> None:
+    def __init__(self, name: str, family: str, action: GuardrailAction, margin_percent: float, steps: int) -> None:
         super().__init__(name, family, action, margin_percent)
-        self._field, self._noun = self.FIELDS[family]
+        self._field, self._noun = self.FIELDS[family] if family in self.FIELDS else ("", self.OUTCOMES[family])
         self._process = RateEProcess(1.0 + margin_percent / 100.0, steps=steps)
         self._events: dict[float, list[int]] = {}
         self._units = [0, 0]
@@ -122,7 +132,7 @@ class RateIncrease(Check):
 
     @override
     def update(self, tick: int, phases: Sequence[Phase]) -> None:
-        rows = [(phase.pi, getattr(phase.a, self._field), getattr(phase.b, self._field)) for phase in phases]
+        rows = [(phase.pi, self._bad(phase.a), self._bad(phase.b)) for phase in phases]
         self._process.update(tick, rows)
         for phase, (pi, bad_a, bad_b) in zip(phases, rows, strict=True):
             if 0.0 < pi < 1.0:
@@ -131,6 +141,12 @@ class RateIncrease(Check):
                 events[1] += bad_b
                 self._units[0] += phase.a.new
                 self._units[1] += phase.b.new
+
+    def _bad(self, arm: ArmEvidence) -> int:
+        """Units of an arm with a first bad event."""
+        if self._field:
+            return int(getattr(arm, self._field))
+        return arm.first_outcomes.get(Outcome(self.family), 0)
 
     @override
     def log_e(self) -> float:
@@ -156,7 +172,7 @@ class RateIncrease(Check):
             f"{self._noun}: {bad_b} of B's {n_b} units ({number(rate_b)} %) against {bad_a} of A's {n_a} "
             f"({number(rate_a)} %){shown}; the margin is {self.threshold:g} %"
         )
-        return Measure(text, "%", value, bound, self.threshold, rate_a, rate_b, n_a, n_b)
+        return Measure(text, "%", "%", value, bound, self.threshold, rate_a, rate_b, n_a, n_b)
 
     def _bound(self, limit: float) -> float | None:
         """The largest increase in percent that the plain test (all mass bet at once) rejects at this level."""
@@ -192,14 +208,14 @@ class RateIncrease(Check):
 
 
 class LatencyIncrease(Check):
-    """Core B with its tails: first requests of B's units against A's, lowered by the margin."""
+    """Core B with its tails: first requests of B's units against A's, lowered by the margin; of times, and of cost."""
 
     kind = "latency"
     NOUNS: ClassVar[dict[str, str]] = {
-        "latency": "latency", "ttft": "time to first token", "itl": "inter-token time",
+        "latency": "latency", "ttft": "time to first token", "itl": "inter-token time", "cost": "cost per request",
     }  # fmt: skip
 
-    def __init__(self, name: str, family: str, action: Action, margin_percent: float, steps: int) -> None:
+    def __init__(self, name: str, family: str, action: GuardrailAction, margin_percent: float, steps: int) -> None:
         super().__init__(name, family, action, margin_percent)
         self._shift = margin_shift(margin_percent / 100.0)
         self._evidence = LatencyEvidence(margin_percent / 100.0, steps=steps)
@@ -237,21 +253,30 @@ class LatencyIncrease(Check):
     @override
     def measure(self, limit: float) -> Measure:
         part = "ranks"
-        value_a, value_b = (quantile_ms(bins, 0.5) for bins in self._bins)
+        value_a, value_b = (self._quantile(bins, 0.5) for bins in self._bins)
         if not value_a or value_b is None or value_b <= value_a * (1.0 + self.threshold / 100.0):
             # The bulk is within the margin: then it is a tail that was shown.
             parts = self._evidence.parts()
             part = max(parts, key=lambda name: parts[name])
         share, label = {"ranks": (0.5, "median"), "p95": (0.95, "p95"), "p99": (0.99, "p99")}[part]
-        value_a, value_b = (quantile_ms(bins, share) for bins in self._bins)
+        value_a, value_b = (self._quantile(bins, share) for bins in self._bins)
         n_a, n_b = (sum(bins.values()) for bins in self._bins)
         value = 100.0 * (value_b / value_a - 1.0) if value_a and value_b is not None else None
         text = (
-            f"{self.NOUNS[self.family]}: {label} {number(value_b)} ms over {n_b} units of B against "
-            f"{number(value_a)} ms over {n_a} of A; the margin is {self.threshold:g} %"
+            f"{self.NOUNS[self.family]}: {label} {self._shown(value_b)} over {n_b} units of B against "
+            f"{self._shown(value_a)} over {n_a} of A; the margin is {self.threshold:g} %"
         )
         bound = self.threshold if self.log_e() >= limit else None
-        return Measure(text, "%", value, bound, self.threshold, value_a, value_b, n_a, n_b)
+        unit = "$" if self.family == "cost" else "ms"
+        return Measure(text, "%", unit, value, bound, self.threshold, value_a, value_b, n_a, n_b)
+
+    def _quantile(self, bins: dict[int, int], share: float) -> float | None:
+        """A quantile in milliseconds, or in dollars."""
+        value = histogram_quantile(bins, share)
+        return None if value is None else value / (NANO if self.family == "cost" else US_PER_MS)
+
+    def _shown(self, value: float | None) -> str:
+        return dollars(value) if self.family == "cost" else f"{number(value)} ms"
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -276,7 +301,15 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def quantile_ms(bins: dict[int, int], share: float) -> float | None:
-    """A quantile of binned microseconds in milliseconds."""
-    value = histogram_quantile(bins, share)
-    return None if value is None else value / US_PER_MS
+def ordinal(value: int) -> str:
+    """1st, 2nd, 3rd, 4th ..."""
+    ending = "th" if value % 100 in {11, 12, 13} else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
+    return f"{value}{ending}"
+
+
+def dollars(value: float | None) -> str:
+    """An amount for people: at least two decimals, and three significant digits of a small one."""
+    if value is None:
+        return "-"
+    digits = 2 if value >= 1.0 or value <= 0.0 else min(12, 2 - math.floor(math.log10(value)))
+    return f"${value:.{digits}f}"

@@ -5,18 +5,25 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from schemas.v1.experiment import Experiment
+from schemas.v1.experiment import Experiment, GuardrailAction
 from schemas.v1.query import GuardrailStatus
 from services.monitor.domain import guardrails
-from services.monitor.domain.checks import Check
+from services.monitor.domain.checks import Check, ordinal
 from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick
 from services.monitor.domain.findings import BOTH_ARMS, MONITORING_FAILURE, NO_DATA, SAMPLE_RATIO, Finding, Kind
 from services.monitor.domain.health import FAILURES, CheckHealth
 from services.monitor.domain.statistics import RateEProcess, SampleRatio
 from services.monitor.domain.totals import Totals
+from services.monitor.domain.trials import Trials
 
-FORMAT = 1
+FORMAT = 2
 """Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
+
+REPEATED: tuple[GuardrailAction, ...] = ("step_down", "pause")
+"""Actions after which a test goes on, so that they may be taken again."""
+
+ACTIONS = frozenset({"rollback", *REPEATED})
+"""Kinds of findings that call for more than an alert."""
 
 _SRM = "sample_ratio"
 _NON_INFERIOR = "error_non_inferiority"
@@ -46,6 +53,9 @@ class TestEvaluator:
         self.ticks = 0
         self.share_bp = 0
         self.totals = Totals()
+        self.trials = {action: Trials() for action in REPEATED}
+        self.at_share: dict[int, dict[str, int]] = {}
+        """Requests that finished since the last step down, by the share applied and by variant."""
         self.sample_ratio = SampleRatio()
         self.non_inferiority = RateEProcess.non_inferiority(
             1.0 + experiment.success_criteria.max_error_rate_increase_percent / 100.0
@@ -61,10 +71,16 @@ class TestEvaluator:
         """The finding that calls for a rollback, once there is one; it is final."""
         return next((finding for finding in self.findings if finding.kind == "rollback"), None)
 
-    @property
-    def limit(self) -> float:
-        """Level (ln E) at which a guardrail fires in the present epoch."""
-        return self.levels.limit(self.epoch)
+    def limit(self, check: Check) -> float:
+        """The ln E at which a check fires now: the level of its share of alpha, in the present epoch and trial."""
+        level = self.levels.limit(self.epoch, check.name)
+        trials = self.trials.get(check.action)
+        if trials is None:
+            return level
+        if trials.armed(check.name):
+            return trials.limit(check.name, level)
+        log_e = self.log_e(check)
+        return trials.limit(check.name, level, log_e if math.isfinite(log_e) else 0.0)
 
     def policy(self, name: str, default: str) -> str:
         """A policy of the test."""
@@ -81,6 +97,9 @@ class TestEvaluator:
         self.ticks += 1
         phases = tick.phases()
         self.totals.add(second, tick.cells)
+        for cell in tick.cells:
+            done = self.at_share.setdefault(cell.share_bp, {})
+            done[cell.variant] = done.get(cell.variant, 0) + cell.done
         self._note_share(phases)
         self._whole_test(second, phases)
         for epoch in sorted({self.epoch, *(phase.epoch for phase in phases if phase.epoch > self.epoch)}):
@@ -115,6 +134,8 @@ class TestEvaluator:
         self.epoch_requests = 0
         for check in self.checks:
             check.start_epoch(self.levels.plan.steps)
+        for action, trials in self.trials.items():
+            trials.start_epoch(self.second or 0, [check.name for check in self.checks if check.action == action])
 
     def _epoch(self, second: int, phases: Sequence[Phase]) -> None:
         tick = second - self.started_s - self.levels.plan.start(self.epoch)
@@ -127,18 +148,27 @@ class TestEvaluator:
                 log_e = check.log_e()
                 if math.isnan(log_e):
                     raise ArithmeticError("ln E is not a number")
-                if log_e >= self.limit:
+                if log_e >= self.limit(check):
                     reached.append((log_e, check))
 
             self._run(check.name, step)
         # The strongest evidence names the rule; the sort is stable, so equal ones go by the checks' order.
         reached.sort(key=lambda pair: -pair[0])
-        for _, check in reached:
-            if check.action == "rollback":
-                self._run(check.name, partial(self._rollback, check))
-        for _, check in reached:
+        self._decide([check for _, check in reached], second)
+
+    def _decide(self, reached: Sequence[Check], second: int) -> None:
+        """What follows for the checks that have reached their limits, the gravest action first."""
+        for action in ("rollback", *REPEATED):
+            for check in reached:
+                if check.action == action:
+                    self._run(check.name, partial(self._act, check, second))
+        for check in reached:
             if check.action == "warn":
                 self._run(check.name, partial(self._warn, check))
+        for check in self.checks:
+            waiting = self.trials.get(check.action)
+            if waiting is not None and not waiting.armed(check.name):
+                waiting.begin(second, check.name, self.log_e(check))
 
     def _run(self, name: str, step: Callable[[], None]) -> None:
         """Run one step of one check; its failure is that check's alone."""
@@ -147,30 +177,55 @@ class TestEvaluator:
         except Exception as exc:
             self.exceptions.append((name, exc))
 
-    def _rollback(self, check: Check) -> None:
+    def _act(self, check: Check, second: int) -> None:
+        """Take the action of a check that has reached its limit, once for all checks of that action."""
         both = check.absolute and check.control_bad()
         if both and self.policy("on_both_arms_bad", "alert") != "rollback":
             self._find_check("both_arms", f"{BOTH_ARMS}.{check.family}", check, "both arms exceed the limit, ")
-        elif self.fired is None and check.bad_units() >= guardrails.MIN_BAD_UNITS:
+        elif self.fired is not None or check.bad_units() < guardrails.MIN_BAD_UNITS:
+            return
+        elif check.action == "step_down":
+            self._step_down(check, second)
+        elif check.action == "pause" and self.trials["pause"].armed(check.name):
+            self._find_check("pause", check.name, check, number=self.trials["pause"].count + 1)
+            self.trials["pause"].took(second, 0)
+        elif check.action == "rollback":
             self._find_check("rollback", check.name, check)
 
+    def _step_down(self, check: Check, second: int) -> None:
+        """Step down, or roll back where as many steps down as there are retries did not help."""
+        trials, retry = self.trials["step_down"], self.experiment.retry
+        if not trials.armed(check.name):
+            return
+        number = trials.count + 1
+        if trials.count >= max(1, retry.max_retries):
+            made = min(trials.count, retry.max_retries)
+            after = f"{made} {'retry' if made == 1 else 'retries'}" if made else "a step down without retry"
+            self._find_check("rollback", check.name, check, f"{ordinal(number)} failure after {after}: ")
+            return
+        self._find_check("step_down", check.name, check, number=number)
+        trials.took(second, math.ceil(60.0 * retry.backoff_minutes * 2.0**trials.count))
+        self.at_share = {}
+
     def _warn(self, check: Check) -> None:
-        fired = self.fired
-        if fired is not None and fired.tick == self.second and fired.rule == check.name.removesuffix("_warning"):
+        acted = check.name.removesuffix("_warning")
+        if acted != check.name and any(f.kind in ACTIONS and f.rule == acted for f in self.findings):
             return
         prefix = "both arms, " if check.absolute and check.control_bad() else ""
         self._find_check("warning", check.name, check, prefix)
 
-    def _find_check(self, kind: Kind, rule: str, check: Check, prefix: str = "") -> None:
-        if any(finding.kind == kind and finding.rule == rule for finding in self.findings):
+    def _find_check(self, kind: Kind, rule: str, check: Check, prefix: str = "", number: int = 1) -> None:
+        if any(f.kind == kind and f.rule == rule and f.number == number for f in self.findings):
             return
-        limit, log_e = self.limit, check.log_e()
-        measure = check.measure(limit)
+        limit, log_e = self.limit(check), check.log_e()
+        # A trial that began far below E = 1 may fire at a low E: what is shown of the effect takes the whole level.
+        measure = check.measure(max(limit, self.levels.limit(self.epoch, check.name)))
+        bound = check.threshold if measure.bound is None and not check.absolute else measure.bound
         self._find(
             kind, rule, f"{prefix}{measure.text} (ln E {log_e:.2f}, needed {limit:.2f})", log_e=log_e, limit=limit,
-            value=measure.value, bound=measure.bound, threshold=measure.threshold, unit=measure.unit,
+            value=measure.value, bound=bound, threshold=measure.threshold, unit=measure.unit,
             value_a=measure.value_a, value_b=measure.value_b, n_a=measure.n_a, n_b=measure.n_b,
-            bad_units=check.bad_units(),
+            bad_units=check.bad_units(), number=number,
         )  # fmt: skip
 
     def _find(self, kind: Kind, rule: str, text: str, **numbers: Any) -> None:
@@ -250,17 +305,22 @@ class TestEvaluator:
         return [self._status(check) for check in self.checks]
 
     def _status(self, check: Check) -> GuardrailStatus:
-        found = {finding.rule for finding in self.findings if finding.kind in {"rollback", "warning"}}
-        status = GuardrailStatus(name=check.name, action=check.action, log_e=0.0, limit=self.limit)
-        status.fired = check.action == "rollback" and check.name in found
-        status.warned = check.action == "warn" and check.name in found
+        limit = self.limit(check)
+        status = GuardrailStatus(name=check.name, action=check.action, log_e=0.0, limit=limit)
+        status.fired = any(f.kind in ACTIONS and f.rule == check.name for f in self.findings)
+        status.warned = any(f.kind == "warning" and f.rule == check.name for f in self.findings)
         status.threshold = check.threshold
+        trials = self.trials.get(check.action)
+        if trials is not None:
+            status.times = trials.count
+            if not trials.armed(check.name) and trials.quiet_until is not None:
+                status.quiet_until_ms = 1000 * trials.quiet_until
 
         def fill() -> None:
-            measure = check.measure(self.limit)
+            measure = check.measure(limit)
             status.log_e = check.log_e()
-            status.value_a, status.value_b = measure.value_a, measure.value_b
-            status.needs_requests = check.needs(self.epoch_requests, self.limit)
+            status.value_a, status.value_b, status.unit = measure.value_a, measure.value_b, measure.arm_unit
+            status.needs_requests = check.needs(self.epoch_requests, limit)
 
         self._run(check.name, fill)
         return status
@@ -270,10 +330,12 @@ class TestEvaluator:
         return {
             "format": FORMAT,
             "test_id": self.experiment.test_id,
-            "checks": [[c.name, c.kind, c.threshold, c.to_dict()] for c in self.checks],
+            "checks": [[c.name, c.kind, c.action, c.threshold, c.to_dict()] for c in self.checks],
             "epoch": [self.epoch, self.epoch_requests],
             "tick": [self.second, self.sequence, self.ticks, self.share_bp, self._last_data],
             "totals": self.totals.to_dict(),
+            "trials": {action: trials.to_dict() for action, trials in self.trials.items()},
+            "at_share": [[share, done] for share, done in self.at_share.items()],
             "sample_ratio": self.sample_ratio.to_dict(),
             "non_inferiority": self.non_inferiority.to_dict(),
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
@@ -284,18 +346,20 @@ class TestEvaluator:
     def from_dict(cls, experiment: Experiment, state: dict[str, Any]) -> "TestEvaluator":
         """Restore a checkpoint. Raises StateError when it is another test's or other checks'."""
         evaluator = cls(experiment)
-        wanted = [[check.name, check.kind, check.threshold] for check in evaluator.checks]
+        wanted = [[check.name, check.kind, check.action, check.threshold] for check in evaluator.checks]
         if state.get("format") != FORMAT or state.get("test_id") != experiment.test_id:
             raise StateError("the checkpoint has another format or is of another test")
-        if [entry[:3] for entry in state["checks"]] != wanted:
+        if [entry[:4] for entry in state["checks"]] != wanted:
             raise StateError("the checkpoint holds other checks than this test has")
         for check, entry in zip(evaluator.checks, state["checks"], strict=True):
-            check.load(entry[3])
+            check.load(entry[4])
         evaluator.epoch, evaluator.epoch_requests = state["epoch"]
         second, sequence, ticks, share_bp, last_data = state["tick"]
         evaluator.second, evaluator.sequence, evaluator.ticks = second, sequence, ticks
         evaluator.share_bp, evaluator._last_data = share_bp, last_data
         evaluator.totals = Totals.from_dict(state["totals"])
+        evaluator.trials = {action: Trials.from_dict(state["trials"][action]) for action in REPEATED}
+        evaluator.at_share = {share: dict(done) for share, done in state["at_share"]}
         evaluator.sample_ratio = SampleRatio.from_dict(state["sample_ratio"])
         evaluator.non_inferiority = RateEProcess.from_dict(state["non_inferiority"])
         evaluator.findings = [Finding.model_validate(value) for value in state["findings"]]

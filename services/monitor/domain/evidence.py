@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from schemas.feedback import UNITS_DOWN
 from schemas.sketch import merge
-from schemas.v1.common import ERRORS
+from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.windows import Cell, Window
 
 FULL_SHARE = 10_000
@@ -19,8 +19,8 @@ FULL_SHARE = 10_000
 class ArmEvidence:
     """What one arm brought in one phase of one tick.
 
-    ``new`` to ``first_errors_test`` count units (`schemas.v1.windows.UnitEvidence`); ``bins`` are histograms of each
-    unit's first request of the epoch in microseconds, by quantity.
+    ``new`` to ``first_errors_test`` and ``first_outcomes`` count units (`schemas.v1.windows.UnitEvidence`); ``bins``
+    are histograms of each unit's first request of the epoch, by quantity: microseconds, or nano-dollars of ``cost``.
     """
 
     done: int = 0
@@ -32,6 +32,7 @@ class ArmEvidence:
     new_test: int = 0
     first_errors_test: int = 0
     first_thumbs_down: int = 0
+    first_outcomes: dict[Outcome, int] = field(default_factory=dict)
     bins: dict[str, dict[int, int]] = field(default_factory=lambda: {"latency": {}, "ttft": {}, "itl": {}, "cost": {}})
 
     def add(self, cell: Cell) -> None:
@@ -46,6 +47,8 @@ class ArmEvidence:
         self.new_test += units.new_test
         self.first_errors_test += units.first_errors_test
         self.first_thumbs_down += cell.feedback.get(UNITS_DOWN, 0)
+        for outcome, count in units.first_outcomes.items():
+            self.first_outcomes[outcome] = self.first_outcomes.get(outcome, 0) + count
         merge(self.bins["latency"], units.latency_bins)
         merge(self.bins["ttft"], units.ttft_bins)
         merge(self.bins["itl"], units.itl_bins)

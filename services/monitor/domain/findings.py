@@ -4,7 +4,10 @@ from typing import Literal
 
 from schemas.v1.common import Message
 
-Kind = Literal["rollback", "warning", "both_arms", "sample_ratio", "no_data", "check_failing", "check_recovered"]
+Kind = Literal[
+    "rollback", "step_down", "pause", "warning", "both_arms", "sample_ratio", "no_data", "check_failing",
+    "check_recovered",
+]  # fmt: skip
 
 MONITORING_FAILURE = "monitoring_failure"
 NO_DATA = "no_data"
@@ -16,7 +19,7 @@ class Finding(Message):
     """Something that was shown (or that failed) at a tick.
 
     ``tick`` is the broker's second (Unix), ``sequence`` the last WINDOWS sequence in it; ``log_e`` reached ``limit``
-    in epoch ``epoch``. ``number`` tells repeated findings of one rule apart (a check that fails again).
+    in epoch ``epoch``. ``number`` tells repeated findings apart: a check that fails again, the n-th step down or pause.
     """
 
     kind: Kind

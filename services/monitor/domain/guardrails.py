@@ -1,80 +1,141 @@
-"""Which checks a test has, how many of them share its level, and at what ln E each fires.
+"""Which checks a test has, what each does when it fires, its share of the level, and at what ln E it fires.
 
-Source of the levels: `statistics.log_threshold`, ln(K / (alpha * v_e)), with K the guardrails that may roll back.
+Source of the levels: `statistics.log_threshold`. A check that acts has alpha_k = alpha * w_k / sum of w over all that
+act; in epoch e it fires at ln(1 / (alpha_k * v_e)). Equal weights give ln(K / (alpha * v_e)), with K checks that act.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from schemas.v1.experiment import Experiment
-from services.monitor.domain.checks import Action, Check, LatencyIncrease, RateIncrease
+from schemas.v1.experiment import Experiment, GuardrailAction
+from schemas.v1.windows import OUTCOME_KINDS
+from services.monitor.domain.checks import Check, LatencyIncrease, RateIncrease
 from services.monitor.domain.limits import AbsoluteErrors, AbsoluteLatency
 from services.monitor.domain.statistics import EpochPlan, log_threshold
 
 MIN_BAD_UNITS = 3
-"""Distinct units of the canary that must look bad before it is rolled back."""
+"""Distinct units of the canary that must look bad before anything is done to it."""
 
 ERROR_FACTOR_PERCENT = 400.0
 LATENCY_FACTOR_PERCENT = 100.0
 """Trigger 3, performance degradation: five times the errors, or latency up by 100 %."""
 
-RELATIVE_RATES = (
-    ("error_rate_increase", "errors"),
-    ("client_error_increase", "client_errors"),
-    ("overdue_increase", "overdue"),
-)
-FEEDBACK = ("thumbs_down_increase", "feedback")
-RELATIVE_LATENCIES = (("latency_increase", "latency"), ("ttft_increase", "ttft"), ("inter_token_increase", "itl"))
+RATES = {
+    "error_rate": ("error_rate_increase", "errors"),
+    "client_error_rate": ("client_error_increase", "client_errors"),
+    "overdue": ("overdue_increase", "overdue"),
+    "thumbs_down": ("thumbs_down_increase", "feedback"),
+    **{kind.value: (f"{kind.value}_increase", kind.value) for kind in OUTCOME_KINDS},
+}
+VALUES = {
+    "latency": ("latency_increase", "latency"),
+    "ttft": ("ttft_increase", "ttft"),
+    "inter_token": ("inter_token_increase", "itl"),
+    "cost": ("cost_increase", "cost"),
+}
+"""Name and family of the check behind each metric of a guardrail: rates of bad events, and values of requests."""
+
+_REDUCES = frozenset({"step_down", "rollback"})
+_DEFAULT_RATES = ("error_rate", "client_error_rate", "overdue")
+_DEFAULT_VALUES = ("latency", "ttft", "inter_token")
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The family's level over guardrails and epochs."""
+    """The family's level over the checks that act (``weights`` by name) and over epochs."""
 
     alpha: float
-    guardrails: int
     plan: EpochPlan
+    weights: Mapping[str, float] = field(default_factory=dict)
 
-    def limit(self, epoch: int) -> float:
-        """Level (ln E) at which a guardrail fires in an epoch; overtime has the level of the last epoch."""
-        weight = self.plan.weight(min(epoch, self.plan.count - 1))
-        return log_threshold(self.alpha, self.guardrails, weight)
+    @property
+    def guardrails(self) -> int:
+        """K: the checks that may do something to the canary."""
+        return len(self.weights)
+
+    def share(self, name: str | None = None) -> float:
+        """A check's part of the level, of 1; that of an equal share for a check that only warns, and without a name."""
+        weight = self.weights.get(name) if name is not None else None
+        if weight is None:
+            return 1.0 / max(1, self.guardrails)
+        return weight / sum(self.weights.values())
+
+    def limit(self, epoch: int, name: str | None = None) -> float:
+        """Level (ln E) at which a check fires in an epoch; overtime has the level of the last epoch."""
+        weight = self.weights.get(name) if name is not None else None
+        parts = max(1, self.guardrails) if weight is None else sum(self.weights.values()) / weight
+        return log_threshold(self.alpha, parts, self.plan.weight(min(epoch, self.plan.count - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A guardrail against control: which metric, how much more is allowed, what it does, its weight."""
+
+    metric: str
+    margin_percent: float
+    action: GuardrailAction = "rollback"
+    weight: float = 1.0
 
 
 def build(experiment: Experiment) -> tuple[list[Check], Levels]:
-    """The checks of a test, those that may roll back first, and the levels they fire at."""
+    """The checks of a test, those that act first, and the levels they fire at."""
     plan = EpochPlan(experiment.duration_seconds)
-    checks = [*_relative(experiment, plan.steps), *_absolute(experiment, plan.steps)]
-    checks.sort(key=lambda check: check.action != "rollback")
-    acting = sum(check.action == "rollback" for check in checks)
-    return checks, Levels(experiment.alpha, acting, plan)
+    weights: dict[str, float] = {}
+    checks = [*_relative(experiment, plan.steps, weights), *_absolute(experiment, plan.steps)]
+    checks.sort(key=lambda check: check.action == "warn")
+    acting = {check.name: weights.get(check.name, 1.0) for check in checks if check.action != "warn"}
+    return checks, Levels(experiment.alpha, plan, acting)
 
 
 def watches_feedback(experiment: Experiment) -> bool:
     """Whether thumbs-down are a guardrail: only by what was asked for at the start, since it takes a share of alpha."""
-    return experiment.primary_metric == "thumbs"
+    return experiment.primary_metric == "thumbs" or any(g.metric == "thumbs_down" for g in experiment.guardrails)
 
 
-def _relative(experiment: Experiment, steps: int) -> list[Check]:
+def _wanted(experiment: Experiment) -> list[_Wanted]:
+    """The default guardrails, each where it was replaced, and after them those that were added."""
     errors = experiment.success_criteria.max_error_rate_increase_percent
     slower = experiment.success_criteria.max_latency_increase_percent
+    rates = (*_DEFAULT_RATES, "thumbs_down") if experiment.primary_metric == "thumbs" else _DEFAULT_RATES
+    named: dict[str, list[_Wanted]] = {}
+    for own in experiment.guardrails:
+        named.setdefault(own.metric, []).append(_Wanted(own.metric, own.margin_percent, own.action, own.weight))
+    found: list[_Wanted] = []
+    for metrics, margin in ((rates, errors), (_DEFAULT_VALUES, slower)):
+        for metric in metrics:
+            found += named.pop(metric, [_Wanted(metric, margin)])
+    return [*found, *(wanted for several in named.values() for wanted in several)]
+
+
+def _relative(experiment: Experiment, steps: int, weights: dict[str, float]) -> list[Check]:
+    wanted = _wanted(experiment)
     checks: list[Check] = []
-    rates = (*RELATIVE_RATES, FEEDBACK) if watches_feedback(experiment) else RELATIVE_RATES
-    for name, family in rates:
-        checks.append(RateIncrease(name, family, "rollback", errors, steps))
-        if errors > 0:
-            checks.append(RateIncrease(f"{name}_warning", family, "warn", 0.0, steps))
-    for name, family in RELATIVE_LATENCIES:
-        checks.append(LatencyIncrease(name, family, "rollback", slower, steps))
-        if slower > 0:
-            checks.append(LatencyIncrease(f"{name}_warning", family, "warn", 0.0, steps))
-    # Where the margins are tighter than trigger 3, they fire before it could.
-    if errors > ERROR_FACTOR_PERCENT:
-        checks.append(RateIncrease("performance_degradation_errors", "errors", "rollback", ERROR_FACTOR_PERCENT, steps))
-    if slower > LATENCY_FACTOR_PERCENT:
-        checks.append(
-            LatencyIncrease("performance_degradation_latency", "latency", "rollback", LATENCY_FACTOR_PERCENT, steps)
-        )
+    used: Counter[str] = Counter()
+    for one in wanted:
+        plain = (RATES.get(one.metric) or VALUES[one.metric])[0]
+        used[plain] += 1
+        # Two guardrails of one metric (a step down, and a rollback beyond a wider margin) are told apart by number.
+        name = plain if used[plain] == 1 else f"{plain}_{used[plain]}"
+        weights[name] = one.weight
+        checks.append(_against_control(one.metric, name, one.action, one.margin_percent, steps))
+        if one.action != "warn" and one.margin_percent > 0 and used[f"{plain}_warning"] == 0:
+            used[f"{plain}_warning"] = 1
+            checks.append(_against_control(one.metric, f"{plain}_warning", "warn", 0.0, steps))
+    for name, metric, factor in (
+        ("performance_degradation_errors", "error_rate", ERROR_FACTOR_PERCENT),
+        ("performance_degradation_latency", "latency", LATENCY_FACTOR_PERCENT),
+    ):
+        # What takes traffic from the canary at a tighter margin than trigger 3 acts before trigger 3 could.
+        if not any(w.metric == metric and w.action in _REDUCES and w.margin_percent <= factor for w in wanted):
+            checks.append(_against_control(metric, name, "rollback", factor, steps))
     return checks
+
+
+def _against_control(metric: str, name: str, action: GuardrailAction, margin_percent: float, steps: int) -> Check:
+    if metric in RATES:
+        return RateIncrease(name, RATES[metric][1], action, margin_percent, steps)
+    return LatencyIncrease(name, VALUES[metric][1], action, margin_percent, steps)
 
 
 def _absolute(experiment: Experiment, steps: int) -> list[Check]:
@@ -95,9 +156,8 @@ def _absolute(experiment: Experiment, steps: int) -> list[Check]:
             ("critical_latency_ms", thresholds.critical_latency_ms),
         )
     ]
-    warn: Action = "warn"
-    checks.append(AbsoluteErrors("warning_error_rate", "errors", warn, thresholds.warning_error_rate, steps))
-    checks.append(AbsoluteLatency("warning_latency_ms", "latency", warn, thresholds.warning_latency_ms))
+    checks.append(AbsoluteErrors("warning_error_rate", "errors", "warn", thresholds.warning_error_rate, steps))
+    checks.append(AbsoluteLatency("warning_latency_ms", "latency", "warn", thresholds.warning_latency_ms))
     return checks
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from services.monitor.domain.checks import US_PER_MS, Action, Check, Measure, number, percent
+from schemas.v1.experiment import GuardrailAction
+from services.monitor.domain.checks import US_PER_MS, Check, Measure, number, percent
 from services.monitor.domain.evidence import ArmEvidence, Phase
 from services.monitor.domain.statistics import (
     AbsoluteRate,
@@ -30,7 +31,7 @@ class AbsoluteErrors(Check):
     kind = "absolute_errors"
     absolute = True
 
-    def __init__(self, name: str, family: str, action: Action, limit_percent: float, steps: int) -> None:
+    def __init__(self, name: str, family: str, action: GuardrailAction, limit_percent: float, steps: int) -> None:
         super().__init__(name, family, action, limit_percent)
         self._a = AbsoluteRate(limit_percent / 100.0, steps=steps)
         self._b = AbsoluteRate(limit_percent / 100.0, steps=steps)
@@ -77,7 +78,7 @@ class AbsoluteErrors(Check):
             f"A: {bad_a} in {n_a} ({number(rate_a)} %)"
         )
         bound = self.threshold if self.log_e() >= limit else None
-        return Measure(text, "%", rate_b, bound, self.threshold, rate_a, rate_b, n_a, n_b)
+        return Measure(text, "%", "%", rate_b, bound, self.threshold, rate_a, rate_b, n_a, n_b)
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class AbsoluteLatency(Check):
     kind = "absolute_latency"
     absolute = True
 
-    def __init__(self, name: str, family: str, action: Action, limit_ms: float) -> None:
+    def __init__(self, name: str, family: str, action: GuardrailAction, limit_ms: float) -> None:
         super().__init__(name, family, action, limit_ms)
         self._limit_us = limit_ms * US_PER_MS
         self._limit_bin = bin_index(self._limit_us)
@@ -152,7 +153,7 @@ class AbsoluteLatency(Check):
             f"mean latency: {number(mean_b)} ms over {self._b.n} units of B (at least {bound:.0f} ms), limit "
             f"{self.threshold:g} ms; A: {number(mean_a)} ms over {self._a.n}"
         )
-        return Measure(text, "ms", mean_b, bound, self.threshold, mean_a, mean_b, self._a.n, self._b.n)
+        return Measure(text, "ms", "ms", mean_b, bound, self.threshold, mean_a, mean_b, self._a.n, self._b.n)
 
     @override
     def to_dict(self) -> dict[str, Any]:

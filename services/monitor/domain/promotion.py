@@ -99,20 +99,34 @@ def _split(evaluator: TestEvaluator) -> Condition:
 
 def _quiet(evaluator: TestEvaluator) -> Condition:
     """No guardrail has fired or is near it; one that cannot be evaluated is no reason to promote."""
-    bar = evaluator.limit - NEAR
-    worst, log_e = "", -math.inf
-    for check in evaluator.checks:
-        if check.action == "rollback":
-            evidence = evaluator.log_e(check)
-            if evidence > log_e:
-                worst, log_e = check.name, evidence
-    if math.isinf(log_e):
+    worst, log_e, bar = nearest(evaluator, trial_only=False)
+    if log_e == math.inf:
         return Condition(name="guardrails", met=False, text=f"{worst} cannot be evaluated", limit=bar)
     if evaluator.fired is not None:
         return Condition(name="guardrails", met=False, text=f"{evaluator.fired.rule} has fired", log_e=log_e, limit=bar)
     met = log_e < bar
     text = "no guardrail is near firing" if met else f"{worst} is near firing (ln E {log_e:.2f}, hold from {bar:.2f})"
     return Condition(name="guardrails", met=met, text=text, log_e=log_e, limit=bar, needs_requests=0 if met else None)
+
+
+def nearest(evaluator: TestEvaluator, *, trial_only: bool) -> tuple[str, float, float]:
+    """(name, ln E, ln E from which it is near firing) of the acting guardrail that is nearest to firing.
+
+    In a trial after a step down or a pause a guardrail is near by the trial's evidence; unless ``trial_only`` it is
+    also near while that of its whole epoch is: what was shown has not become untrue by trying again.
+    """
+    found = ("", 0.0, math.inf)
+    for check in evaluator.checks:
+        if check.action == "warn":
+            continue
+        log_e, limit = evaluator.log_e(check), evaluator.limit(check)
+        if not trial_only:
+            limit = min(limit, evaluator.levels.limit(evaluator.epoch, check.name))
+        if log_e == math.inf:
+            return check.name, log_e, limit - NEAR
+        if log_e - limit + NEAR > found[1] - found[2]:
+            found = (check.name, log_e, limit - NEAR)
+    return found
 
 
 def _errors(evaluator: TestEvaluator) -> Condition:

@@ -15,6 +15,7 @@ STRETCHES = 50
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _US_PER_MS = 1000.0
+_SAME = 1e-9
 
 Bins = dict[str, dict[int, int]]
 
@@ -29,6 +30,7 @@ class Point:
     n_b: int
     effect: tuple[float | None, float | None, float | None]
     limit: float
+    limits: dict[str, float]
     log_e: dict[str, float]
     bins: Bins = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ class SeriesBuilder:
             effect_low=[_known(point.effect[1]) for point in points],
             effect_high=[_known(point.effect[2]) for point in points],
             limit=[_rounded(point.limit) for point in points],
+            limits=_own_limits(points),
             log_e={name: [_known(point.log_e.get(name)) for point in points] for name in names},
             latency_ms=latencies,
         )
@@ -84,7 +87,8 @@ class SeriesBuilder:
             n_a=evaluator.totals.of("a").done,
             n_b=evaluator.totals.of("b").done,
             effect=(effect.percent, effect.low, effect.high),
-            limit=evaluator.limit,
+            limit=evaluator.levels.limit(evaluator.epoch),
+            limits={check.name: evaluator.limit(check) for check in evaluator.checks if check.action != "warn"},
             log_e={check.name: evaluator.log_e(check) for check in evaluator.checks},
             bins={arm: dict(bins) for arm, bins in self._bins.items()},
         )
@@ -97,6 +101,16 @@ class SeriesBuilder:
             merged.append(second)
         self._points = merged
         self.step *= 2
+
+
+def _own_limits(points: list[Point]) -> dict[str, list[float | None]]:
+    """The limits of guardrails that do not have the common one all the time."""
+    names = points[0].limits if points else {}
+    return {
+        name: [_known(point.limits[name]) for point in points]
+        for name in names
+        if any(abs(point.limits[name] - point.limit) > _SAME for point in points)
+    }
 
 
 def _latencies(points: list[Point]) -> dict[str, list[float | None]]:

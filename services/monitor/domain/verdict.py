@@ -10,6 +10,9 @@ from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.findings import Finding
 from services.monitor.domain.promotion import LIMIT, Condition, Effect, conditions, primary_effect
 
+_WORSE = frozenset({"warning", "step_down", "pause"})
+"""Kinds of findings that say that B is worse without ending the test."""
+
 
 def rollback_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord:
     """The record of a fired rollback: the same wherever and whenever it is derived from the same windows."""
@@ -31,6 +34,7 @@ def rollback_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord
         details={
             "windows_seq": finding.sequence, "epoch": finding.epoch, "limit": finding.limit, "unit": finding.unit,
             "guardrails": evaluator.levels.guardrails, "alpha": evaluator.levels.alpha,
+            "share": evaluator.levels.share(finding.rule) if finding.rule in evaluator.levels.weights else None,
             "value_a": finding.value_a, "value_b": finding.value_b, "bad_units_b": finding.bad_units,
         },
     )  # fmt: skip
@@ -66,9 +70,13 @@ def _held_back(evaluator: TestEvaluator, found: list[Condition], effect: Effect)
             "find out why units do not reach B as configured",
             found, effect,
         )  # fmt: skip
-    worse = next((f for f in evaluator.findings if f.kind == "warning" and f.rule.endswith("_increase_warning")), None)
-    if worse is not None:
-        reason = f"B is shown to be worse, within the margin that would roll it back: {worse.text}"
+    relative = {check.name for check in evaluator.checks if not check.absolute}
+    shown = [f for f in evaluator.findings if f.kind in _WORSE and f.rule in relative]
+    if shown:
+        worse = min(shown, key=lambda finding: finding.kind == "warning")  # the first of the gravest
+        within = worse.kind == "warning" and worse.rule.endswith("_warning")
+        extent = "within the margin that is allowed" if within else "beyond its guardrail's margin"
+        reason = f"B is shown to be worse, {extent}: {worse.text}"
         return _record(evaluator, Decision.KEEP_A, worse.rule, reason, found, effect)
     if effect.hold is None and effect.not_better >= LIMIT:
         reason = (

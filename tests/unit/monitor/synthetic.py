@@ -40,13 +40,19 @@ def moments(values: list[int]) -> Moments:
 
 @dataclass
 class Arm:
-    """How one variant behaves: probabilities, and lognormal latency (median in ms, sigma)."""
+    """How one variant behaves: probabilities, and lognormal latency and cost (medians in ms and nano-dollars, sigma).
+
+    ``odd`` is the probability that a good request ends with the outcome ``odd_outcome`` instead.
+    """
 
     errors: float = 0.01
     client_errors: float = 0.0
     overdue: float = 0.0
     median_ms: float = 200.0
     sigma: float = 0.5
+    odd: float = 0.0
+    odd_outcome: Outcome = Outcome.EMPTY
+    cost: int = 0
 
 
 @dataclass
@@ -96,6 +102,7 @@ class Traffic:
         arm = self.a if variant == "a" else self.b
         units = UnitEvidence()
         first: list[int] = []
+        odd = 0
         buckets: dict[int, Bucket] = {}
         for unit, kind, latency in rows:
             if (epoch, unit) not in self.seen["new"]:
@@ -114,6 +121,11 @@ class Traffic:
                 self.seen_test["error"].add(unit)
                 units.first_errors_test += 1
             units.first_client_errors += kind == "client"
+            if kind == "ok" and arm.odd and self.rng.random() < arm.odd:
+                odd += 1
+                if (epoch, unit) not in self.seen.setdefault(arm.odd_outcome, set()):
+                    self.seen[arm.odd_outcome].add((epoch, unit))
+                    units.first_outcomes[arm.odd_outcome] = units.first_outcomes.get(arm.odd_outcome, 0) + 1
             if kind == "client":
                 continue
             bucket = buckets.setdefault((unit * 40503) % 128, Bucket())
@@ -124,9 +136,12 @@ class Traffic:
                 bucket.latency_ln += round(1e6 * math.log(latency))
         units.latency_bins = moments(first).bins
         units.ttft_bins = dict(units.latency_bins)
+        if arm.cost:
+            spread = np.exp(arm.sigma * self.rng.standard_normal(len(first)))
+            units.cost_bins = moments([max(1, round(arm.cost * x)) for x in spread]).bins
         kinds = [kind for _, kind, _ in rows]
         outcomes = {
-            Outcome.OK: kinds.count("ok"), Outcome.ERROR_BEFORE_FIRST_TOKEN: kinds.count("error"),
+            Outcome.OK: kinds.count("ok") - odd, arm.odd_outcome: odd, Outcome.ERROR_BEFORE_FIRST_TOKEN: kinds.count("error"),
             Outcome.CLIENT_ERROR: kinds.count("client"),
         }
         good = [latency for _, kind, latency in rows if kind == "ok"]

@@ -76,12 +76,12 @@ class EpochPlan:
         return 0.5 if index == 0 else 0.5 / (self.count - 1)
 
 
-def log_threshold(alpha: float, guardrails: int = 1, weight: float = 1.0) -> float:
-    """Return ln(K / (alpha * v_e)): roll back when a guardrail's ln E reaches it.
+def log_threshold(alpha: float, guardrails: float = 1, weight: float = 1.0) -> float:
+    """Return ln(K / (alpha * v_e)): act when a guardrail's ln E reaches it.
 
     Args:
         alpha: level of the whole test, in (0, 1).
-        guardrails: K, number of guardrails that can roll back.
+        guardrails: K, number of guardrails that act; with unequal shares 1/share, the sum of weights by its own weight.
         weight: v_e of the epoch.
 
     Raises:
