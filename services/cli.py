@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, record, show
+from services._cli import alerts, api, record, rollout, show
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import load_or_exit, run
 from services._runtime.telemetry import setup_logging
@@ -24,6 +24,16 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="The YAML co
 TestOption = Annotated[str | None, typer.Option("--test-id", help="By default the running test.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept in the record.")]
+
+
+_ROLLBACKS = """
+Examples:
+
+\b
+  cypria rollback --reason "wrong answers"
+  cypria rollback --speed gradual
+  cypria rollback --speed gradual --at 2026-01-31T03:00:00Z
+"""
 
 
 def _config(option: Path | None) -> Path | None:
@@ -83,24 +93,63 @@ def provision(config: ConfigOption = None) -> None:
         show.console.print(line)
 
 
-@app.command()
+@app.command(epilog=rollout.EXAMPLES)
 def start(
     model_a: str,
     model_b: str,
     split: Annotated[float | None, typer.Option("--split", help="Percent of traffic to B.")] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Minutes.")] = None,
     auto_rollback: Annotated[bool, typer.Option("--auto-rollback/--no-auto-rollback")] = True,
+    ramp: Annotated[
+        str | None, typer.Option("--ramp", metavar="SHARES", help="Rising percentages of B, such as 1,5,25,50.")
+    ] = None,
+    soak: Annotated[float | None, typer.Option("--soak", help="Minutes at each step of the ramp, at least.")] = None,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="What each step needs besides: none, statistical (default) or manual.")
+    ] = None,
+    min_requests: Annotated[
+        int | None, typer.Option("--min-requests", help="Requests of B at each step of the ramp, at least.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Criteria and ramp: conservative or aggressive.")
+    ] = None,
+    change_type: Annotated[
+        str | None,
+        typer.Option(
+            "--change-type",
+            help="Duration and split by what B changes: bug_fix, performance_optimization, model_update or "
+            "architecture_change.",
+        ),
+    ] = None,
+    guardrail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guardrail", metavar="METRIC=MARGIN:ACTION",
+            help="Such as ttft=15:pause; margin in percent; action: warn, pause, step_down or rollback (default). "
+            "May be given several times.",
+        ),
+    ] = None,
+    primary_metric: Annotated[
+        str | None, typer.Option("--primary-metric", help="What B must be better in to be promoted.")
+    ] = None,
+    max_retries: Annotated[int | None, typer.Option("--max-retries", help="Retries after steps down.")] = None,
+    backoff: Annotated[
+        float | None, typer.Option("--backoff", help="Minutes before the first retry; doubles each time.")
+    ] = None,
+    min_duration: Annotated[
+        float | None, typer.Option("--min-duration", help="Minutes before which nothing is promoted.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="Start then (RFC 3339).")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Start a test of MODEL_B against MODEL_A."""
-    body: dict[str, Any] = {"model_a": model_a, "model_b": model_b, "auto_rollback": auto_rollback}
-    if split is not None:
-        body["traffic_split_percent"] = split
-    if duration is not None:
-        body["test_duration_minutes"] = duration
-    if schedule is not None:
-        body["schedule"] = schedule
+    """Start a test of MODEL_B against MODEL_A, at one split or up a ramp."""
+    body = _body(
+        model_a=model_a, model_b=model_b, traffic_split_percent=split, test_duration_minutes=duration,
+        auto_rollback=auto_rollback, ramp=rollout.ramp(ramp, soak, gate, min_requests), preset=preset,
+        change_type=change_type, guardrails=[rollout.guardrail(text) for text in guardrail or []] or None,
+        primary_metric=primary_metric, retry=rollout.retry(max_retries, backoff), min_duration_minutes=min_duration,
+        schedule=schedule,
+    )  # fmt: skip
     _done(api.call("POST", "/v1/ab-testing/start", body=body), json_)
 
 
@@ -118,7 +167,7 @@ def stop(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOpt
     show.as_json(data) if json_ else show.result(data)
 
 
-@app.command()
+@app.command(epilog=_ROLLBACKS)
 def rollback(
     test_id: TestOption = None,
     reason: ReasonOption = None,
@@ -126,7 +175,7 @@ def rollback(
     at: Annotated[str | None, typer.Option("--at", help="Then instead of now (RFC 3339).")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Take the canary out, now or at a time, at once or in steps."""
+    """Take the canary out, now or at a time, at once or in steps that the stable model can take."""
     body = _body(test_id=test_id, reason=reason, speed=speed, at=at)
     _done(api.call("POST", "/v1/ab-testing/rollback", body=body), json_)
 
@@ -141,6 +190,12 @@ def pause(test_id: TestOption = None, json_: JsonOption = False) -> None:
 def resume(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Resume a paused test."""
     _done(api.call("POST", "/v1/ab-testing/resume", body=_body(test_id=test_id)), json_)
+
+
+@app.command()
+def approve(test_id: TestOption = None, json_: JsonOption = False) -> None:
+    """Open the manual gate of the ramp's present step."""
+    _done(api.call("POST", "/v1/ab-testing/approve", body=_body(test_id=test_id)), json_)
 
 
 @app.command()

@@ -35,3 +35,16 @@ def test_no_test_and_no_figures(screen: Console) -> None:
     show.status({"test_id": "ab_test_1", "status": "running", "metrics": None, "verdict": {"summary": "needs more"}})
     assert "no test is running" in screen.export_text(clear=False)
     assert "needs more" in screen.export_text()
+
+
+def test_a_ramp_is_told_in_a_line_with_what_it_waits_for(screen: Console) -> None:
+    ramp = {"step": 2, "of": 3, "shares": [0.5, 5.0, 25.0], "soak_left_minutes": 1.25, "gate": "manual", "approved": True,
+            "held": None}  # fmt: skip
+    show.status({"test_id": "ab_test_1", "status": "running", "ramp": ramp, "retry_at": "2026-01-31T03:00:00.000Z",
+                 "waiting_for": "the queue of 'm[/x]' to empty"})  # fmt: skip
+    show.status({"test_id": "ab_test_2", "ramp": {**ramp, "held": "the split was set by [ops]"}})
+    shown = screen.export_text()
+    assert "ramp step 2 of 3: 0.50 [5] 25 %, gate manual (approved), soaks 1.2 min more" in shown
+    assert "goes back up at 2026-01-31T03:00:00.000Z" in shown
+    assert "waits for the queue of 'm[/x]' to empty" in shown
+    assert "held: the split was set by [ops]" in shown

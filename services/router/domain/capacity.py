@@ -136,18 +136,18 @@ def next_step(share_bp: int, wanted_bp: int, *, model: str, stable: Load, canary
     if high < share_bp:
         return Step(high)
     figures = f"{stable.running or 0:.1f} requests run on {stable.capacity} places, {stable.peak or 0:.1f} were shown"
-    return Step(None, f"until '{model}' has room for more", figures)
+    return Step(None, f"room for more at '{model}'", figures)
 
 
 def _not_now(model: str, stable: Load) -> Step | None:
     if not stable.workers:
-        return Step(None, f"until a worker of '{model}' is ready", "none is")
+        return Step(None, f"a ready worker of '{model}'", "none is")
     if stable.running is None:
-        return Step(None, f"until the load of '{model}' is known", "too little has been heard")
+        return Step(None, f"the load of '{model}' to be known", "too little has been heard")
     if stable.queued:
-        return Step(None, f"until the queue of '{model}' is empty", f"{stable.queued} requests wait")
+        return Step(None, f"the queue of '{model}' to empty", f"{stable.queued} requests wait")
     if stable.slower is not None and stable.slower > SLOWER:
-        return Step(None, f"until '{model}' answers as fast as usual", f"it takes {stable.slower:.2f} times as long")
+        return Step(None, f"'{model}' to answer as fast as usual", f"it takes {stable.slower:.2f} times as long")
     return None
 
 

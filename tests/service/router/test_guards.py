@@ -159,7 +159,7 @@ async def test_the_stable_models_load_is_its_heartbeats_and_its_latency_the_answ
     slots = {model: gauge._slots for model, gauge in rig.path.loads._gauges.items()}
     assert 0 < sum(slot.answers for slot in slots["stable"]) == seen.count("a") < 40
     assert sum(slot.answers for slot in slots["canary"]) == 0
-    assert all(0 < slot.running <= 3 * slot.samples for slot in slots["stable"] if slot.samples > 1)
+    assert 0 < sum(slot.running for slot in slots["stable"]) <= 3 * sum(slot.samples for slot in slots["stable"])
     found = rig.path.load("stable")
     assert (found.workers, found.capacity) == (1, 8)
     assert rig.path.load("nobody").workers == 0

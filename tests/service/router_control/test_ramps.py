@@ -174,7 +174,7 @@ async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_
         stable.queued = 3
         test_id = await one.start_test(traffic_split_percent=50)
         assert await one.post("/rollback", {"speed": "gradual"}) == {"status": "rolling_back", "test_id": test_id}
-        wants = "until the queue of 'stable' is empty"
+        wants = "the queue of 'stable' to empty"
         await eventually(lambda: (e := one.control.experiments.by_id(test_id)) and e.descent and e.descent.waiting == wants)
         status = await one.get("/status")
         assert (status["status"], status["traffic_split_percent"], status["waiting_for"]) == ("rolling_back", 50, wants)
@@ -202,7 +202,7 @@ async def test_places_and_latency_bound_a_step_down_and_it_goes_on_after_a_resta
             stable.load = 105
             await eventually(lambda: one.path.load("stable").running == 105)
             await act(nats_server, await at(one, test_id, version=1), "step_down")
-            full = "until 'stable' has room for more"
+            full = "room for more at 'stable'"
             await eventually(lambda: (e := one.control.experiments.by_id(test_id)) and e.descent and e.descent.waiting == full)
             assert one.control.experiments.by_id(test_id).share_bp == 5000
         stable.capacity = 130  # places for 117: from 105 at half of the traffic, B's share may go to 44.29 %

@@ -52,7 +52,7 @@ def test_places_bound_a_step_too() -> None:
     assert step(5000, 2500, load(100, peak=500, capacity=130)).share_bp == 4150
     assert step(5000, 2500, load(100, peak=500, capacity=112)).share_bp == 4960
     full = step(5000, 2500, load(100, peak=500, capacity=110))
-    assert (full.share_bp, full.waiting) == (None, "until 'stable' has room for more")
+    assert (full.share_bp, full.waiting) == (None, "room for more at 'stable'")
     assert full.figures == "100.0 requests run on 110 places, 500.0 were shown"
 
 
@@ -65,10 +65,10 @@ def test_a_small_load_may_grow_by_one_request_for_each_worker() -> None:
 @pytest.mark.parametrize(
     ("stable", "waiting"),
     [
-        (Load(), "until a worker of 'stable' is ready"),
-        (Load(workers=1, capacity=8), "until the load of 'stable' is known"),
-        (load(0, queued=1), "until the queue of 'stable' is empty"),
-        (load(1, slower=1.51), "until 'stable' answers as fast as usual"),
+        (Load(), "a ready worker of 'stable'"),
+        (Load(workers=1, capacity=8), "the load of 'stable' to be known"),
+        (load(0, queued=1), "the queue of 'stable' to empty"),
+        (load(1, slower=1.51), "'stable' to answer as fast as usual"),
     ],
 )
 def test_nothing_is_added_to_a_model_that_is_not_up_to_it(stable: Load, waiting: str) -> None:

@@ -93,8 +93,8 @@ def test_status_tells_of_a_step_down_when_it_is_taken_back_and_what_it_waits_for
     assert (shown(test).ramp, shown(test).retry_at) == (None, None)
     order = RollbackOrder(rule="ttft", reason="slow", actor="monitor", at_ms=0, decided_on=1)
     down, _ = apply(test, c.StepDown("t", order), 0)
-    down, _ = apply(down, c.Wait("t", 2, "until the queue of 'm' is empty"), 0)
-    assert (shown(down).retry_at, shown(down).waiting_for) == ("1970-01-01T00:10:00.000Z", "until the queue of 'm' is empty")
+    down, _ = apply(down, c.Wait("t", 2, "the queue of 'm' to empty"), 0)
+    assert (shown(down).retry_at, shown(down).waiting_for) == ("1970-01-01T00:10:00.000Z", "the queue of 'm' to empty")
     paused, _ = apply(down, c.Pause("t", "ops"), 0)
     assert shown(paused).waiting_for is None
 
