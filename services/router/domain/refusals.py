@@ -103,6 +103,13 @@ class TooLarge(Refused):
     code = "body_too_large"
 
 
+class UnsupportedMedia(Refused):
+    """415: the body is in a form that is not taken."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+
 class Unprocessable(Refused):
     """422: a value out of range, of another type, or a field that nobody knows."""
 

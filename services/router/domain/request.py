@@ -29,6 +29,13 @@ class Peek(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(Peek).decode
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
+_MARK = b"\xef\xbb\xbf"
+_HIGH, _LOW = rb"\\u[dD][89aAbB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_LONE_SURROGATE = re.compile(_HIGH + rb"(?!" + _LOW + rb")|(?<!" + _HIGH + rb")" + _LOW)
+_FIELD_BEFORE = re.compile(rb'"(?P<field>\w{1,64})"\s*:\s*"(?:[^"\\]|\\.)*\Z')
+_LOOK_BACK = 1024
+_SEARCHED = 256 << 10
+"""How far into a body the cause is looked for: the loop serves others meanwhile."""
 _KINDS = {"str": "a string", "bool": "true or false", "object": "an object", "null": "null"}
 
 
@@ -45,10 +52,25 @@ def read(body: bytes) -> Peek:
             f"the body is not valid UTF-8 (byte {exc.start}): encode it as UTF-8", code="invalid_utf8"
         ) from None
     except (msgspec.DecodeError, RecursionError) as exc:
-        reason = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-        if not body:
-            reason = "it is empty"
-        raise BadRequest(f"the body is not valid JSON: {reason}", code="invalid_json") from None
+        raise _malformed(body, exc) from None
+
+
+def _malformed(body: bytes, exc: Exception) -> BadRequest:
+    field = None
+    if isinstance(exc, RecursionError):
+        reason = "it is nested too deeply"
+    elif not body.strip():
+        reason = "it is empty"
+    elif body.startswith(_MARK):
+        reason = "it begins with a byte order mark: send it without"
+    elif lone := _LONE_SURROGATE.search(body, 0, _SEARCHED):
+        # Half a character: no engine could read it, and the decoder's own words for it mislead.
+        owner = _FIELD_BEFORE.search(body, max(0, lone.start() - _LOOK_BACK), lone.start())
+        field = owner.group("field").decode() if owner else None
+        reason = f"a surrogate without its other half (byte {lone.start()}): send whole characters"
+    else:
+        reason = str(exc)
+    return BadRequest(f"the body is not valid JSON: {reason}", param=field, code="invalid_json")
 
 
 def _wrong_type(text: str) -> BadRequest:

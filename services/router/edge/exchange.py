@@ -14,11 +14,12 @@ from schemas.v1.inference import ReplyHead
 from services.router.domain.auth import Principal
 from services.router.domain.call import Call, Reply
 from services.router.domain.errors import refusal
-from services.router.domain.refusals import Refused
+from services.router.domain.refusals import Refused, UnsupportedMedia
 from services.router.domain.request import request_id
 from services.router.edge.gate import Gate, common_headers, new_id, too_large
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PLAIN = frozenset({b"", b"identity"})
 _UNIT_HEADERS = {b"x-session-id": "x_session_id", b"x-user-id": "x_user_id"}
 
 
@@ -77,6 +78,7 @@ class Exchange:
 
     def _enter(self, headers: list[tuple[bytes, bytes]]) -> None:
         authorization: str | None = None
+        plain = True
         for name, value in headers:
             if name == b"authorization":
                 authorization = value.decode("latin-1")
@@ -87,14 +89,22 @@ class Exchange:
             elif name in _UNIT_HEADERS:
                 self.units[_UNIT_HEADERS[name]] = value.strip()
             elif name == b"expect":
-                self.expects = value.lower() == b"100-continue"
+                self.expects = self._chunked and value.lower() == b"100-continue"  # HTTP/1.0 knows no such answer
+            elif name == b"content-encoding":
+                plain = value.strip().lower() in _PLAIN
+        self._admit(authorization, plain=plain)
+
+    def _admit(self, authorization: str | None, *, plain: bool) -> None:
         try:
             self._gate.address(self.host)
             self.principal = self._gate.enter(authorization)
             if self.announced > self._gate.max_body:
                 raise too_large(self._gate.max_body)
+            if not plain:
+                raise UnsupportedMedia("the body has a Content-Encoding: send it as plain JSON")
         except Refused as exc:
-            self.refused = exc
+            # With its traceback it would hold this exchange, which holds it: garbage that only a collection frees.
+            self.refused = exc.with_traceback(None)
 
     @property
     def ready(self) -> bool:
@@ -118,9 +128,10 @@ class Exchange:
     async def run(self) -> None:
         """Serve the request."""
         gate = self._gate
+        if self.refused is not None or self.principal is None:
+            self._refuse(self.refused or too_large(gate.max_body))
+            return
         try:
-            if self.refused is not None or self.principal is None:
-                raise self.refused or too_large(gate.max_body)
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
             call = self.call = gate.call(

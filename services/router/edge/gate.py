@@ -19,6 +19,9 @@ from services.router.edge.meters import Meters
 from services.router.edge.serve import Server
 from services.router.ports import ModelInfo
 
+MAX_SHOWN = 200
+"""Characters of a caller's own text that an error repeats."""
+
 
 class Gate:
     """Keys, roles, addresses and rates; bodies and the arms they go to."""
@@ -70,7 +73,7 @@ class Gate:
             raise BadRequest("'model' is missing: name one of GET /v1/models", param="model", code="missing_model")
         if not self.server.known(model):
             raise NotFound(
-                f"the model '{model}' does not exist: GET /v1/models lists those that do", param="model",
+                f"the model '{model[:MAX_SHOWN]}' does not exist: GET /v1/models lists those that do", param="model",
                 code="model_not_found",
             )  # fmt: skip
         if peek.user:

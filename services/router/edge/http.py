@@ -8,7 +8,7 @@ import msgspec
 from services.router.domain.errors import refusal
 from services.router.domain.refusals import MethodNotAllowed, NotFound, Refused
 from services.router.domain.request import PATHS, request_id
-from services.router.edge.gate import Gate, new_id
+from services.router.edge.gate import MAX_SHOWN, Gate, new_id
 from services.router.ports import ModelInfo
 
 Scope = MutableMapping[str, Any]
@@ -63,7 +63,7 @@ class ModelsApp:
         name = path[len(MODELS_PATH) + 1 :]
         found = next((model for model in models if model["id"] == name), None)
         if found is None:
-            message = f"the model '{name}' does not exist: GET /v1/models lists those that do"
+            message = f"the model '{name[:MAX_SHOWN]}' does not exist: GET /v1/models lists those that do"
             raise NotFound(message, param="model", code="model_not_found")
         return found
 

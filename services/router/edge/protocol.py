@@ -4,24 +4,24 @@
 * a head that takes over 10 s, a body that pauses for 30 s or takes over 300 s: 408 (slow loris);
 * a client that closes its sending side in the middle of a request: 400;
 * one that closes it while it waits for a model has hung up: the generation is cancelled;
-* one that takes nothing of its answer for 60 s: the connection is cut.
+* one that takes nothing of its answer for 60 s: the connection is cut;
+* one that sends on while it takes no answers is not read any further, so what waits for it stays small.
 
 Requests to models become an `Exchange` at once, without ASGI; everything else goes uvicorn's way.
 """
 
-import asyncio
 from typing import Any
-from weakref import WeakKeyDictionary
+from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from services.router.domain.errors import refusal
 from services.router.domain.refusals import BadRequest, Refused
-from services.router.domain.request import PATHS
+from services.router.domain.request import PATHS, request_id
 from services.router.edge.exchange import CONTINUE, Exchange
-from services.router.edge.gate import Gate
+from services.router.edge.gate import Gate, new_id
+from services.router.edge.sweeper import sweeper_of
 
 MAX_HEAD = 64 << 10
 HEAD_S = 10.0
@@ -32,10 +32,10 @@ LINGER_S = 2.0
 REFUSED_BODY_S = 10.0
 REFUSED_BODY_BYTES = 64 << 20
 """How much of a refused body is still taken in, so that its sender reads the refusal instead of a reset."""
-SWEEP_S = 0.5
 
 _HEAD, _BODY, _WAITING, _LINGERING = range(4)
 _UPGRADE = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_SINGLE = frozenset({b"authorization", b"transfer-encoding"})
 _ROUTES = {path.encode(): route for path, route in PATHS.items()}
 
 
@@ -67,15 +67,16 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stalled: float | None = None
         self._refusal: Refused | None = None
         self._half_closed = False
+        self._followed = self._held = False
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
-        _sweeper(self).connections.add(self)
+        sweeper_of(self.server_state, self.loop).connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        _sweeper(self).connections.discard(self)
+        sweeper_of(self.server_state, self.loop).connections.discard(self)
         if self._serving is not None:
             self._serving.disconnected = True
         super().connection_lost(exc)
@@ -95,7 +96,9 @@ class EdgeProtocol(HttpToolsProtocol):
             self._fail(self._refusal or BadRequest("this is not valid HTTP/1.1", code="invalid_http"))
         else:
             if self._phase == _HEAD:
-                self._head_bytes += len(data)
+                # How much of the data belongs to a head that follows another request in it is not known.
+                self._head_bytes += 1 if self._followed else len(data)
+                self._followed = False
                 if self._head_bytes > MAX_HEAD:
                     self._fail(_head_too_large())
 
@@ -118,6 +121,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """A request begins."""
         if self._phase != _HEAD:
             self._begin_head()
+            self._followed = True
         self._parsed_bytes = 0
         self.url = b""
         self.expect_100_continue = False
@@ -131,7 +135,22 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._count(len(name) + len(value) + 4)
-        self.headers.append((name.lower(), value))
+        if self._phase != _HEAD:
+            return  # after a body: too late to mean anything
+        name = name.lower()
+        if name in _SINGLE:
+            self._single(name, value)
+        self.headers.append((name, value))
+
+    def _single(self, name: bytes, value: bytes) -> None:
+        if any(known == name for known, _ in self.headers):
+            reason = f"the header {name.decode().title()} came twice: send it once"
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            reason = "the only Transfer-Encoding that is taken is chunked: send the body as it is"
+        else:
+            return
+        self._refusal = BadRequest(reason, code="invalid_http")
+        raise self._refusal
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -155,7 +174,10 @@ class EdgeProtocol(HttpToolsProtocol):
         path = self.url.partition(b"?")[0]
         if not path.startswith(b"/"):
             path = httptools.parse_url(self.url).path or b""
-        return _ROUTES.get(path)
+        route = _ROUTES.get(path)
+        if route is None and (b"%" in path or b"#" in path):
+            route = _ROUTES.get(unquote_to_bytes(path.partition(b"#")[0]))
+        return route
 
     def _exchange(self, route: str, gate: Gate) -> None:
         version = self.parser.get_http_version()
@@ -224,13 +246,44 @@ class EdgeProtocol(HttpToolsProtocol):
         """An exchange is over: on to the next request, or close."""
         self._serving = None
         if not exchange.keep_alive and not self.transport.is_closing():
-            if exchange.more_body and not exchange.disconnected:
+            if exchange.more_body and exchange.expects and not exchange.taken and not exchange.disconnected:
+                self._linger()  # it asked before it sent, and was told not to
+            elif exchange.more_body and not exchange.disconnected:
                 self._began = self.loop.time()  # closing on unread bytes would reset the connection
             else:
                 self.transport.close()
         elif exchange.more_body:
             self._began = self.loop.time()
         self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer has been written: on to the next request once the client takes what there is."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        if self.flow.write_paused:
+            self._held = True
+            self.flow.pause_reading()
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        if not self.pipeline:
+            self._read_on()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        cycle, app = self.pipeline.pop()
+        self._start_asgi_task(cycle, app)
+        if not self.pipeline:
+            self._read_on()  # its body may still be on its way
+
+    def _read_on(self) -> None:
+        if self.flow.read_paused:
+            self._began = self._heard = self.loop.time()
+            self.flow.resume_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more; True keeps the connection open for the answer."""
@@ -258,6 +311,9 @@ class EdgeProtocol(HttpToolsProtocol):
         """The client takes more again."""
         self._stalled = None
         super().resume_writing()
+        if self._held:
+            self._held = False
+            self._next()
 
     def sweep(self, now: float) -> None:
         """Has the client's time run out?"""
@@ -267,7 +323,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if now - self._began > LINGER_S:
                 self.transport.close()
         elif self._phase == _HEAD:
-            if now - self._began > HEAD_S:
+            if now - self._began > HEAD_S and not self.flow.read_paused:
                 if self._head_bytes:
                     self._fail(RequestTimeout(f"the head took over {HEAD_S:g} s: send it at once"))
                 else:
@@ -285,6 +341,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._phase = _HEAD
         self._began = self._heard
         self._head_bytes = 0
+        self.headers = []
 
     def _count(self, size: int) -> None:
         self._parsed_bytes += size
@@ -315,49 +372,22 @@ class EdgeProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         reply = refusal(refused)
-        self.transport.write(
-            b"".join(
-                (
-                    STATUS_LINE[reply.status],
-                    b"content-type: application/json\r\ncontent-length: ",
-                    b"%d" % len(reply.body),
-                    b"\r\nconnection: close\r\n\r\n",
-                    reply.body,
-                )
-            )
+        own_id = next((value for name, value in self.headers or () if name == b"x-request-id"), None)
+        head = (
+            f"x-request-id: {request_id(own_id) or new_id()}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
         )
+        self.transport.write(STATUS_LINE[reply.status] + head.encode() + reply.body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send no more, and close when the client has had the time to read what there is."""
+        self._phase = _LINGERING
+        self._began = self.loop.time()
         if self.transport.can_write_eof() and not self._half_closed:
             self.transport.write_eof()
         else:
             self.transport.close()
-
-
-class _Sweeper:
-    """Looks at all connections of a loop twice a second: cheaper than timers for each request."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.connections: set[EdgeProtocol] = set()
-        self._loop = loop
-        self._next()
-
-    def _next(self) -> None:
-        self._loop.call_later(SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for connection in list(self.connections):
-            connection.sweep(now)
-        self._next()
-
-
-_SWEEPERS: "WeakKeyDictionary[ServerState, _Sweeper]" = WeakKeyDictionary()
-
-
-def _sweeper(protocol: EdgeProtocol) -> _Sweeper:
-    sweeper = _SWEEPERS.get(protocol.server_state)
-    if sweeper is None:
-        sweeper = _SWEEPERS[protocol.server_state] = _Sweeper(protocol.loop)
-    return sweeper
 
 
 def _head_too_large() -> HeadTooLarge:

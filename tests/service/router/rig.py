@@ -135,3 +135,47 @@ async def running(server: NatsServer, **sections: Any) -> AsyncIterator[Rig]:
 def events(text: str) -> list[str]:
     """Data of the server-sent events of a body."""
     return [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer client-key\r\n"
+
+
+class Raw:
+    """A client that can do everything wrong."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.writer.write(data)
+            await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], Any]:
+        async with asyncio.timeout(20):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            status = int(head.split(" ", 2)[1])
+            headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return status, headers, json.loads(body)
+
+    async def closed(self) -> bool:
+        async with asyncio.timeout(20):
+            return await self.reader.read() == b""
+
+
+@contextlib.asynccontextmanager
+async def raw(rig: Rig) -> AsyncIterator[Raw]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def serves(rig: Rig) -> None:
+    """The router still does its work."""
+    assert (await rig.post()).status_code == 200

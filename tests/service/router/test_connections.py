@@ -1,0 +1,140 @@
+"""What a connection may carry besides one request and its answer: many requests, odd heads, unread answers."""
+
+import asyncio
+import gc
+import gzip
+import json
+import socket
+
+import pytest
+
+from services.router.edge.exchange import Exchange
+from tests.harness import eventually
+from tests.service.router.rig import HEAD, Rig, chat, raw, serves
+
+GOOD = json.dumps(chat()).encode()
+NO_KEY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def sized(body: bytes = GOOD) -> bytes:
+    return b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def test_one_who_sends_on_and_takes_no_answers_is_read_no_further(rig: Rig) -> None:
+    """Otherwise whoever has not even a key fills the memory with the answers that it does not take."""
+    await rig.worker("stable")
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        for end in (sock, rig._sock):  # what it accepts inherits them
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                end.setsockopt(socket.SOL_SOCKET, buffer, 1 << 16)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, ("127.0.0.1", rig.port))
+        blocked, sent = False, 0
+        while not blocked and sent < 64 << 20:
+            try:
+                async with asyncio.timeout(1):
+                    await loop.sock_sendall(sock, NO_KEY * 500)
+                sent += len(NO_KEY) * 500
+            except TimeoutError:
+                blocked = True
+        assert blocked
+        await serves(rig)
+        # Once the answers are taken it goes on, and every request has had one.
+        answers, rest, mark = 0, b"", b"HTTP/1.1 401 "
+        async with asyncio.timeout(20):
+            while answers < sent // len(NO_KEY):
+                data = rest + await loop.sock_recv(sock, 1 << 20)
+                answers += data.count(mark)
+                rest = data[-len(mark) + 1 :]
+
+
+async def test_a_refused_request_leaves_nothing_for_the_collector(rig: Rig) -> None:
+    def exchanges() -> int:
+        return sum(isinstance(thing, Exchange) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with raw(rig) as client:
+            await client.send(NO_KEY * 20)
+            for _ in range(20):
+                assert (await client.answer())[0] == 401
+            await eventually(lambda: exchanges() == 1)  # the connection's last
+    finally:
+        gc.enable()
+
+
+async def test_a_head_that_follows_many_requests_is_not_taken_for_a_long_one(rig: Rig) -> None:
+    await rig.worker("stable")
+    request = HEAD + sized(json.dumps(chat(model="nobody", pad="x" * 300)).encode())
+    async with raw(rig) as client:
+        sending = asyncio.create_task(client.send(request * 400 + HEAD))
+        for _ in range(400):
+            assert (await client.answer())[0] == 404
+        await sending
+        await client.send(sized())
+        assert (await client.answer())[0] == 200
+
+
+async def test_paths_that_mean_the_same_are_the_same(rig: Rig) -> None:
+    await rig.worker("stable")
+    for path in ("/v1/chat/completion%73", "/v1/%63hat/completions?a=b", "http://x/v1/chat/completions", "/v1/chat/completions#x"):
+        async with raw(rig) as client:
+            await client.send(HEAD.replace(b"/v1/chat/completions", path.encode()) + sized())
+            status, _, content = await client.answer()
+            assert (status, len(content["choices"])) == (200, 1), path
+
+
+async def test_what_the_connection_itself_refuses_has_a_request_id_too(rig: Rig) -> None:
+    own = HEAD + b"X-Request-ID: mine\r\nX-Other: 1\r\n"
+    for request, kept in ((own + b"Bad Header\r\n\r\n", True), (own + b"X: %s\r\n\r\n" % (b"y" * 70_000), True), (b"\x16\x03\x01\r\n\r\n", False)):
+        async with raw(rig) as client:
+            await client.send(request)
+            status, headers, _ = await client.answer()
+            assert status in {400, 431}
+            assert headers["x-request-id"].startswith("mine" if kept else "req_")
+
+
+@pytest.mark.parametrize(
+    "headers", [b"Authorization: Bearer viewer-key\r\n", b"Transfer-Encoding: gzip, chunked\r\n"]
+)
+async def test_heads_that_two_readers_could_read_differently_are_refused(rig: Rig, headers: bytes) -> None:
+    for start in (HEAD, HEAD.replace(b"/v1/chat/completions", b"/v1/ab-testing/start")):
+        async with raw(rig) as client:
+            await client.send(start + headers + b"\r\n")
+            status, _, content = await client.answer()
+            assert (status, content["error"]["code"]) == (400, "invalid_http")
+            assert await client.closed()
+
+
+async def test_headers_after_a_body_mean_nothing(rig: Rig) -> None:
+    worker = await rig.worker("stable")
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x;name=value\r\n%s\r\n0\r\n" % (len(GOOD), GOOD)
+    async with raw(rig) as client:
+        await client.send(HEAD + chunked + b"Authorization: Bearer nobody\r\nX-Request-ID: late\r\n\r\n" + HEAD + sized())
+        status, headers, _ = await client.answer()
+        assert (status, headers["x-request-id"] == "late") == (200, False)
+        assert (await client.answer())[0] == 200
+    assert worker.bodies == [GOOD, GOOD]
+
+
+async def test_a_compressed_body_is_refused_as_what_it_is(rig: Rig) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    response = await rig.client.post("/v1/chat/completions", content=gzip.compress(GOOD), headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+    await rig.worker("stable")
+    response = await rig.client.post("/v1/chat/completions", content=GOOD, headers={"Content-Encoding": "identity"})
+    assert response.status_code == 200
+
+
+async def test_only_http_1_1_is_told_to_continue(rig: Rig) -> None:
+    await rig.worker("stable")
+    expecting = HEAD + b"Expect: 100-continue\r\n" + sized()
+    async with raw(rig) as client:
+        await client.send(expecting.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        assert (await client.answer())[0] == 200
+    async with raw(rig) as client:
+        await client.send(expecting)
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (await client.answer())[0] == 200
