@@ -24,7 +24,8 @@ class Behaviour:
     requests all fail; ``status``: answer everything with this error; ``error_rate``: share of requests answered with 500;
     ``die_after``: close the connection after so many chunks; ``error_after``: an error event then;
     ``hang``: never answer; ``hang_after``: never go on after so many chunks; ``text``: say this instead;
-    ``tool_call``: (name, arguments) instead of text; ``usage``: whether usage is reported at all.
+    ``tool_call``: (name, arguments) instead of text; ``usage``: whether usage is reported at all;
+    ``raw``: these very bytes instead of an answer, ``raw_open_s`` before the connection is closed.
     """
 
     latency_s: float = 0.0
@@ -43,6 +44,8 @@ class Behaviour:
     usage: bool = True
     no_end: bool = False
     crlf: bool = False
+    raw: bytes = b""
+    raw_open_s: float = 0.0
 
 
 @dataclass
@@ -125,6 +128,12 @@ class FakeOpenAI:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         behaviour = self.behaviour
+        if behaviour.raw:
+            assert request.transport is not None
+            request.transport.write(behaviour.raw)
+            await asyncio.sleep(behaviour.raw_open_s)
+            request.transport.close()
+            return web.Response()
         if behaviour.status:
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after else {}
             error = {"message": "as you asked", "type": "fake_error", "param": None, "code": "fake"}

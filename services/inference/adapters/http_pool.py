@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._sized = False
         self._started = False
         self._complete = True
+        self._excess = False
         self._error: HttpError | None = None
         self.closed = False
         self.reusable = False
@@ -69,8 +70,10 @@ class Connection(asyncio.Protocol):
         self.waiting_since = self._pool.now()
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(BrokenError(f"not HTTP: {exc}"))
+            self.close()
+        if self._excess:
             self.close()
         if self._buffered > _HIGH_WATER and not self._paused and not self.closed:
             self._paused = True
@@ -89,8 +92,14 @@ class Connection(asyncio.Protocol):
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        self._excess = self._complete  # an answer that nobody asked for, behind ours: none of it may get into ours
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
+        if self._excess:
+            return
         key = name.decode("latin-1").lower()
         self.headers[key] = value.decode("latin-1")
         if key in {"content-length", "transfer-encoding"}:
@@ -98,16 +107,22 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """See httptools."""
+        if self._excess:
+            return
         self.status = self._parser.get_status_code()
         self._started = self.status >= 200
 
     def on_body(self, body: bytes) -> None:
         """See httptools."""
+        if self._excess:
+            return
         self._pieces.append(body)
         self._buffered += len(body)
 
     def on_message_complete(self) -> None:
         """See httptools."""
+        if self._excess:
+            return
         if not self._started:  # 100 Continue and its like: the response is still to come
             self.headers = {}
             return

@@ -1,7 +1,10 @@
 """Any OpenAI-compatible server over pooled HTTP."""
 
 import asyncio
+import math
 import os
+import zlib
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 from services._runtime.clock import now_ms
@@ -83,13 +86,22 @@ class OpenAIEngine:
         response = await _send(pool, path, body)
         try:
             headers = response.headers
-            content_type = headers.get("content-type", "application/json")
+            if not 200 <= response.status < 300 and not 400 <= response.status < 600:
+                raise EngineError(
+                    502, f"the engine answered with the status {response.status}, which is no answer: "
+                    "check models[].base_url", kind="engine_error",
+                )  # fmt: skip
+            plain = _plain(headers.get("content-encoding", ""))
+            content_type = _content_type(headers.get("content-type"))
             yield EngineHead(response.status, content_type, _retry_after(headers.get("retry-after")))
             if request.stream and response.status < 300:
                 while piece := await response.piece():
-                    yield piece
+                    yield plain(piece) if plain is not None else piece
             else:
-                yield await response.body()
+                body = await response.body()
+                yield plain(body) if plain is not None else body
+        except zlib.error as exc:
+            raise EngineError(502, "the engine's answer could not be decompressed", kind="engine_error") from exc
         except HttpError as exc:
             raise _failure(exc) from exc
         finally:
@@ -118,15 +130,33 @@ def _failure(exc: HttpError) -> EngineError:
     return EngineError(502, "the engine broke off the connection", kind="engine_error")
 
 
+def _plain(encoding: str) -> Callable[[bytes], bytes] | None:
+    """What undoes a content coding that was not asked for but used all the same; None where there is none."""
+    encoding = encoding.strip().lower()
+    if encoding in {"", "identity"}:
+        return None
+    if encoding in {"gzip", "x-gzip", "deflate"}:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
+    raise EngineError(
+        502, "the engine answered in a content coding that was not asked for: switch it off there", kind="engine_error"
+    )
+
+
+def _content_type(value: str | None) -> str:
+    """The media type in lower case, as others compare it; its parameters as they are."""
+    media, mark, rest = (value or "application/json").partition(";")
+    return media.strip().lower() + mark + rest
+
+
 def _retry_after(value: str | None) -> int:
     """Seconds of a Retry-After header in either form, 0 without one or with one that makes no sense."""
     if not value:
         return 0
-    if value.isdigit():
-        seconds = int(value)
-    else:
+    try:
+        seconds = float(value)
+    except ValueError:
         try:
-            seconds = round(parsedate_to_datetime(value).timestamp() - now_ms() / 1000)
-        except ValueError:
+            seconds = parsedate_to_datetime(value).timestamp() - now_ms() / 1000
+        except (ValueError, OverflowError):
             return 0
-    return max(1, min(seconds, _MAX_RETRY_AFTER_S))
+    return 0 if math.isnan(seconds) else max(1, math.ceil(min(seconds, _MAX_RETRY_AFTER_S)))

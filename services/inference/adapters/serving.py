@@ -26,6 +26,7 @@ from services.inference.domain import outcome as outcomes
 from services.inference.domain import requests
 from services.inference.domain.cost import cost_nano
 from services.inference.domain.formats import error as error_body
+from services.inference.domain.formats import shaped
 from services.inference.domain.legacy import LegacyReply, to_completions
 from services.inference.domain.lifecycle import State
 from services.inference.domain.replies import Inspector
@@ -42,6 +43,10 @@ TTFT = Histogram(
     "cypria_inference_first_token_seconds", "Arrival to first token", ["model"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )  # fmt: skip
+
+END_S = 0.5
+"""How long an engine may take to end a stream whose last event has come."""
+
 
 class Server:
     """Serves jobs and writes their frames with ``publish(subject, payload)``."""
@@ -175,8 +180,15 @@ class Server:
                 if flow.full:
                     await self._credit(job)
                     job.last = monotonic()
+            if inspector.done:
+                await _let_end(pieces)
+                break
         if inspector.error is not None and not job.content:
-            raise EngineError(inspector.error_status(), inspector.error_message(), kind="engine_error")
+            raise EngineError(
+                inspector.error_status(), inspector.error_message(),
+                kind=inspector.error_field("type") or "engine_error", code=inspector.error_field("code"),
+                param=inspector.error_field("param"),
+            )  # fmt: skip
         flow.put(splitter.rest)
         if inspector.finished or inspector.error is not None:
             return inspector.outcome(), None
@@ -187,13 +199,24 @@ class Server:
         head = job.head
         assert head is not None
         if head.status >= 300:
-            job.flow.put(body)
-            return outcomes.of_status(head.status), None
-        now = monotonic()
-        job.inspector.whole(body, now)
-        job.content = job.inspector.has_content
+            return self._failed(head, job, body), None
+        seen = job.inspector
+        if not seen.whole(body, monotonic()) and job.frame.route != "embeddings":
+            raise EngineError(502, "the engine's answer is not JSON: check models[].base_url", kind="engine_error")
+        job.content = seen.has_content
+        if seen.error is not None and not job.content:
+            head.status = seen.error_status()  # some gateways put an error into a 200
+            return self._failed(head, job, body), None
         job.flow.put(job.legacy.whole(body) if job.legacy is not None else body)
-        return job.inspector.outcome(), None
+        return seen.outcome(), None
+
+    @staticmethod
+    def _failed(head: ReplyHead, job: Job, body: bytes) -> Outcome:
+        other = shaped(body, head.status)
+        if other is not None:
+            head.content_type = "application/json"
+        job.flow.put(body if other is None else other)
+        return outcomes.of_status(head.status)
 
     async def flush(self, job: Job) -> None:
         """Send as many pieces as there is credit for. Also called when credit comes.
@@ -281,6 +304,19 @@ class Server:
         counters[2].inc(final.completion_tokens)
         if final.ttft_us >= 0:
             counters[3].observe(final.ttft_us / 1e6)
+
+
+async def _let_end(pieces: Any) -> None:
+    """Give the engine a moment to end its stream after its last event, so that the connection can be kept.
+
+    How it ends is of no interest any more: the answer is whole.
+    """
+    try:
+        async with asyncio.timeout(END_S):
+            async for _ in pieces:
+                pass
+    except (TimeoutError, EngineError):
+        pass
 
 
 def _put_error(job: Job, error: EngineError) -> None:

@@ -114,6 +114,44 @@ def error(message: str, kind: str, code: str | None = None, param: str | None = 
     return _encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Shaped(msgspec.Struct):
+    error: _Error
+
+
+_shaped = msgspec.json.Decoder(_Shaped).decode
+_loose = msgspec.json.Decoder(dict[str, Any]).decode
+_MAX_WORDS = 2000
+
+
+def shaped(body: bytes, status: int) -> bytes | None:
+    """An engine's error in the shape of the contract, its own words kept; None: it has that shape."""
+    try:
+        _shaped(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    else:
+        return None
+    try:
+        fields = _loose(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = {}
+    inner = fields.get("error")
+    fields = inner if isinstance(inner, dict) else fields
+    said = next((fields[name] for name in ("message", "error", "detail") if isinstance(fields.get(name), str)), None)
+    text = body.decode("utf-8", "replace").strip()[:_MAX_WORDS]
+    kind, code, param = (fields.get(name) for name in ("type", "code", "param"))
+    return error(
+        said or text or f"the engine answered {status} without a word",
+        kind if isinstance(kind, str) else "engine_error",
+        str(code) if isinstance(code, str | int) else None,
+        param if isinstance(param, str) else None,
+    )
+
+
 def embeddings(vectors: list[list[float]], model: str, prompt_tokens: int, *, as_base64: bool) -> bytes:
     """The reply of `/embeddings`; base64 is of little-endian 32-bit floats."""
     data = [

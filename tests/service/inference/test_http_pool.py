@@ -103,6 +103,14 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
         assert pool.idle == 1
 
 
+async def test_nothing_of_an_answer_that_nobody_asked_for_gets_into_another() -> None:
+    unasked = b"HTTP/1.1 500 Bad\r\nContent-Length: 4\r\n\r\nelse"
+    script = Scripted(SIZED + unasked, CHUNKED + unasked[:30], SIZED)
+    async with pool_to(script) as pool:
+        assert [await post(pool) for _ in range(3)] == [(200, b"ok"), (201, b"abc"), (200, b"ok")]
+    assert script.connections == 3
+
+
 async def test_a_body_that_ends_with_its_connection() -> None:
     script = Scripted(UNTIL_CLOSE, SIZED)
     async with pool_to(script) as pool:
@@ -113,7 +121,7 @@ async def test_a_body_that_ends_with_its_connection() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [None, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX: closing\r\n\r\nok", b"SSH-2.0-closing\r\n\r\n", b"HTTP/1.1 200 closing\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"],
+    [None, b"HTTP/1.1 101 closing\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX: closing\r\n\r\nok", b"SSH-2.0-closing\r\n\r\n", b"HTTP/1.1 200 closing\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"],
 )
 async def test_what_breaks_off(answer: bytes | None) -> None:
     async with pool_to(Scripted(answer)) as pool:

@@ -1,5 +1,7 @@
 """One worker on a real bus with a real upstream: frames, outcomes, errors."""
 
+import asyncio
+import gzip
 import json
 
 import pytest
@@ -82,6 +84,89 @@ async def test_upstream_errors_keep_status_and_body(stack: StackFactory, status:
             assert (reply.head.status, reply.head.retry_after) == (status, 3)
             assert reply.json["extra"] == 1
             assert (reply.done.outcome, reply.done.reset) == (outcome, False)
+
+
+def answer(body: bytes, status: str = "200 OK", headers: str = "Content-Type: application/json") -> bytes:
+    return f"HTTP/1.1 {status}\r\n{headers}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+WHOLE = b'{"choices":[{"index":0,"message":{"content":"well"},"finish_reason":"stop"}]}'
+STREAM = b'data: {"choices":[{"index":0,"delta":{"content":"well"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+SSE = "Content-Type: Text/Event-Stream"
+GZIP = "\r\nContent-Encoding: gzip"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "outcome"),
+    [
+        (answer(b"", "302 Found", "Location: http://elsewhere"), 502, "error_before_first_token"),
+        (answer(b"{}", "999 Odd"), 502, "error_before_first_token"),
+        (answer(b"<html>sign in</html>", headers="Content-Type: text/html"), 502, "error_before_first_token"),
+        (answer(b"{", "200 OK"), 502, "error_before_first_token"),
+        (answer(b"<html>bad gateway</html>", "503 Busy", "Content-Type: text/html"), 503, "rejected"),
+        (answer(b'{"error":{"message":"slow down","code":429}}'), 429, "rejected"),
+        (answer(b'{"error":{"message":"what","code":"bad"}}'), 500, "error_before_first_token"),
+        (answer(b"....", headers="Content-Encoding: br"), 502, "error_before_first_token"),
+        (answer(b"no gzip", headers="Content-Encoding: gzip"), 502, "error_before_first_token"),
+    ],
+)
+async def test_what_is_no_answer_is_an_error_in_the_contracts_shape(
+    stack: StackFactory, raw: bytes, status: int, outcome: str
+) -> None:
+    async with stack() as s:
+        s.fake.behaviour.raw = raw
+        for stream in (False, True):
+            reply = await (await s.router.chat(stream=stream)).end()
+            assert reply.head is not None
+            assert (reply.head.status, reply.head.content_type) == (status, "application/json")
+            assert reply.json["error"]["message"]
+            assert reply.done.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("0.5", 1), ("2.1", 3), ("99999", 3600), ("9" * 5000, 3600), ("\xb2", 0), ("nan", 0), ("Fri, 31 Feb 99999 1:2:3 +9999", 0)],
+)
+async def test_a_retry_after_of_any_kind_leaves_the_status_alone(stack: StackFactory, given: str, seconds: int) -> None:
+    async with stack() as s:
+        s.fake.behaviour.raw = answer(b'{"error":{"message":"no"}}', "429 No").replace(
+            b"\r\n", b"\r\nRetry-After: " + given.encode("latin-1") + b"\r\n", 1
+        )
+        reply = await (await s.router.chat()).end()
+        assert reply.head is not None
+        assert (reply.head.status, reply.head.retry_after) == (429, seconds)
+
+
+async def test_a_compressed_answer_and_a_type_in_capitals_are_understood(stack: StackFactory) -> None:
+    async with stack() as s:
+        s.fake.behaviour.raw = answer(gzip.compress(WHOLE), headers="Content-Type: application/json" + GZIP)
+        whole = await (await s.router.chat()).end()
+        assert (whole.body, whole.done.outcome) == (WHOLE, "ok")
+        for body, headers in ((STREAM, SSE), (gzip.compress(STREAM), SSE + GZIP)):
+            s.fake.behaviour.raw = answer(body, headers=headers)
+            streamed = await (await s.router.chat(stream=True)).end()
+            assert streamed.head is not None
+            assert (streamed.body, streamed.head.content_type, streamed.done.outcome) == (STREAM, "text/event-stream", "ok")
+
+
+async def test_what_comes_after_the_last_event_changes_nothing(stack: StackFactory) -> None:
+    """A server that goes on, stays or breaks off then has given its whole answer all the same."""
+    async with stack(timeout_seconds=5) as s:
+        head = f"HTTP/1.1 200 OK\r\n{SSE}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        chunk = b"%x\r\n%s\r\n"
+        for rest, open_s in ((b"", 0.0), (b"", 3.0), (chunk % (15, b'data: {"a":1}\n\n'), 3.0)):
+            s.fake.behaviour.raw, s.fake.behaviour.raw_open_s = head + chunk % (len(STREAM), STREAM) + rest, open_s
+            async with asyncio.timeout(2.5):
+                reply = await (await s.router.chat(stream=True)).end()
+            assert (reply.done.outcome, b'"error"' in reply.body) == ("ok", False)
+
+
+async def test_an_error_that_comes_first_keeps_its_own_words(stack: StackFactory) -> None:
+    async with stack() as s:
+        error = {"message": "too long", "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
+        s.fake.behaviour.raw = answer(b"data: " + json.dumps({"error": error}).encode() + b"\n\n", headers=SSE)
+        reply = await (await s.router.chat(stream=True)).end()
+        assert reply.json["error"] == error
 
 
 async def test_dying_before_and_after_the_first_token(stack: StackFactory) -> None:

@@ -7,6 +7,7 @@ import pytest
 from schemas.v1.common import Outcome
 from services.inference.domain import requests
 from services.inference.domain.cost import Prices, cost_nano
+from services.inference.domain.formats import shaped
 from services.inference.domain.legacy import LegacyReply, to_completions
 from services.inference.domain.lifecycle import LifecycleError, State, advance
 from services.inference.domain.outcome import broken_off, is_repetition, of_status
@@ -93,6 +94,54 @@ def test_tool_call_in_pieces() -> None:
     assert seen.outcome() is Outcome.OK
 
 
+def test_calls_of_other_kinds_are_not_held_to_the_rules_of_functions() -> None:
+    custom = {"type": "custom", "custom": {"name": "shell", "input": "ls -l"}}
+    for message, outcome in (
+        ({"tool_calls": [custom]}, Outcome.OK),
+        ({"function_call": {"name": "f", "arguments": "{}"}}, Outcome.OK),
+        ({"function_call": {"name": "f", "arguments": "{"}}, Outcome.INVALID_TOOL_CALL),
+    ):
+        for kind in ("message", "delta"):
+            seen = Inspector(Wants())
+            body = json.dumps({"choices": [{"index": 0, kind: message, "finish_reason": "stop"}]}).encode()
+            _ = seen.whole(body, 1.0) if kind == "message" else seen.event(b"data: " + body + b"\n\n", 1.0)
+            assert (seen.outcome(), seen.has_content) == (outcome, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "outcome"),
+    [
+        ([{"type": "text", "text": "well"}], Outcome.OK), ([{"type": "image", "url": "x"}], Outcome.OK), ([], Outcome.EMPTY),
+        ([{"type": "text", "text": "again " * 200}], Outcome.REPETITION), ({"parts": 1}, Outcome.OK), (7, Outcome.OK),
+    ],
+)  # fmt: skip
+def test_content_in_parts_or_of_an_unknown_kind_is_an_answer(content: object, outcome: Outcome) -> None:
+    whole, streamed = Inspector(Wants()), Inspector(Wants())
+    assert whole.whole(json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).encode(), 1.0)
+    streamed.event(chunk(delta={"content": content}), 1.0)
+    streamed.event(chunk(delta={}, finish_reason="stop"), 2.0)
+    assert (whole.outcome(), streamed.outcome()) == (outcome, outcome)
+    assert (streamed.first_at == 1.0) is (outcome is not Outcome.EMPTY)
+
+
+def test_an_object_in_a_form_of_its_own_is_an_answer_and_no_object_is_none() -> None:
+    seen = Inspector(Wants())
+    assert seen.whole(b'{"choices": 3}', 1.0)
+    assert seen.outcome() is Outcome.OK
+    for other in (b"", b"[]", b"null", b"<html>", b"{", b"\xff"):
+        assert not Inspector(Wants()).whole(other, 1.0)
+
+
+def test_a_stream_has_ended_when_each_of_its_choices_has() -> None:
+    seen = Inspector(Wants())
+    for index, reason in ((0, None), (1, None), (0, "stop")):
+        event = {"choices": [{"index": index, "delta": {"content": "a"}, "finish_reason": reason}]}
+        seen.event(b"data: " + json.dumps(event).encode() + b"\n\n", 1.0)
+    assert seen.outcome() is Outcome.ERROR_MID_STREAM
+    seen.event(b'data: {"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}\n\n', 2.0)
+    assert (seen.finished, seen.outcome()) == (True, Outcome.OK)
+
+
 def test_length_before_invalid_json() -> None:
     seen = Inspector(Wants(json=True))
     seen.whole(b'{"choices":[{"message":{"content":"{"},"finish_reason":"length"}]}', 1.0)
@@ -103,6 +152,29 @@ def test_error_inside_a_stream() -> None:
     seen = Inspector(Wants())
     seen.event(b'data: {"error": {"message": "gone", "code": 503}}\n\n', 1.0)
     assert (seen.outcome(), seen.error_status(), seen.error_message()) == (Outcome.ERROR_BEFORE_FIRST_TOKEN, 503, "gone")
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "kind", "code"),
+    [
+        (b"<html>bad gateway</html>", "<html>bad gateway</html>", "engine_error", None),
+        (b"", "the engine answered 502 without a word", "engine_error", None),
+        (b"\xff" * 5000, "\ufffd" * 2000, "engine_error", None),
+        (b'{"detail":"Not Found"}', "Not Found", "engine_error", None),
+        (b'{"object":"error","message":"bad","type":"BadRequestError","code":400}', "bad", "BadRequestError", "400"),
+        (b'{"error":"too long","error_type":"validation"}', "too long", "engine_error", None),
+        (b'{"error":{"code":"x"}}', '{"error":{"code":"x"}}', "engine_error", "x"),
+        (b"[" * 5000, "[" * 2000, "engine_error", None),
+    ],
+)
+def test_an_engines_error_of_another_shape_is_put_into_ours(body: bytes, message: str, kind: str, code: str | None) -> None:
+    found = shaped(body, 502)
+    assert found is not None
+    assert json.loads(found)["error"] == {"message": message, "type": kind, "param": None, "code": code}
+
+
+def test_an_engines_error_of_our_shape_stays_as_it_is() -> None:
+    assert shaped(b'{"error":{"message":"no","more":1},"extra":2}', 400) is None
 
 
 def test_cost_is_whole_nano_dollars() -> None:
