@@ -11,8 +11,8 @@ import pytest
 from tests.harness import environment
 from tests.system import ROOT, System
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(sh|python|yaml)\n(.*?)```", README, re.DOTALL)
+PAGES = ("README.md", "docs/rollouts.md")
+"""Whose snippets run, in this order."""
 STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")
 
 
@@ -30,16 +30,21 @@ def run_block(kind: str, text: str, env: dict[str, str]) -> str:
     return done.stdout
 
 
-async def test_the_readme_runs_from_top_to_bottom(system: System) -> None:
+def blocks(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"```(sh|python|yaml)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+async def test_every_snippet_runs_from_top_to_bottom(system: System) -> None:
     env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=system.key, PYTHONPATH=str(ROOT))
     # in a thread: the upstreams answer from this loop
-    outputs = [
-        await asyncio.to_thread(run_block, kind, runnable(text), env)
-        for kind, text in BLOCKS
-        if kind != "yaml" and runnable(text).strip()
-    ]
-    assert len(outputs) >= 5
-    assert any("ab_test_" in output for output in outputs)
+    for page in PAGES:
+        outputs = [
+            await asyncio.to_thread(run_block, kind, runnable(text), env)
+            for kind, text in blocks(page)
+            if kind != "yaml" and runnable(text).strip()
+        ]
+        assert len(outputs) >= 5
+        assert any("ab_test_" in output for output in outputs)
 
 
 def test_every_linked_page_exists() -> None:

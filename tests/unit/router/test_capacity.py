@@ -89,8 +89,10 @@ def test_from_the_whole_traffic_the_canarys_load_tells_what_comes() -> None:
     assert step(9800, 4900, load(0.0, peak=2.0, workers=2), canary=load(98)).share_bp == 9400
 
 
-def test_all_the_traffic_comes_back_in_steps_that_each_follow_from_the_one_before() -> None:
-    share, peak, steps, total = 10_000, 0.0, 0, 100.0
+@pytest.mark.parametrize(("share", "expected"), [(2500, 5), (5000, 7), (9000, 14), (10_000, 22)])
+def test_all_the_traffic_comes_back_in_steps_that_each_follow_from_the_one_before(share: int, expected: int) -> None:
+    steps, total = 0, 100.0
+    peak = total * (1 - share / 10_000)
     while share:
         running = total * (1 - share / 10_000)
         peak = max(peak, running)
@@ -100,7 +102,7 @@ def test_all_the_traffic_comes_back_in_steps_that_each_follow_from_the_one_befor
         after = total * (1 - found.share_bp / 10_000)
         assert after <= max(peak * BEYOND_SHOWN, peak + 1) + 1e-6
         share, steps = found.share_bp, steps + 1
-    assert steps <= 32
+    assert steps == expected
 
 
 @given(
