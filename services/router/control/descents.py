@@ -18,12 +18,20 @@ STEP_S = 10.0
 
 @dataclass(slots=True)
 class _Seen:
-    """What this router has seen of one descent: its share since when, its own reason to wait since when."""
+    """What this router has seen of one descent at its present share; times are monotonic seconds.
+
+    ``blocked`` is since when a step has been due and not possible, ``waiting`` for what now, and since when;
+    ``written`` is what the entry says, and since when.
+    """
 
     share_bp: int
     since: float
+    blocked: float | None = None
     waiting: str = ""
     waiting_since: float = 0.0
+    written: str = ""
+    written_since: float = 0.0
+    logged: str = ""
 
 
 class Descents:
@@ -66,17 +74,27 @@ class Descents:
         return monotonic() - seen.since >= self._step_s
 
     def _wait(self, test: Experiment, descent: Descent, seen: _Seen, step: Step) -> Wait | None:
-        """Write down what is waited for when it has stood for a moment, or for some steps against another's word.
+        """Write down what is waited for: a first reason soon, another one when it has stood for some steps.
 
-        Routers see different latencies: two that disagree must not write in turns.
+        Reasons may alternate, and routers see different latencies: neither may make a change of each look.
         """
         now = monotonic()
+        if seen.blocked is None:
+            seen.blocked = now
         if seen.waiting != step.waiting:
             seen.waiting, seen.waiting_since = step.waiting, now
+        if seen.written != descent.waiting:
+            seen.written, seen.written_since = descent.waiting, now
+        soon = self._step_s / 10
+        if now - seen.waiting_since >= soon and seen.logged != step.waiting:
+            seen.logged = step.waiting
             log.info(
-                "descent_waits", test_id=test.test_id, share_bp=test.share_bp, waits=step.waiting, because=step.figures
-            )
-        patience = self._step_s * 3 if descent.waiting else self._step_s / 10
-        if descent.waiting == step.waiting or now - seen.waiting_since < patience:
-            return None
-        return Wait(test.test_id, test.version, step.waiting)
+                "descent_waits", test_id=test.test_id, share_bp=test.share_bp, waits_for=step.waiting,
+                because=step.figures,
+            )  # fmt: skip
+        if descent.waiting:
+            stood = now - max(seen.waiting_since, seen.written_since)
+            due = descent.waiting != step.waiting and stood >= 3 * self._step_s
+        else:
+            due = now - seen.blocked >= soon
+        return Wait(test.test_id, test.version, step.waiting) if due else None

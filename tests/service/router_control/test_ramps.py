@@ -172,7 +172,7 @@ async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_
     quick = {"step_s": 0.4, "slot_s": 0.25}
     async with others(nats_server), workers(nats_server, load=100) as (stable, _), side(nats_server, **quick) as one:
         stable.queued = 3
-        test_id = await one.start_test(traffic_split_percent=50)
+        test_id = await one.start_test(traffic_split_percent=50, test_duration_minutes=0.03)
         assert await one.post("/rollback", {"speed": "gradual"}) == {"status": "rolling_back", "test_id": test_id}
         wants = "the queue of 'stable' to empty"
         await eventually(lambda: (e := one.control.experiments.by_id(test_id)) and e.descent and e.descent.waiting == wants)
@@ -186,6 +186,7 @@ async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_
             ended = await two.control.experiments.ended(test_id, 30)
             assert ended is not None
             assert ended.status == "rolled_back"
+            assert ended.ended_ms > ended.ends_ms, "what was begun goes on in steps past the end of the test's time"
             await at(two, test_id)
         shares = [share for kind, _, share in await told(nats_server) if kind == "split_changed"]
         # The fake load stays at 100, so every step may take the stable model to 125 by its own reckoning.
