@@ -72,7 +72,7 @@ def status(data: dict[str, Any]) -> None:
     if retry_at := data.get("retry_at"):
         console.print(styled(f"stepped down; goes back up at {retry_at}"))
     if waiting := data.get("waiting_for"):
-        console.print(styled(f"waits for {waiting}"))
+        console.print(styled(f"waiting for: {waiting}"))
     console.print(variants(data.get("metrics") or {}, data.get("models")))
     if summary := (data.get("verdict") or {}).get("summary"):
         console.print(styled(summary))

@@ -46,5 +46,5 @@ def test_a_ramp_is_told_in_a_line_with_what_it_waits_for(screen: Console) -> Non
     shown = screen.export_text()
     assert "ramp step 2 of 3: 0.50 [5] 25 %, gate manual (approved), soaks 1.2 min more" in shown
     assert "goes back up at 2026-01-31T03:00:00.000Z" in shown
-    assert "waits for the queue of 'm[/x]' to empty" in shown
+    assert "waiting for: the queue of 'm[/x]' to empty" in shown
     assert "held: the split was set by [ops]" in shown

@@ -77,13 +77,12 @@ def advance(state: Experiment, cmd: c.Advance, now_ms: int) -> Transition:
         return state, []
     if ramp.held or waits_for_approval(state) or _set_back(state):
         return state, []
-    step = ramp.step + 1
-    share = ramp.steps[step].share_bp
-    reason = f"step {step + 1} of {len(ramp.steps)}, {percent(share)}: {cmd.order.reason}"
+    order, step = cmd.order, ramp.step + 1
     up = ramp.model_copy(update={"step": step, "since_ms": now_ms})
     return change(
-        state, "test.ramped", cmd.order.actor, reason, now_ms, order=cmd.order, ramp=up, **at_share(state, share)
-    )
+        state, "test.ramped", order.actor, order.reason, now_ms, order=order, ramp=up,
+        **at_share(state, ramp.steps[step].share_bp),
+    )  # fmt: skip
 
 
 def _set_back(state: Experiment) -> bool:
@@ -156,10 +155,9 @@ def retry(state: Experiment, cmd: c.Retry, now_ms: int) -> Transition:
         return state, []
     if ramp is not None:
         ramp = ramp.model_copy(update={"step": setback.from_step, "since_ms": now_ms})
-    left = state.retry.max_retries - setback.count
-    reason = f"back to {percent(setback.from_bp)}, retries left: {left}: {cmd.order.reason}"
+    order = cmd.order
     return change(
-        state, "test.retried", cmd.order.actor, reason, now_ms, order=cmd.order, ramp=ramp, setback=settled(setback),
+        state, "test.retried", order.actor, order.reason, now_ms, order=order, ramp=ramp, setback=settled(setback),
         **at_share(state, setback.from_bp),
     )  # fmt: skip
 

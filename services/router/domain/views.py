@@ -72,7 +72,7 @@ def status(
         rollback_at=None if test.rollback_at is None else rfc3339(test.rollback_at.at_ms),
         ramp=_ramp(test, now_ms),
         retry_at=_retry_at(test),
-        waiting_for=_waiting_for(test, now_ms),
+        waiting_for=_waiting_for(test, now_ms, verdict),
         degraded=list(degraded) or None,
     )
 
@@ -110,10 +110,14 @@ def _retry_at(test: Experiment) -> str | None:
     return None if setback is None or setback.retry_at_ms is None else rfc3339(setback.retry_at_ms)
 
 
-def _waiting_for(test: Experiment, now_ms: int) -> str | None:
+def _waiting_for(test: Experiment, now_ms: int, verdict: dict[str, Any] | None) -> str | None:
+    """Of a reduction what the routers wait for; else the monitor's word on the next step, or what is known without."""
     descent = under_way(test)
     if descent is not None and descent.waiting:
         return descent.waiting
+    outlook = (verdict or {}).get("ramp") if test.live else None
+    if outlook and outlook.get("waits_for"):
+        return str(outlook["waits_for"])
     if waits_for_approval(test) and not _soak_left_ms(test, now_ms):
         return "an operator's approval: POST /v1/ab-testing/approve"
     return None

@@ -1,6 +1,7 @@
 """Status, results and history as callers see them."""
 
 import dataclasses
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,8 +61,8 @@ def test_status_counts_minutes_and_says_what_is_really_applied() -> None:
     assert reply.degraded is None
 
 
-def shown(test: Experiment, now_ms: int = 0) -> StatusReply:
-    return views.status(test, now_ms, metrics=None, effective_bp=0, verdict=None, running=["t"], degraded=[])
+def shown(test: Experiment, now_ms: int = 0, verdict: dict[str, Any] | None = None) -> StatusReply:
+    return views.status(test, now_ms, metrics=None, effective_bp=0, verdict=verdict, running=["t"], degraded=[])
 
 
 def test_status_tells_where_a_ramp_stands_and_what_it_waits_for() -> None:
@@ -76,6 +77,8 @@ def test_status_tells_where_a_ramp_stands_and_what_it_waits_for() -> None:
     soaked = shown(test, 120_000)
     assert soaked.ramp is not None
     assert (soaked.ramp.soak_left_minutes, soaked.waiting_for) == (0, "an operator's approval: POST /v1/ab-testing/approve")
+    outlook = {"ramp": {"due": "", "waits_for": "step 1 of 2 (1.5 %) waits: 3 of 9 requests"}}
+    assert shown(test, 120_000, outlook).waiting_for == outlook["ramp"]["waits_for"]
     approved = shown(apply(test, c.Approve("t", "ops"), 120_000)[0], 120_000)
     assert approved.ramp is not None
     assert (approved.ramp.approved, approved.waiting_for) == (True, None)
@@ -95,6 +98,7 @@ def test_status_tells_of_a_step_down_when_it_is_taken_back_and_what_it_waits_for
     down, _ = apply(test, c.StepDown("t", order), 0)
     down, _ = apply(down, c.Wait("t", 2, "the queue of 'm' to empty"), 0)
     assert (shown(down).retry_at, shown(down).waiting_for) == ("1970-01-01T00:10:00.000Z", "the queue of 'm' to empty")
+    assert shown(down, 0, {"ramp": {"waits_for": "the backoff"}}).waiting_for == "the queue of 'm' to empty"
     paused, _ = apply(down, c.Pause("t", "ops"), 0)
     assert shown(paused).waiting_for is None
 
