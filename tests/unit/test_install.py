@@ -1,0 +1,69 @@
+"""`make install` knows a whole environment from one that was moved, broken or left half done."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra import install
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    """An environment as `python -m venv` makes it; its pip is but a name."""
+    made = tmp_path / "project" / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
+    (install._site(made) / "pip.py").touch()
+    (made / "bin" / "pip").write_text(f"#!{made}/bin/python3\n")
+    return made
+
+
+def test_a_whole_environment_is_left_alone(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (venv / install.STAMP).write_text(install.fingerprint(venv))
+    assert install.usable(venv)
+    install.install(venv)
+    assert capsys.readouterr().out == f"{venv} is complete\n"
+
+
+def test_a_moved_environment_is_not_usable(venv: Path, tmp_path: Path) -> None:
+    moved = venv.parent.rename(tmp_path / "elsewhere") / ".venv"
+    assert not install.usable(moved)
+    assert install.fingerprint(moved) != install.fingerprint(venv)
+
+
+@pytest.mark.parametrize("lost", ["bin/python", "bin/pip", "pyvenv.cfg"])
+def test_an_environment_that_lost_a_part_is_not_usable(venv: Path, lost: str) -> None:
+    (venv / lost).unlink()
+    assert not install.usable(venv)
+
+
+def test_an_environment_without_its_packages_is_not_usable(venv: Path) -> None:
+    (install._site(venv) / "pip.py").unlink()
+    assert not install.usable(venv)
+    assert not install.usable(venv.parent / "none")
+
+
+def test_half_installed_packages_are_removed(tmp_path: Path) -> None:
+    whole, half, left = tmp_path / "a-1.dist-info", tmp_path / "b-1.dist-info", tmp_path / "~c"
+    for folder in (whole, half, left):
+        folder.mkdir()
+        (folder / "METADATA").touch()
+    (whole / "RECORD").touch()
+    install.drop_halves(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+
+
+def test_progress_is_shown_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "LOG_EVERY_S", 0.0)
+    progress = install.Progress(tmp_path)
+    progress.unpack(2)
+    (tmp_path / "a-1.dist-info").mkdir()
+    with progress.shown():
+        for _ in range(200):
+            if "unpacking package 1 of 2" in capsys.readouterr().out:
+                return
+            install.time.sleep(0.05)
+    pytest.fail("no progress was shown")
