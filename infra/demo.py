@@ -14,25 +14,50 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.panel import Panel
+from rich.status import Status
 
 from services._cli import show
 from services._cli.api import ApiError, acall
 from services._cli.load import Load, Tally, drive
 
-console = Console(highlight=False)
+console = show.wide(highlight=False)
 RATE = 8.0
 SPLIT = 20.0
 HEALTHY_S = 14.0
 BAD_LIMIT_S = 25.0
 RECORD_LIMIT_S = 15.0
+TELL_EVERY_S = 4.0
+
+
+class Line:
+    """What happens now: one line that changes on a terminal, a line now and then where the output goes elsewhere."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._told = time.monotonic()
+
+    def update(self, text: str) -> None:
+        """Say it."""
+        if console.is_terminal:
+            self._status.update(text)
+        elif time.monotonic() - self._told >= TELL_EVERY_S:
+            self._told = time.monotonic()
+            console.print(text)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Line]:
+    """A line of progress for as long as the block runs."""
+    with console.status("") as status:
+        yield Line(status)
 
 
 class Demo:
@@ -42,6 +67,7 @@ class Demo:
         self.url = url
         self.key = key
         self.folder = folder
+        self.measured = ""
         self.rolled_back = ""
 
     async def call(
@@ -62,7 +88,7 @@ class Demo:
     async def healthy(self) -> bool:
         """A later checkpoint of the same model: measured, and left alone."""
         console.rule("[bold]1. A healthy canary")
-        test_id = await self.start("canary")
+        self.measured = test_id = await self.start("canary")
         console.print(
             f"{test_id}: [green]stable[/green] against [cyan]canary[/cyan], {SPLIT:.0f} % of {RATE:.0f} requests/s"
         )
@@ -89,28 +115,25 @@ class Demo:
         )
         tally = Tally()
         state: dict[str, Any] = {}
-        began = time.monotonic()
 
         def out() -> bool:
             return state.get("status") not in {None, "running"}
 
         running = asyncio.create_task(drive(self.load(2), seconds=BAD_LIMIT_S, tally=tally, stop=out))
-        first_canary = None
-        while not running.done():
-            await asyncio.wait({running}, timeout=0.1)
-            if first_canary is None and tally.by_variant["b"]:
-                first_canary = time.monotonic()
-            if not out():
-                state = await self.call("GET", f"status?test_id={test_id}")
-                if out():
-                    taken = time.monotonic()
-        if not out() or first_canary is None:
-            console.print(f"[red]the canary is still in after {time.monotonic() - began:.0f} s[/red]")
+        with progress() as line:
+            while not running.done():
+                await asyncio.wait({running}, timeout=0.1)
+                if not out():
+                    state = await self.call("GET", f"status?test_id={test_id}")
+                line.update(self._sent(tally))
+        if not out():
+            console.print(f"[red]the canary is still in after {BAD_LIMIT_S:.0f} s[/red]")
             return False
         result = await self.call("GET", f"tests/{test_id}")
         show.result(result)
+        started, ended = (datetime.fromisoformat(result[name]) for name in ("start_time", "end_time"))
         console.print(
-            f"[bold]out {taken - first_canary:.1f} s after its first answer, "
+            f"[bold]out {(ended - started).total_seconds():.1f} s after the test began, "
             f"after {tally.by_variant['b']} of its own requests ({tally.finished} in all)[/bold]; "
             f"users saw {tally.failed} failures"
         )
@@ -130,18 +153,25 @@ class Demo:
         page = self.folder / f"{self.rolled_back}.html"
         page.write_text(await self.call("GET", path, accept="text/html"), encoding="utf-8")
         console.print(f"\nthe same with plots, as one file: {page}", soft_wrap=True)
-        console.rule("the verdict again, from the stored evidence")
-        replay = await self.call("GET", f"tests/{self.rolled_back}/replay")
-        show.replay(replay)
-        return replay["same"] is not False and report["evidence"] == "complete"
+        same = True
+        for test_id in (self.measured, self.rolled_back):
+            console.rule(f"the verdict on {test_id} again, from the stored evidence")
+            replay = await self.call("GET", f"tests/{test_id}/replay")
+            show.replay(replay)
+            same = same and replay["same"] is not False
+        return same and report["evidence"] == "complete"
 
     async def _follow(self, running: "asyncio.Task[Tally]", tally: Tally, test_id: str) -> None:
-        with console.status("") as line:
+        with progress() as line:
             while not running.done():
                 await asyncio.wait({running}, timeout=1.0)
                 state = await self.call("GET", f"status?test_id={test_id}")
-                summary = (state.get("verdict") or {}).get("summary") or ""
-                line.update(f"sent {tally.sent}, by variant {dict(tally.by_variant)}, failed {tally.failed}  {summary}")
+                line.update(f"{self._sent(tally)}  {(state.get('verdict') or {}).get('summary') or ''}")
+
+    @staticmethod
+    def _sent(tally: Tally) -> str:
+        by = tally.by_variant
+        return f"sent {tally.sent}, answered by A {by['a']}, by B {by['b']}, failed {tally.failed}"
 
 
 def free_port(preferred: int) -> int:
@@ -169,15 +199,22 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
         yield url, (data_dir / "admin.key").read_text().strip()
     finally:
         if keep and process.poll() is None:
-            console.print(f"left running: {url}, key in {data_dir / 'admin.key'}; stop it with: kill {process.pid}")
+            console.print(
+                f"left running, with everything in {data_dir}. To use it from this shell:\n"
+                f"  export CYPRIA_URL={url} CYPRIA_API_KEY=$(cat {data_dir / 'admin.key'})\n"
+                f"  .venv/bin/cypria status\n"
+                f"Its API is at {url}/docs. Stop it with: kill {process.pid}",
+                soft_wrap=True,
+            )
         else:
+            console.print("stopping")
             process.send_signal(signal.SIGTERM)
             process.wait(15)
 
 
 async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     began = time.monotonic()
-    with console.status("starting") as line:
+    with progress() as line:
         async with aiohttp.ClientSession() as session:
             while True:
                 if process.poll() is not None:
@@ -202,18 +239,15 @@ async def main(*, keep: bool) -> int:
     async with system(data_dir, free_port(2242), keep=keep) as (url, key):
         demo = Demo(url, key, data_dir)
         try:
-            good = await demo.healthy()
-            bad = await demo.bad()
-            kept = await demo.record()
+            fine = all([await demo.healthy(), await demo.bad(), await demo.record()])
         except ApiError as exc:
             raise SystemExit(f"demo: the edge refused: {exc}; log in {data_dir / 'cypria.log'}") from None
-    fine = good and bad and kept
-    verdict = (
-        "[green]both canaries met the fate they deserve[/green]"
-        if fine
-        else f"[red]not as it should be; log in {data_dir}/cypria.log[/red]"
-    )
-    console.print(Panel(f"{verdict}   {time.monotonic() - began:.0f} s", expand=False))
+        verdict = (
+            "[green]both canaries met the fate they deserve[/green]"
+            if fine
+            else f"[red]not as it should be; log in {data_dir}/cypria.log[/red]"
+        )
+        console.print(Panel(f"{verdict}   {time.monotonic() - began:.0f} s", expand=False))
     return 0 if fine else 1
 
 

@@ -1,6 +1,8 @@
 """Tables for people; ``--json`` prints what the API said."""
 
 import json
+import os
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+_WIDTH = 120
+
+
+def wide(**options: Any) -> Console:
+    """A console on stdout; where that is a file or a pipe, wide enough for the tables (or as COLUMNS says)."""
+    unknown = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=_WIDTH if unknown else None, **options)
+
+
+console = wide()
 
 _STYLE = {
     "running": "green", "completed": "cyan", "rolled_back": "red", "paused": "yellow", "rolling_back": "red",
@@ -37,10 +48,13 @@ def styled(word: str | None) -> Text:
 
 
 def variants(metrics: dict[str, dict[str, Any]], models: dict[str, str] | None = None) -> Table:
-    """One row for each variant."""
-    table = Table(box=None, header_style="bold")
+    """One row for each variant, in 80 columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for column in ("variant", "model", "requests", "errors %", "avg ms", "p50", "p95", "p99", "TTFT p95", "in flight"):
-        table.add_column(column, justify="left" if column in {"variant", "model"} else "right")
+        whole = column != "model" and " " not in column
+        table.add_column(
+            column, justify="left" if column in {"variant", "model"} else "right", no_wrap=whole, overflow="fold"
+        )
     for name, figures in sorted(metrics.items()):
         table.add_row(
             name.removeprefix("variant_").upper(),
@@ -122,7 +136,10 @@ def markdown(text: str) -> None:
 
 
 def replay(data: dict[str, Any]) -> None:
-    """A recorded verdict beside the one that the evidence gives now."""
+    """A recorded verdict beside the one that the evidence gives now; or why there is none to compare."""
+    if data.get("same") is None:
+        console.print(escape(str(data.get("message") or data.get("state"))))
+        return
     table = Table(box=None, header_style="bold")
     for column in ("", "recorded", "replayed"):
         table.add_column(column)
@@ -133,10 +150,8 @@ def replay(data: dict[str, Any]) -> None:
     console.print(table)
     if data.get("same"):
         console.print(f"[green]the same verdict[/green], from {data.get('ticks'):,} ticks of evidence")
-    elif data.get("same") is False:
-        console.print(f"[red]not the same verdict[/red]: {escape('; '.join(data.get('differences') or []))}")
     else:
-        console.print(escape(str(data.get("message") or data.get("state"))))
+        console.print(f"[red]not the same verdict[/red]: {escape('; '.join(data.get('differences') or []))}")
 
 
 def repr_of(value: Any) -> str:

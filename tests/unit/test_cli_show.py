@@ -48,3 +48,20 @@ def test_a_ramp_is_told_in_a_line_with_what_it_waits_for(screen: Console) -> Non
     assert "goes back up at 2026-01-31T03:00:00.000Z" in shown
     assert "waiting for: the queue of 'm[/x]' to empty" in shown
     assert "held: the split was set by [ops]" in shown
+
+
+def test_variants_fit_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=80, record=True, color_system=None, force_terminal=False)
+    monkeypatch.setattr(show, "console", console)
+    figures = {"request_count": 123_456, "error_rate": 12.34, "in_flight": 7, "ttft_p95_ms": 4230.4} | dict.fromkeys(
+        ("avg_latency_ms", "latency_p50_ms", "latency_p95_ms", "latency_p99_ms"), 5335.4
+    )
+    console.print(show.variants({"variant_a": figures}, {"variant_a": "stable"}))
+    shown = console.export_text()
+    for word in ("variant", "stable", "requests", "123,456", "12.34", "5,335.4", "4,230.4"):
+        assert word in shown, shown
+
+
+def test_a_verdict_that_cannot_be_replayed_says_why_and_shows_no_empty_column(screen: Console) -> None:
+    show.replay({"state": "none", "same": None, "message": "not the statistics' decision", "recorded": {"n_a": 5}})
+    assert screen.export_text().strip() == "not the statistics' decision"
