@@ -30,6 +30,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid
   var(--rule); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td:first-child { min-width: 11rem; }
 .fired td { color: var(--bad); font-weight: 600; }
 .warned td { color: var(--wait); }
 figure { margin: 1.2rem 0 2rem; }
