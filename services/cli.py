@@ -10,7 +10,8 @@ import typer
 
 from services._cli import alerts, api, record, rollout, show
 from services._cli.load import Load, Tally, drive
-from services._runtime.server import load_or_exit, run
+from services._runtime.server import EXIT_CONFIG, load_or_exit, run
+from services._runtime.settings import ConfigError
 from services._runtime.telemetry import setup_logging
 
 app = typer.Typer(
@@ -79,17 +80,23 @@ app.add_typer(alerts.app, name="alerts")
 def provision(config: ConfigOption = None) -> None:
     """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
     from services._runtime.up import provision as run_provision
-    from services.metrics.provision import provision_clickhouse
+    from services.metrics.provision import FAILURES, provision_clickhouse
 
     settings = load_or_exit(_config(config))
     setup_logging("provision", settings.logging)
     if not settings.nats.servers:
-        api.fail("nats.servers is not set: name the servers; `cypria up` provisions its own embedded server", 78)
+        api.fail("nats.servers is not set: name them; `cypria up` provisions its own embedded server", EXIT_CONFIG)
     try:
         asyncio.run(run_provision(settings))
     except TimeoutError:
         api.fail(f"no NATS server answers at {', '.join(settings.nats.servers)} within 30 s")
-    for line in provision_clickhouse(settings.clickhouse_dsn(), settings.privacy.retention_days):
+    try:
+        done = provision_clickhouse(settings.clickhouse_dsn(), settings.privacy.retention_days)
+    except ConfigError as exc:
+        api.fail(str(exc), EXIT_CONFIG)
+    except FAILURES as exc:
+        api.fail(f"ClickHouse was not provisioned: {exc}")
+    for line in done:
         show.console.print(line)
 
 

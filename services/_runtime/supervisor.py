@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from services._runtime.bus import TRANSIENT
 from services._runtime.clock import monotonic
@@ -23,6 +24,8 @@ log = get_logger(__name__)
 BACKOFF_FIRST_S = 0.1
 BACKOFF_CAP_S = 1.5
 STABLE_AFTER_S = 20.0
+_CODE = str(Path(__file__).resolve().parents[2])
+"""The folder that holds the package `services`."""
 
 
 @dataclass
@@ -135,10 +138,12 @@ def service_child(
 ) -> Child:
     """A service as a child process: ``settings`` are environment variables over the file."""
     environment = {**os.environ, **settings, SUPERVISED: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    # The same code as this process: a folder `services` or `schemas` where it was started must not take its place.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_CODE, os.environ.get("PYTHONPATH"))))
     if config:
         environment[CONFIG_FILE] = config
     name = service if index == 0 else f"{service}-{index + 1}"
-    return Child(name, [sys.executable, "-m", f"services.{service}"], environment, stop_s=stop_s)
+    return Child(name, [sys.executable, "-P", "-m", f"services.{service}"], environment, stop_s=stop_s)
 
 
 async def http_get(host: str, port: int, path: str, timeout_s: float = 1.0) -> tuple[int, dict[str, object]]:

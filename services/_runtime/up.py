@@ -134,9 +134,13 @@ async def _bus(settings: Settings, supervisor: Supervisor, common: dict[str, str
     if settings.nats.servers:
         file = settings.nats.credentials_file
         return dict(json.loads(file.read_text())) if file else {}
-    embedded = nats_server.prepare(
-        settings.data_dir, settings.nats.port, power_safe=settings.nats.durability == "power-safe"
-    )
+    try:
+        embedded = nats_server.prepare(
+            settings.data_dir, settings.nats.port, power_safe=settings.nats.durability == "power-safe"
+        )
+    except FileNotFoundError as exc:
+        sys.stderr.write(f"cypria: {exc}\n")
+        raise SystemExit(EXIT_CONFIG) from None
     log_file = str(settings.data_dir / "nats" / "nats-server.log")
     await supervisor.start([Child("nats-server", [*embedded.command, "--log", log_file], dict(os.environ), stop_s=1.5)])
     settings.nats.servers = [embedded.url]

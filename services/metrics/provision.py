@@ -2,14 +2,16 @@
 
 import asyncio
 
-from services.metrics.adapters.clickhouse import ClickHouse, DirectoryInUseError
+from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError
+
+FAILURES = (*AWAY, MigrationError)
+"""What `provision_clickhouse` raises when ClickHouse does not answer, or has tables of another version."""
 
 
 def provision_clickhouse(dsn: str, retention_days: int) -> list[str]:
     """Create or migrate database, tables and views; returns what was done, in words. Idempotent.
 
-    With chDB the process that holds the directory has done it already. Raises MigrationError, and one of
-    `adapters.clickhouse.AWAY` when the server does not answer.
+    With chDB the process that holds the directory has done it already. Raises ConfigError, and one of FAILURES.
     """
     return asyncio.run(_provision(dsn, retention_days))
 

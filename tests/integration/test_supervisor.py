@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from services._runtime.server import EXIT_CONFIG
-from services._runtime.supervisor import Child, Supervisor
+from services._runtime.supervisor import Child, Supervisor, service_child
 from tests.harness import eventually
+from tests.system import ROOT
 
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
 
@@ -78,3 +79,15 @@ async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> 
     parent.kill()
     parent.wait(10)
     await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_service_is_this_code_whatever_lies_where_it_was_started(tmp_path: Path) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "__init__.py").write_text("raise SystemExit('another package of that name')")
+    child = service_child("router", 0, config=None, settings={})
+    python = child.command[: child.command.index("-m")]
+    done = subprocess.run(
+        [*python, "-c", "import services; print(services.__file__)"],
+        capture_output=True, text=True, cwd=tmp_path, env=dict(child.environment), check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(ROOT / "services" / "__init__.py"), done.stderr

@@ -6,6 +6,7 @@ All calls block, so they run on threads: one that writes, two that read.
 import asyncio
 import fcntl
 import hashlib
+import importlib.util
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingErr
 from clickhouse_connect.driver.exceptions import Error as ClickHouseDriverError
 
 import infra
+from services._runtime.settings import ConfigError
 
 T = TypeVar("T")
 
@@ -40,7 +42,10 @@ class MigrationError(RuntimeError):
 
 
 class ClickHouse:
-    """One engine. ``read`` and ``write`` run a function with a client of their own on their threads."""
+    """One engine. ``read`` and ``write`` run a function with a client of their own on their threads.
+
+    Raises ConfigError for a DSN that cannot be used here.
+    """
 
     def __init__(self, dsn: str) -> None:
         parts = urlsplit(dsn)
@@ -49,13 +54,18 @@ class ClickHouse:
         if self.embedded:
             self.database = DEFAULT_DATABASE
             if parts.netloc or not self.path.strip("/"):
-                raise ValueError("clickhouse.dsn: chdb needs an absolute directory, such as chdb:///var/lib/cypria")
+                raise ConfigError("clickhouse.dsn: chdb needs an absolute directory, such as chdb:///var/lib/cypria")
+            if importlib.util.find_spec("chdb") is None:
+                raise ConfigError(
+                    "clickhouse.dsn: chDB is not installed: pip install 'cypria[embedded]', or name a server as "
+                    "clickhouse://USER:PASSWORD@HOST:PORT/DATABASE"
+                )
         elif parts.scheme in {"clickhouse", "clickhouses"} and parts.hostname:
             self.database = self.path.strip("/") or DEFAULT_DATABASE
         else:
-            raise ValueError("clickhouse.dsn: give chdb:///DIRECTORY or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE")
+            raise ConfigError("clickhouse.dsn: give chdb:///DIRECTORY or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE")
         if not _DATABASE.match(self.database):
-            raise ValueError(f"clickhouse.dsn: '{self.database}' is not a database name of letters, digits and _")
+            raise ConfigError(f"clickhouse.dsn: '{self.database}' is not a database name of letters, digits and _")
         self._parts = parts
         self._local = threading.local()
         self._clients: list[Client] = []

@@ -1,6 +1,7 @@
 """Tables, migrations and the position row on the real engine."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from schemas.v1.common import Outcome
+from services._runtime.settings import ConfigError
 from services.metrics.adapters.clickhouse import ClickHouse, MigrationError
 from services.metrics.adapters.clickhouse_store import PositionTakenError, StoppedError, WindowStore
 from services.metrics.domain.records import Cell, Moments, UnitEvidence, Watermark, Window
@@ -157,6 +159,12 @@ async def test_tables_of_another_version_are_refused_with_the_remedy(
 def test_a_dsn_that_is_none_is_refused(dsn: str) -> None:
     with pytest.raises(ValueError, match=r"clickhouse\.dsn"):
         ClickHouse(dsn)
+
+
+def test_chdb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "chdb", None)
+    with pytest.raises(ConfigError, match=r"chDB is not installed: pip install 'cypria\[embedded\]'"):
+        ClickHouse(f"chdb://{tmp_path}")
 
 
 async def test_calls_from_many_tasks_at_once(engine: ClickHouse) -> None:
