@@ -4,7 +4,7 @@ import asyncio
 
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError
 
-FAILURES = (*AWAY, MigrationError)
+FAILURES: tuple[type[Exception], ...] = (*AWAY, MigrationError)
 """What `provision_clickhouse` raises when ClickHouse does not answer, or has tables of another version."""
 
 
