@@ -49,6 +49,7 @@ class Control:
     parts: Parts
     lifecycle: Lifecycle
     actions: Actions
+    max_body: int
 
     @property
     def monitoring(self) -> MonitoringState:
@@ -61,7 +62,7 @@ class Control:
 
     def subscribe(self, broker: NatsBroker) -> None:
         """Answer `cypria.control.<verb>`; before the broker starts."""
-        control_bus.subscribe(broker, self.dispatcher)
+        control_bus.subscribe(broker, self.dispatcher, self.max_body)
 
     def missing(self) -> str | None:
         """For readiness checks."""
@@ -130,5 +131,6 @@ def build_control(
     limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
     client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
     dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt, client_limiter)
-    app = build_app(dispatcher, parts.feed, settings.http.max_body_bytes)
-    return Control(experiments, app, dispatcher, parts, lifecycle, Actions(bus, experiments, outbox.kick))
+    max_body = settings.http.max_body_bytes
+    app = build_app(dispatcher, parts.feed, max_body)
+    return Control(experiments, app, dispatcher, parts, lifecycle, Actions(bus, experiments, outbox.kick), max_body)

@@ -57,6 +57,8 @@ async def test_the_same_refusals_and_roles(nats_server: NatsServer) -> None:
             ("stop", "operator", None, None, 404, "nothing_running"),
             ("dance", "admin", None, None, 404, "unknown_verb"),
             ("history", "viewer", {"limit": 0}, None, 422, "invalid_value"),
+            ("status", "viewer", None, b" " * (10 << 20) + b" {}", 413, "body_too_large"),
+            ("status", None, None, b" " * (10 << 20) + b" {}", 401, "missing_api_key"),
         ):
             got, body_ = told(await ask(nc, verb, body, role, raw))
             assert (got, body_["error"]["code"]) == (status, code), verb
