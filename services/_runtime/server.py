@@ -1,10 +1,12 @@
 """Runs one service as a process: settings, logs, uvicorn, signals, no orphan."""
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -25,12 +27,22 @@ _PR_SET_PDEATHSIG = 1
 SUPERVISED = "CYPRIA_SUPERVISOR_PID"
 CONFIG_FILE = "CYPRIA_CONFIG_FILE"
 DRAIN_S = 5
+MAX_FILES = 65_536
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> None:
     """Ask the kernel to signal this process when its parent dies, however the parent dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig))
+
+
+def allow_many_files() -> None:
+    """Let this process have as many connections as it may: the soft limit that most shells set is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems have a limit below the one that they tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parent_is_gone() -> bool:
@@ -86,6 +98,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         die_with_parent()
         if _parent_is_gone():
             raise SystemExit(0)
+    allow_many_files()
     settings = load_or_exit(config)
     setup_logging(service, settings.logging)
     log = get_logger(__name__)

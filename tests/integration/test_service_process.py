@@ -1,5 +1,6 @@
 """A service as a process of its own: a clean stop is a clean exit, a bad configuration a clear one."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -7,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from services._runtime.server import EXIT_CONFIG
+from services._runtime.server import EXIT_CONFIG, MAX_FILES
 from tests.harness import NatsServer, environment, eventually
 from tests.system import ROOT
+
+
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def start(service: str, server: NatsServer, data_dir: Path, **extra: str) -> "subprocess.Popen[str]":
@@ -22,15 +26,20 @@ def start(service: str, server: NatsServer, data_dir: Path, **extra: str) -> "su
         CYPRIA_HTTP__PORT="0",
         **extra,
     )
-    return subprocess.Popen([sys.executable, "-m", f"services.{service}"], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"services.{service}"], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, HARD)),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("service", ["router", "inference", "metrics", "monitor", "alerts"])
-async def test_sigterm_ends_a_service_with_status_zero(service: str, nats_server: NatsServer, tmp_path: Path) -> None:
+async def test_a_service_takes_all_the_files_it_may_and_sigterm_ends_it_with_status_zero(service: str, nats_server: NatsServer, tmp_path: Path) -> None:
     import asyncio
 
     process = start(service, nats_server, tmp_path)
     await eventually(lambda: list((tmp_path / "run").glob(f"{service}.*.json")) or process.poll() is not None, 60)
+    soft, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    assert soft == (MAX_FILES if HARD == resource.RLIM_INFINITY else min(HARD, MAX_FILES)), "a few connections, and no more"
     process.send_signal(signal.SIGTERM)
     _, log = await asyncio.to_thread(process.communicate, timeout=20)
     assert process.returncode == 0, log[-2000:]
