@@ -109,7 +109,6 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     edge = service == "router"
     sock = bind(*((settings.http.host, settings.http.port) if edge else (settings.ops.host, settings.ops.port)))
     host, port = sock.getsockname()[:2]
-    _write_run_file(settings, service, host, port)
     server = _Server(
         uvicorn.Config(
             app,
@@ -123,10 +122,12 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
             **uvicorn_options,
         )
     )
-    log.info("starting", host=host, port=port, pid=os.getpid())
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again once it has drained: a clean stop is not a death by signal
-        signal.signal(number, _already_handled)
+        # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
+        # clean stop is not a death by signal.
+        signal.signal(number, server.stop_soon)
+    log.info("starting", host=host, port=port, pid=os.getpid())
+    _write_run_file(settings, service, host, port)
     with asyncio.Runner(loop_factory=_uvloop) as runner:
         runner.run(server.serve(sockets=[sock]))
     log.info("stopped")
@@ -137,6 +138,10 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
 class _Server(uvicorn.Server):
     """A server whose garbage collector leaves alone what start-up made."""
 
+    def stop_soon(self, _number: int, _frame: object) -> None:
+        """The handler that stands while uvicorn's own does not."""
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then freeze what there is."""
         await super().startup(sockets)
@@ -144,10 +149,6 @@ class _Server(uvicorn.Server):
         # and then in which nothing is served, and no rollback taken.
         gc.collect()
         gc.freeze()
-
-
-def _already_handled(_number: int, _frame: object) -> None:
-    """The handler that stands while uvicorn's own does not."""
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:

@@ -12,7 +12,6 @@ from services._runtime.server import EXIT_CONFIG, MAX_FILES
 from tests.harness import NatsServer, environment, eventually
 from tests.system import ROOT
 
-
 HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
