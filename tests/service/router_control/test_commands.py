@@ -51,9 +51,11 @@ async def test_a_test_from_start_to_stop(nats_server: NatsServer) -> None:
         assert (await router.get(f"/tests/{test_id}"))["decision"] == "promote_b"
 
         async def events() -> list[str] | None:
-            found = [json.loads(m.data) for m in await stream_messages(nats_server, "router", "EVENTS", "cypria.event.>")]
             entry = router.control.experiments.by_id(test_id)
-            return [e["id"] for e in found] if entry and not entry.outbox else None
+            if entry is None or entry.outbox:
+                return None
+            found = [json.loads(m.data) for m in await stream_messages(nats_server, "router", "EVENTS", "cypria.event.>")]
+            return [e["id"] for e in found]
 
         assert await eventually(events) == [f"{test_id}.{n}.1" for n in (1, 2, 3, 4, 6)]
 
