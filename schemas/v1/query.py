@@ -139,8 +139,23 @@ class GuardrailStatus(Message):
     quiet_until_ms: int | None = None
 
 
+class RampOutlook(Message):
+    """What the split of a test does next by itself: the next step of a ramp, or a retry after a step down.
+
+    ``due`` is ``advance`` or ``retry`` while that is being asked for, else empty; ``waits_for`` is a sentence for people.
+    ``conditions`` have ``name``, ``met``, ``text`` and, where known, ``needs_requests`` and ``needs_minutes``.
+    """
+
+    due: str = ""
+    waits_for: str = ""
+    conditions: list[dict[str, Any]] = Field(default_factory=list)
+
+
 class VerdictStatus(Message):
-    """How the evidence stands: guardrails, sample-ratio mismatch, promotion conditions and the tick they stand at."""
+    """How the evidence stands: guardrails, sample-ratio mismatch, promotion conditions and the tick they stand at.
+
+    ``ramp`` is null where the split does not change by itself.
+    """
 
     test_id: str
     tick: int | None = None
@@ -150,6 +165,7 @@ class VerdictStatus(Message):
     guardrails: list[GuardrailStatus] = Field(default_factory=list)
     promotion: dict[str, Any] = Field(default_factory=dict)
     summary: str = ""
+    ramp: RampOutlook | None = None
 
 
 class FinalVerdictQuery(Message):

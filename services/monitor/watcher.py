@@ -19,11 +19,11 @@ from services._runtime.clock import monotonic, now_ms
 from services._runtime.reader import PositionError
 from services._runtime.telemetry import get_logger
 from services.monitor import telemetry
+from services.monitor.acting import Actor
 from services.monitor.adapters.nats_acts import Acts
 from services.monitor.adapters.nats_experiments import Experiments
 from services.monitor.adapters.nats_state import StateStore
 from services.monitor.adapters.nats_windows import WindowFeed, WindowMessage, position_before
-from services.monitor.domain import alerts
 from services.monitor.domain.findings import Finding
 from services.monitor.domain.health import FAILURES
 from services.monitor.settings import MonitorSettings
@@ -47,12 +47,10 @@ class Watcher:
         self._state = StateStore(bus, self.replica, settings.takeover_s)
         default = MonitoringState(active=settings.active, check_interval_seconds=settings.check_interval_seconds)
         self.experiments = Experiments(bus, default, self._kick_reconcile)
+        self._actor = Actor(self._acts, self.experiments, settings, self._save)
         self._changed = asyncio.Event()
-        self._act_now = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._following: dict[str, asyncio.Task[None]] = {}
-        self._closing: list[Track] = []
-        """Tests that ended while this replica led them, whose last alerts may still be unpublished."""
         self._feed: WindowFeed | None = None
         self.progress = asyncio.Condition()
         self.sequence = 0
@@ -161,7 +159,7 @@ class Watcher:
             log.warning(
                 "finding", test_id=track.experiment.test_id, kind=finding.kind, rule=finding.rule, text=finding.text
             )
-        self._act_now.set()
+        self._actor.kick()
 
     # Which tests
 
@@ -181,11 +179,12 @@ class Watcher:
                 track = self.tracks.get(test_id)
                 if track is not None:
                     track.evaluator.experiment = experiment
+                    track.note_done()
                 elif test_id not in self._following:
                     task = asyncio.create_task(self._follow(experiment), name=f"follow-{test_id}")
                     self._following[test_id] = task
                     task.add_done_callback(partial(self._followed, test_id))
-            self._act_now.set()
+            self._actor.kick()
 
     def _followed(self, test_id: str, _task: asyncio.Task[None]) -> None:
         self._following.pop(test_id, None)
@@ -195,8 +194,7 @@ class Watcher:
         log.info("test_ended", test_id=test_id)
         track = self.tracks.pop(test_id)
         if track.leads(monotonic()):
-            self._closing.append(track)
-            self._act_now.set()
+            self._actor.close(track)
         follow = self._following.get(test_id)
         if follow is not None:
             follow.cancel()
@@ -224,7 +222,7 @@ class Watcher:
             await asyncio.sleep(_RETRY_S)
             return
         log.info("test_followed", test_id=experiment.test_id, sequence=track.ticker.sequence)
-        self._act_now.set()
+        self._actor.kick()
         async with self.progress:
             self.progress.notify_all()
 
@@ -272,71 +270,31 @@ class Watcher:
         now = monotonic()
         if not led:
             log.info("leading", test_id=test_id, replica=self.replica)
-            self._act_now.set()
-            if track.order is None:
-                self._adopt_order(track)
+            self._actor.kick()
+            self._adopt(track)
         if now - track.leased_at >= self._settings.lease_s - 0.05 and self.sighted() and track.blind < FAILURES:
             track.leased_at = now
             await self._acts.lease(Lease(test_id=test_id, counter=track.counter, holder=self.replica))
         if now - track.saved_at >= self._settings.checkpoint_s:
             await self._save(track)
 
-    def _adopt_order(self, track: Track) -> None:
-        """A predecessor's request goes on under its own id."""
+    def _adopt(self, track: Track) -> None:
+        """A predecessor's requests go on under their own ids."""
         checkpoint = self._state.checkpoint(track.experiment.test_id)
-        if checkpoint is not None and checkpoint.order is not None and checkpoint.created == self.created:
-            track.order = Track.restored(track.experiment, checkpoint).order
+        if checkpoint is not None and checkpoint.created == self.created:
+            try:
+                before = Track.restored(track.experiment, checkpoint)
+            except ValueError as exc:
+                log.warning("checkpoint_refused", test_id=track.experiment.test_id, reason=str(exc))
+            else:
+                track.order, track.action = track.order or before.order, track.action or before.action
 
     async def _save(self, track: Track) -> None:
         track.saved_at = monotonic()
         await self._state.save(track.experiment.test_id, track.checkpoint(self.created))
 
-    # Acting
-
     async def _act(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.repeat_s):
-                    await self._act_now.wait()
-            self._act_now.clear()
-            now = monotonic()
-            leading = [track for track in list(self.tracks.values()) if track.joined and track.leads(now)]
-            closing, self._closing = self._closing, []
-            await asyncio.gather(*(self._act_one(track) for track in [*leading, *closing]))
-            self._closing += [track for track in closing if self._unpublished(track)]
-
-    def _unpublished(self, track: Track) -> list[Finding]:
-        known = track.published
-        return [f for f in track.evaluator.findings if alerts.alert_id(track.experiment, f) not in known]
-
-    async def _act_one(self, track: Track) -> None:
-        active = self.experiments.monitoring.active
-        ended = track.experiment.test_id not in self.tracks
-        fired = track.evaluator.fired
-        jobs = [self._alert(track, finding, active=active) for finding in self._unpublished(track)]
-        if fired is not None and not ended and alerts.acts(track.experiment, monitoring_active=active):
-            jobs.insert(0, self._request_rollback(track, fired))
-        await asyncio.gather(*jobs)
-
-    async def _alert(self, track: Track, finding: Finding, *, active: bool) -> None:
-        alert_id = alerts.alert_id(track.experiment, finding)
-        if await self._acts.alert(alert_id, alerts.alert_of(track.experiment, finding, monitoring_active=active)):
-            track.published.add(alert_id)
-
-    async def _request_rollback(self, track: Track, fired: Finding) -> None:
-        now = monotonic()
-        if now - track.ordered_at < self._settings.repeat_s * 0.9:
-            return
-        track.ordered_at = now
-        first = track.order is None
-        if track.order is None:
-            _, track.order = alerts.rollback_request(track.evaluator, fired)
-        event_id = alerts.event_id(track.order)
-        await self._acts.rollback(event_id, track.order)
-        log.warning("rollback_requested", test_id=track.experiment.test_id, rule=fired.rule, event_id=event_id)
-        if first:
-            telemetry.ROLLBACKS.inc()
-            await self._save(track)
+        await self._actor.act(lambda: list(self.tracks.values()))
 
     def _publish_metrics(self) -> None:
         now = monotonic()

@@ -1,4 +1,4 @@
-"""What the leader of a test sends: the canary's lease, rollback requests and alerts."""
+"""What the leader of a test sends: the canary's lease, requests for rollbacks and lesser actions, and alerts."""
 
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
@@ -8,7 +8,7 @@ from schemas import subjects
 from schemas.v1.alerts import Alert
 from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.common import Message
-from schemas.v1.events import RollbackRequested
+from schemas.v1.events import ActionRequested, RollbackRequested
 from schemas.v1.query import Lease
 from services._runtime import bus as runtime
 from services._runtime.bus import Bus
@@ -38,6 +38,12 @@ class Acts:
         """Ask every router to take the canary out; whether the stream has it."""
         return await self._event("rollback.requested", event_id, subjects.rollback(request.test_id), request,
                                  request.order.at_ms)  # fmt: skip
+
+    async def action(self, event_id: str, request: ActionRequested) -> bool:
+        """Ask the routers for an action short of a rollback; whether the stream has it."""
+        return await self._event(
+            "verdict.action", event_id, subjects.event("verdict.action"), request, request.order.at_ms
+        )
 
     async def alert(self, event_id: str, alert: Alert) -> bool:
         """Raise an alert; whether the stream has it."""

@@ -42,7 +42,8 @@ class History:
         if event_id in self._known:
             return
         self._known.add(event_id)
-        order = event.order if kind == "rolled_back" else None
+        # A test that was stopped may carry the order of a rollback under way, which did not end it.
+        order = event.order if kind == "rolled_back" or kind not in ENDINGS else None
         self.changes.append(
             TestChange(
                 id=event_id, at_ms=event.at_ms, kind=kind, version=event.version, status=event.status,

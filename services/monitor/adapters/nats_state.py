@@ -30,7 +30,7 @@ _FAILURES = (NatsError, APIError, JetStreamError, TimeoutError, OSError)
 
 
 class Lead(Message):
-    """Who leads a test; ``published`` are the findings that have been made known (their event ids)."""
+    """Who leads a test; ``published`` are ids of alerts that were made known and of actions that were carried out."""
 
     holder: str
     counter: int = 0
@@ -45,10 +45,14 @@ class Checkpoint:
     sequence: int
     state: dict[str, Any]
     order: dict[str, Any] | None = None
+    action: dict[str, Any] | None = None
 
     def dump(self) -> bytes:
         """Compressed JSON."""
-        body = {"created": self.created, "sequence": self.sequence, "state": self.state, "order": self.order}
+        body = {
+            "created": self.created, "sequence": self.sequence, "state": self.state, "order": self.order,
+            "action": self.action,
+        }  # fmt: skip
         return zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 3)
 
     @classmethod

@@ -6,7 +6,7 @@ from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services.monitor.domain.evaluator import ACTIONS, TestEvaluator
 from services.monitor.domain.findings import Finding
-from services.monitor.domain.verdict import rollback_record
+from services.monitor.domain.verdict import finding_record
 
 _LEVELS: dict[str, AlertLevel] = {
     "rollback": AlertLevel.EMERGENCY,
@@ -79,6 +79,24 @@ _BY_HAND = {
 }
 
 
+def approval(evaluator: TestEvaluator, text: str) -> tuple[str, Alert]:
+    """(event id, alert) of a ramp step that waits for nothing but an operator's word, once for each step."""
+    experiment, ramp = evaluator.experiment, evaluator.experiment.ramp
+    step = 0 if ramp is None else ramp.step
+    alert = Alert(
+        incident=f"{experiment.test_id}.approval.{step}",
+        level=AlertLevel.INFO,
+        title=f"Approval needed: ramp step {step + 1}",
+        message=text,
+        test_id=experiment.test_id,
+        rule="approval",
+        at_ms=1000 * (evaluator.second or 0),
+        tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
+        numbers={"split_percent": experiment.share_bp / 100},
+    )
+    return f"{experiment.test_id}.alert.approval.{step}", alert
+
+
 def _consequence(experiment: Experiment, finding: Finding, *, monitoring_active: bool) -> str:
     off, stopped = _BY_HAND[finding.kind]
     if not experiment.auto_rollback:
@@ -105,7 +123,7 @@ def _under_way(experiment: Experiment, finding: Finding) -> str:
 def rollback_request(evaluator: TestEvaluator, finding: Finding) -> tuple[str, RollbackRequested]:
     """(event id, order) of a fired rollback, decided on the present version of the test."""
     experiment = evaluator.experiment
-    record = rollback_record(evaluator, finding)
+    record = finding_record(evaluator, finding)
     order = RollbackOrder(
         rule=finding.rule, reason=record.reason, actor="monitor", at_ms=record.at_ms, decided_on=experiment.version,
         verdict=record,

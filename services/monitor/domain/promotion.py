@@ -7,8 +7,9 @@ Methods: Core A reversed for errors, Core C over unit buckets for the primary me
 import math
 from dataclasses import dataclass
 
-from schemas.v1.common import Message
+from services.monitor.domain.checks import number
 from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.evidence import FULL_SHARE
 from services.monitor.domain.opinions import METRICS, opinion_effect
 from services.monitor.domain.statistics import (
     BucketEffect,
@@ -20,6 +21,7 @@ from services.monitor.domain.statistics import (
     requests_needed,
     requests_needed_for_mean,
 )
+from services.monitor.domain.waiting import Condition, requests_for
 
 ALPHA = 0.05
 LIMIT = -math.log(ALPHA)
@@ -31,18 +33,6 @@ MIN_ERRORS = 20
 
 MAX_LOG = math.log(1e9)
 _MICRO = 1e6
-
-
-class Condition(Message):
-    """One condition: whether it is met, its evidence where it has any, and what it waits for."""
-
-    name: str
-    met: bool
-    text: str
-    log_e: float | None = None
-    limit: float | None = None
-    value: float | None = None
-    needs_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +57,7 @@ class Effect:
 def conditions(evaluator: TestEvaluator) -> list[Condition]:
     """All conditions of a promotion, in the order in which people ask for them."""
     return [
+        *_duration(evaluator),
         _sample(evaluator),
         _split(evaluator),
         _quiet(evaluator),
@@ -76,15 +67,30 @@ def conditions(evaluator: TestEvaluator) -> list[Condition]:
     ]
 
 
+def _duration(evaluator: TestEvaluator) -> list[Condition]:
+    """The minimum duration, where one is asked for; time is the broker's."""
+    need = evaluator.experiment.min_duration_minutes
+    if need <= 0:
+        return []
+    passed = max(0, (evaluator.second or evaluator.started_s) - evaluator.started_s) / 60
+    missing = max(0.0, need - passed)
+    return [
+        Condition(
+            name="min_duration", met=missing == 0, value=passed, needs_requests=0, needs_minutes=missing,
+            text=f"{number(passed)} minutes have passed, at least {need:g} are asked for",
+        )
+    ]  # fmt: skip
+
+
 def _sample(evaluator: TestEvaluator) -> Condition:
     need = evaluator.experiment.success_criteria.min_sample_size
     a, b = evaluator.totals.of("a").done, evaluator.totals.of("b").done
-    share = min(a, b) / (a + b) if a + b else 0.0
+    share = b / (a + b) if a and b else evaluator.experiment.share_bp / FULL_SHARE
     missing = max(0, need - min(a, b))
     return Condition(
         name="sample_size", met=missing == 0, value=float(min(a, b)),
         text=f"{a} requests of A and {b} of B finished, at least {need} of each are asked for",
-        needs_requests=0 if not missing else (math.ceil(missing / share) if share else None),
+        needs_requests=requests_for(missing, min(share, 1.0 - share)),
     )  # fmt: skip
 
 

@@ -1,23 +1,28 @@
 """The decision: promote, keep, roll back, or say what is missing. The reason is made here, with its numbers."""
 
 import math
+from typing import Any
 
 from schemas.v1.common import Decision
 from schemas.v1.experiment import VerdictRecord
 from schemas.v1.query import VerdictStatus
-from services.monitor.domain.checks import number
+from services.monitor.domain import ramp
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.findings import Finding
-from services.monitor.domain.promotion import LIMIT, Condition, Effect, conditions, primary_effect
+from services.monitor.domain.promotion import LIMIT, Effect, conditions, primary_effect
+from services.monitor.domain.waiting import Condition, waiting
 
 _WORSE = frozenset({"warning", "step_down", "pause"})
 """Kinds of findings that say that B is worse without ending the test."""
 
 
-def rollback_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord:
-    """The record of a fired rollback: the same wherever and whenever it is derived from the same windows."""
+def finding_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord:
+    """The record of what fired: the same wherever and whenever it is derived from the same windows.
+
+    A step down and a pause are no decision about the test yet.
+    """
     return VerdictRecord(
-        decision=Decision.ROLLBACK,
+        decision=Decision.ROLLBACK if finding.kind == "rollback" else Decision.INCONCLUSIVE,
         reason=f"{finding.rule}: {finding.text}",
         rule=finding.rule,
         at_ms=finding.tick * 1000,
@@ -40,18 +45,37 @@ def rollback_record(evaluator: TestEvaluator, finding: Finding) -> VerdictRecord
     )  # fmt: skip
 
 
+def progress_record(evaluator: TestEvaluator, rule: str, reason: str, details: dict[str, Any]) -> VerdictRecord:
+    """Why a split goes up: a ramp's next step, or a retry."""
+    experiment = evaluator.experiment
+    return VerdictRecord(
+        decision=Decision.INCONCLUSIVE,
+        reason=reason,
+        rule=rule,
+        at_ms=1000 * (evaluator.second or 0),
+        tick=evaluator.second,
+        n_a=evaluator.totals.of("a").done,
+        n_b=evaluator.totals.of("b").done,
+        split_bp=evaluator.share_bp or experiment.share_bp,
+        digests=experiment.digests,
+        config_hash=experiment.config_hash,
+        details={"windows_seq": evaluator.sequence, "epoch": evaluator.epoch, **details},
+    )
+
+
 def decide(evaluator: TestEvaluator) -> VerdictRecord:
     """The verdict on everything seen so far. No data is inconclusive, never a success."""
     fired = evaluator.fired
     if fired is not None:
-        return rollback_record(evaluator, fired)
+        return finding_record(evaluator, fired)
     a, b = evaluator.totals.of("a").done, evaluator.totals.of("b").done
+    found = conditions(evaluator)
     if not a or not b:
         return _record(
             evaluator, Decision.INCONCLUSIVE, "no_data",
-            f"no data to compare: A finished {a} requests and B {b}", [], None,
+            f"no data to compare: A finished {a} requests and B {b}; "
+            f"{waiting(evaluator, [c for c in found if not c.met])}", [], None,
         )  # fmt: skip
-    found = conditions(evaluator)
     effect = primary_effect(evaluator)
     missing = [condition for condition in found if not condition.met]
     if not missing:
@@ -97,9 +121,13 @@ def status(evaluator: TestEvaluator) -> VerdictStatus:
     if fired is not None:
         summary = f"rollback: {fired.rule}: {fired.text}"
     elif not missing:
-        summary = "all conditions of a promotion hold: stop the test to promote B"
+        summary = (
+            "all conditions of a promotion hold: stop the test to promote B, then make "
+            f"'{evaluator.experiment.model_b}' the stable model"
+        )
     else:
         summary = waiting(evaluator, missing)
+    planned = ramp.plan(evaluator)
     return VerdictStatus(
         test_id=evaluator.experiment.test_id,
         tick=evaluator.second,
@@ -112,20 +140,8 @@ def status(evaluator: TestEvaluator) -> VerdictStatus:
             "conditions": [condition.model_dump(mode="json") for condition in found],
         },
         summary=summary,
+        ramp=None if planned is None else planned.outlook(),
     )
-
-
-def waiting(evaluator: TestEvaluator, missing: list[Condition]) -> str:
-    """What a verdict waits for: "needs about N more requests (T minutes at this rate)"."""
-    needs = [condition.needs_requests for condition in missing]
-    known = [need for need in needs if need]
-    if not known or None in needs:
-        unknown_ones = ", ".join(condition.name for condition in missing if condition.needs_requests is None)
-        return f"how many more requests it needs cannot be told yet ({unknown_ones or 'no growth so far'})"
-    more = max(known)
-    rate = evaluator.totals.requests_per_second()
-    time = f" ({number(more / rate / 60)} minutes at this rate)" if rate > 0 else ""
-    return f"needs about {more} more requests{time}"
 
 
 def _promotion(evaluator: TestEvaluator, effect: Effect) -> str:

@@ -12,7 +12,7 @@ from schemas.v1.windows import Cell, UnitEvidence, Window
 from services.monitor.domain.evaluator import StateError, TestEvaluator
 from services.monitor.domain.evidence import Ticker
 from services.monitor.domain.findings import Finding
-from services.monitor.domain.verdict import rollback_record
+from services.monitor.domain.verdict import finding_record
 from tests.unit.monitor.synthetic import START_S, TEST, Arm, Traffic, experiment, stream, window
 
 Messages = Iterable[tuple[int, int, Window]]
@@ -319,7 +319,7 @@ def test_a_bug_in_a_check_is_not_a_bad_model(monkeypatch: pytest.MonkeyPatch) ->
         ("check_failing", "ttft_increase", 2), ("rollback", "monitoring_failure", 1),
     ]
     assert "not shown to be bad" in found[1].text
-    assert rollback_record(evaluator, found[1]).rule == "monitoring_failure"
+    assert finding_record(evaluator, found[1]).rule == "monitoring_failure"
 
 
 def test_monitoring_failure_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_the_record_of_a_rollback_says_everything() -> None:
     evaluator = until_fired(Traffic(21, b=Arm(errors=0.5)), 60)
     fired = evaluator.fired
     assert fired is not None
-    record = rollback_record(evaluator, fired)
+    record = finding_record(evaluator, fired)
     assert record.tick == fired.tick
     assert record.log_e == fired.log_e
     assert record.split_bp == 2000

@@ -188,7 +188,7 @@ def test_an_unequal_share_is_in_the_record_and_the_series() -> None:
     evaluator = evaluated(Traffic(6, b=Arm(errors=0.5)), 60, guardrails=[own("error_rate", 50.0, weight=9.0)], **limits)
     assert evaluator.fired is not None
     assert evaluator.fired.rule == "error_rate_increase"
-    details = verdict.rollback_record(evaluator, evaluator.fired).details
+    details = verdict.finding_record(evaluator, evaluator.fired).details
     assert details["guardrails"] == 8
     assert details["share"] == pytest.approx(9 / 16)
     assert details["limit"] == pytest.approx(-math.log(0.01 * 9 / 16 * 0.5))

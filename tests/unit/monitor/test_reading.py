@@ -15,7 +15,7 @@ from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Tick, Ticker
 from services.monitor.domain.reading import GRACE_MS, Pager, Reading, Span, share_schedule
 from services.monitor.domain.series import MAX_POINTS
-from services.monitor.domain.verdict import decide, rollback_record
+from services.monitor.domain.verdict import decide, finding_record
 from tests.unit.monitor.synthetic import START_S, TEST, Arm, Traffic, experiment, stream, window
 
 Messages = list[tuple[int, int, Window]]
@@ -29,7 +29,7 @@ def live(messages: Messages, stop_after: int, **fields: Any) -> tuple[VerdictRec
         if tick is not None:
             evaluator.tick(tick)
             if evaluator.fired:
-                return rollback_record(evaluator, evaluator.fired), ticker
+                return finding_record(evaluator, evaluator.fired), ticker
     # a restart in between changes nothing
     copy = TestEvaluator.from_dict(evaluator.experiment, evaluator.to_dict())
     still_open = ticker.open_tick()

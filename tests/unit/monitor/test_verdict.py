@@ -8,6 +8,7 @@ from services.monitor.domain import alerts, verdict
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Ticker
 from services.monitor.domain.promotion import conditions
+from services.monitor.domain.waiting import Condition, waiting
 from tests.unit.monitor.synthetic import TEST, Arm, Traffic, experiment, stream
 
 
@@ -83,7 +84,7 @@ def test_a_time_is_given_where_everything_missing_can_be_foreseen() -> None:
     evaluator = evaluated(Traffic(6, per_second=20), 4)
     sample = [condition for condition in conditions(evaluator) if condition.name == "sample_size"]
     assert not sample[0].met
-    text = verdict.waiting(evaluator, sample)
+    text = waiting(evaluator, sample)
     assert text.startswith("needs about ")
     assert "minutes at this rate" in text
 
@@ -167,3 +168,54 @@ def test_alerts_tell_what_will_happen() -> None:
     assert alerts.acts(stopped, monitoring_active=True)
     assert off.level == "EMERGENCY"
     assert off.incident == f"{TEST}.rollback.{fired.rule}.1"
+
+
+def test_nothing_is_promoted_before_its_minimum_duration() -> None:
+    def judged(seconds: int) -> VerdictRecord:
+        traffic = Traffic(2, share_bp=5000, per_second=60, a=Arm(errors=0.2, median_ms=300), b=Arm(errors=0.1, median_ms=200))
+        evaluator = evaluated(
+            traffic, seconds, min_duration_minutes=2.5, failure_criteria={"max_error_rate_percent": 90},
+            thresholds={"critical_error_rate": 90},
+        )  # fmt: skip
+        first = conditions(evaluator)[0]
+        assert (first.name, first.met) == ("min_duration", seconds > 150)
+        return verdict.decide(evaluator)
+
+    early = judged(120)
+    assert (early.decision, early.rule) == (Decision.INCONCLUSIVE, "min_duration")
+    assert "1.98 minutes have passed, at least 2.5 are asked for" in early.reason
+    assert early.reason.endswith("needs 0.517 more minutes to its minimum duration")
+    assert judged(152).decision is Decision.PROMOTE_B
+    assert [c.name for c in conditions(evaluated(Traffic(1), 2)) if c.name == "min_duration"] == []
+
+
+def test_what_is_known_of_the_wait_is_said_also_where_not_all_is() -> None:
+    evaluator = evaluated(Traffic(6, per_second=20), 4)
+    known = Condition(name="sample_size", met=False, text="", needs_requests=1200)
+    more = Condition(name="latency_not_worse", met=False, text="", needs_requests=3000)
+    unknown = Condition(name="errors_not_worse", met=False, text="")
+    time = Condition(name="min_duration", met=False, text="", needs_requests=0, needs_minutes=12.0)
+    assert waiting(evaluator, [known, more]).startswith("needs about 3000 more requests (")
+    both = waiting(evaluator, [known, unknown, time])
+    assert both.startswith("needs at least 1200 more requests (")
+    assert "minutes at this rate); needs 12 more minutes to its minimum duration; " in both
+    assert both.endswith("how many in all cannot be told yet (errors_not_worse)")
+    assert waiting(evaluator, [unknown]) == "how many more requests it needs cannot be told yet (errors_not_worse)"
+    assert waiting(evaluator, [time]) == "needs 12 more minutes to its minimum duration"
+    assert "no growth so far" in waiting(evaluator, [])
+
+
+def test_without_data_it_says_how_many_requests_it_needs_at_least() -> None:
+    record = verdict.decide(evaluated(Traffic(1, per_second=0), 10, success_criteria={"min_sample_size": 300}))
+    assert record.reason.startswith("no data to compare: A finished 0 requests and B 0; needs at least 1500 more requests;")
+
+
+def test_a_promotion_says_what_to_do_next() -> None:
+    traffic = Traffic(2, share_bp=5000, per_second=60, a=Arm(errors=0.2, median_ms=300), b=Arm(errors=0.1, median_ms=200))
+    evaluator = evaluated(
+        traffic, 120, failure_criteria={"max_error_rate_percent": 90}, thresholds={"critical_error_rate": 90}
+    )
+    assert verdict.decide(evaluator).reason.endswith("Next: make 'canary' the stable model")
+    assert verdict.status(evaluator).summary == (
+        "all conditions of a promotion hold: stop the test to promote B, then make 'canary' the stable model"
+    )
