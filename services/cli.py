@@ -79,6 +79,7 @@ app.add_typer(alerts.app, name="alerts")
 @app.command()
 def provision(config: ConfigOption = None) -> None:
     """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
+    from services._runtime.data_dir import StartError
     from services._runtime.up import provision as run_provision
     from services.metrics.provision import FAILURES, provision_clickhouse
 
@@ -88,8 +89,8 @@ def provision(config: ConfigOption = None) -> None:
         api.fail("nats.servers is not set: name them; `cypria up` provisions its own embedded server", EXIT_CONFIG)
     try:
         asyncio.run(run_provision(settings))
-    except TimeoutError:
-        api.fail(f"no NATS server answers at {', '.join(settings.nats.servers)} within 30 s")
+    except StartError as exc:
+        api.fail(str(exc))
     try:
         done = provision_clickhouse(settings.clickhouse_dsn(), settings.privacy.retention_days)
     except ConfigError as exc:

@@ -12,6 +12,7 @@ from pathlib import Path
 from infra.nats.users import USERS, server_config
 
 HOST = "127.0.0.1"
+_DAMAGE = ("corrupt", "checksum", "Metadata file for", "could not be", "unable to")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class EmbeddedNats:
 def prepare(data_dir: Path, port: int, *, power_safe: bool) -> EmbeddedNats:
     """Write the server's configuration into the data dir, with a password for each user made at first start.
 
-    Raises FileNotFoundError when no nats-server is installed. Port 0 takes a free one.
+    Raises FileNotFoundError when no nats-server is installed, OSError when the data dir cannot be written and
+    ValueError when the file of passwords cannot be read. Port 0 takes a free one.
     """
     binary = find_binary()
     folder = data_dir / "nats"
@@ -40,6 +42,32 @@ def prepare(data_dir: Path, port: int, *, power_safe: bool) -> EmbeddedNats:
     )
     write_private(config, text)
     return EmbeddedNats(f"nats://{HOST}:{chosen}", [binary, "--config", str(config)], passwords)
+
+
+def log_file(data_dir: Path) -> Path:
+    """Where the server writes its log."""
+    return data_dir / "nats" / "nats-server.log"
+
+
+def stored_streams(data_dir: Path) -> set[str]:
+    """Streams that the server has messages of on the disk."""
+    files = (data_dir / "nats" / "store" / "jetstream" / "$G" / "streams").glob("*/msgs/*.blk")
+    return {path.parents[1].name for path in files if path.stat().st_size}
+
+
+def complaints(data_dir: Path, since: int) -> list[str]:
+    """What the log says after so many bytes about failures and damaged files, without times and the like."""
+    try:
+        with log_file(data_dir).open("rb") as file:
+            file.seek(since)
+            lines = file.read(1 << 20).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [
+        line.split("] ", 2)[-1].strip()
+        for line in lines
+        if "[FTL]" in line or "[ERR]" in line or ("[WRN]" in line and any(word in line for word in _DAMAGE))
+    ]
 
 
 def find_binary() -> str:
@@ -72,7 +100,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _passwords(path: Path) -> dict[str, str]:
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known: dict[str, str] = dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged: remove it, and new passwords are made") from None
     missing = [user for user in USERS if user not in known]
     if missing:
         known.update({user: secrets.token_urlsafe(24) for user in missing})

@@ -1,5 +1,6 @@
 """Makes or updates streams and buckets as `schemas.streams` declares them; idempotent."""
 
+from collections.abc import Collection
 from typing import Any
 
 from nats.js import JetStreamContext
@@ -30,6 +31,17 @@ async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int
         )
         done.append(await _stream(js, config))
     return done + [await _bucket(js, bucket, replicas) for bucket in streams.BUCKETS]
+
+
+async def missing_streams(js: JetStreamContext, names: Collection[str]) -> list[str]:
+    """Those of the named streams that the server does not have."""
+    missing = []
+    for name in sorted(names):
+        try:
+            await js.stream_info(name)
+        except NotFoundError:
+            missing.append(name)
+    return missing
 
 
 async def _stream(js: JetStreamContext, config: StreamConfig) -> str:

@@ -10,8 +10,10 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -28,12 +30,20 @@ SUPERVISED = "CYPRIA_SUPERVISOR_PID"
 CONFIG_FILE = "CYPRIA_CONFIG_FILE"
 DRAIN_S = 5
 MAX_FILES = 65_536
+LIMIT_S = 12.0
+"""A process that has been asked to end ends after this long, whatever hangs; it may be killed at any moment anyway."""
 
 
-def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel to signal this process when its parent dies, however the parent dies (Linux)."""
+def die_with_parent(sig: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
+    """Have the kernel signal this process when its parent dies, however the parent dies (Linux).
+
+    A stopped process, or one that hangs, would outlive any other signal than SIGKILL and keep its port and files.
+    Ends this process at once when it is not (any more) a child of ``parent``.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sig))
+    if parent is not None and os.getppid() != parent:
+        os._exit(0)
 
 
 def allow_many_files() -> None:
@@ -43,11 +53,6 @@ def allow_many_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):  # some systems have a limit below the one that they tell
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _parent_is_gone() -> bool:
-    supervisor = os.environ.get(SUPERVISED)
-    return supervisor is not None and os.getppid() != int(supervisor)
 
 
 def load_or_exit(config: Path | None) -> Settings:
@@ -95,9 +100,7 @@ def _config_argument(argv: list[str]) -> Path | None:
 def run(service: str, build_app: Callable[[Settings], Any], config: Path | None, **uvicorn_options: Any) -> None:
     """Run a service until SIGTERM or SIGINT; then drain within DRAIN_S and return."""
     if os.environ.get(SUPERVISED):
-        die_with_parent()
-        if _parent_is_gone():
-            raise SystemExit(0)
+        die_with_parent(parent=int(os.environ[SUPERVISED]))
     allow_many_files()
     settings = load_or_exit(config)
     setup_logging(service, settings.logging)
@@ -125,30 +128,48 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
         # clean stop is not a death by signal.
-        signal.signal(number, server.stop_soon)
+        signal.signal(number, server.handle_exit)
     log.info("starting", host=host, port=port, pid=os.getpid())
     _write_run_file(settings, service, host, port)
     with asyncio.Runner(loop_factory=_uvloop) as runner:
         runner.run(server.serve(sockets=[sock]))
     log.info("stopped")
-    if not server.started:
+    if not server.started and not server.should_exit:
         raise SystemExit(1)
 
 
 class _Server(uvicorn.Server):
-    """A server whose garbage collector leaves alone what start-up made."""
+    """A server that can be stopped while it starts, and whose garbage collector leaves alone what start-up made."""
 
-    def stop_soon(self, _number: int, _frame: object) -> None:
-        """The handler that stands while uvicorn's own does not."""
-        self.should_exit = True
+    _asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; what is not over after LIMIT_S is cut off."""
+        if not self._asked:
+            self._asked = True
+            limit = threading.Timer(LIMIT_S, _cut_off)
+            limit.daemon = True
+            limit.start()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then freeze what there is."""
-        await super().startup(sockets)
+        """Start the application, then freeze what there is. A signal ends the wait for a bus that is away."""
+        starting = asyncio.create_task(super().startup(sockets))
+        while not starting.done() and not self.should_exit:
+            await asyncio.wait({starting}, timeout=0.1)
+        if not starting.done():
+            starting.cancel()
+            return
+        await starting
         # Code, classes and settings stay until the end. A full collection would walk all of them: 70 ms of CPU now
         # and then in which nothing is served, and no rollback taken.
         gc.collect()
         gc.freeze()
+
+
+def _cut_off() -> None:
+    get_logger(__name__).error("stop_cut_off", after_s=LIMIT_S)
+    os._exit(1)
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:

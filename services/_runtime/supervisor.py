@@ -43,13 +43,14 @@ class Child:
     failed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def spawn(self) -> None:
-        """Start the process; it gets SIGTERM when this process dies."""
+        """Start the process; it is killed when this process dies."""
+        parent = os.getpid()
         self.process = await asyncio.create_subprocess_exec(
             *self.command,
             env=dict(self.environment),
             stdin=asyncio.subprocess.DEVNULL,
             # a child that execs (nats-server) cannot ask for this itself
-            preexec_fn=die_with_parent,
+            preexec_fn=lambda: die_with_parent(parent=parent),
             start_new_session=True,
         )
         log.info("process_started", process=self.name, pid=self.process.pid, restarts=self.restarts)
@@ -82,8 +83,9 @@ class Child:
         process = self.process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+                # In this order: sending looks whether the process has ended, and would take its exit status.
                 process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGTERM)
             try:
                 async with asyncio.timeout(self.stop_s):
                     await process.wait()

@@ -1,24 +1,24 @@
 """What `cypria up` does, step by step: data dir, keys, bus, services, readiness, stop."""
 
 import asyncio
-import fcntl
-import hashlib
 import json
 import os
 import re
-import secrets
 import signal
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO
 
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
 from pydantic import SecretStr
 
 from infra.nats.users import PROVISION
-from services._runtime import nats_server
+from services._runtime import data_dir, nats_server
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic
-from services._runtime.provision import provision_bus
+from services._runtime.data_dir import StartError
+from services._runtime.provision import missing_streams, provision_bus
 from services._runtime.server import EXIT_CONFIG, bind
 from services._runtime.settings_model import Settings
 from services._runtime.supervisor import Child, Supervisor, http_get, service_child
@@ -27,98 +27,117 @@ from services._runtime.telemetry import get_logger
 log = get_logger(__name__)
 
 SERVICES = ("metrics", "monitor", "alerts", "inference", "router")
-ADMIN_KEY_FILE = "admin.key"
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-STOP_S = {"router": 5.5, "inference": 2.0, "metrics": 2.0, "monitor": 1.5, "alerts": 1.5}
+STOP_S = {"router": 6.0, "inference": 2.0, "metrics": 2.0, "monitor": 2.0, "alerts": 2.0, "nats-server": 1.0}
+"""Seconds that a part may take to stop: the router first, then all other services at once, then the bus; 9 in all."""
+NATS_TRIES = 3
+"""An embedded nats-server that has died so often before it answered will not come up."""
+_LOOK_S = 0.05
 
 
 async def up(settings: Settings, config: Path | None) -> int:
-    """Run the whole system until SIGTERM or SIGINT; the exit status."""
+    """Run the whole system until SIGTERM, SIGINT or the terminal's end; the exit status."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    lock = _lock(settings.data_dir)
-    # The router would say so too, but last of all: a taken port should not cost a start.
-    bind(settings.http.host, settings.http.port).close()
+    _on_signals(stop.set)
+    try:
+        lock = data_dir.hold(settings.data_dir)
+    except StartError as exc:
+        return _refused(exc)
     supervisor = Supervisor()
     try:
-        common = _environment(settings, _admin_key(settings))
-        passwords = await _bus(settings, supervisor, common)
-        await provision(settings, passwords.get(PROVISION))
-        await supervisor.start(
-            [_child(s, i, config, common, passwords) for s, i in _plan(settings, ("metrics", "monitor", "alerts"))]
-        )
-        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, ("inference",))])
-        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, ("router",))])
-        announce = asyncio.create_task(_announce_ready(settings))
+        # The router would say so too, but last of all: a taken port should not cost a start.
+        bind(settings.http.host, settings.http.port).close()
+        starting = asyncio.create_task(_start(settings, config, supervisor))
         stopped = asyncio.create_task(stop.wait())
-        refused = asyncio.create_task(supervisor.wait_for_refusal())
-        await asyncio.wait({stopped, refused}, return_when=asyncio.FIRST_COMPLETED)
-        announce.cancel()
-        if refused.done():
-            sys.stderr.write(f"cypria: {refused.result()} refused its configuration; stopping\n")
-            return EXIT_CONFIG
-        refused.cancel()
-        log.info("stopping")
-        return 0
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return 0
+        try:
+            starting.result()
+        except StartError as exc:
+            return _refused(exc)
+        return await _until_stopped(settings, supervisor, stopped)
     finally:
         await supervisor.stop()
         lock.close()
 
 
-async def provision(settings: Settings, password: str | None = None) -> None:
-    """Make or update streams and buckets as the bus's provision user (`cypria provision`)."""
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            loop.add_signal_handler(number, stop)
+
+
+def _refused(exc: StartError) -> int:
+    sys.stderr.write(f"cypria: {exc}\n")
+    return exc.status
+
+
+async def _until_stopped(settings: Settings, supervisor: Supervisor, stopped: "asyncio.Task[bool]") -> int:
+    announce = asyncio.create_task(_announce_ready(settings))
+    refused = asyncio.create_task(supervisor.wait_for_refusal())
+    await asyncio.wait({stopped, refused}, return_when=asyncio.FIRST_COMPLETED)
+    announce.cancel()
+    if refused.done():
+        sys.stderr.write(f"cypria: {refused.result()} refused its configuration; stopping\n")
+        return EXIT_CONFIG
+    refused.cancel()
+    log.info("stopping")
+    return 0
+
+
+async def _start(settings: Settings, config: Path | None, supervisor: Supervisor) -> None:
+    """Start everything. Raises StartError."""
+    try:
+        common = _environment(settings, data_dir.admin_key(settings))
+        passwords = await _bus(settings, supervisor, common)
+    except (OSError, ValueError) as exc:
+        raise StartError(f"cannot start on {settings.data_dir}: {exc}") from None
+    groups = (("metrics", "monitor", "alerts", "inference"), ("router",))
+    for services in groups:
+        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, services)])
+
+
+async def provision(settings: Settings, password: str | None = None, stored: Collection[str] = ()) -> None:
+    """Make or update streams and buckets as the bus's provision user (`cypria provision`).
+
+    ``stored`` are streams that the server must have. Raises StartError.
+    """
     own = settings.model_copy(deep=True)
     if password is not None:
         own.nats.user, own.nats.password = PROVISION, SecretStr(password)
     bus = Bus(own, PROVISION)
     try:
-        async with asyncio.timeout(30):
-            await bus.connect()
-    except TimeoutError:
-        await bus.close()
-        servers = ", ".join(_USERINFO.sub("", server) for server in own.nats.servers or [])
-        sys.stderr.write(f"cypria: no NATS server answers at {servers}: start it, or correct nats.servers\n")
-        raise SystemExit(1) from None
-    try:
-        for line in await provision_bus(
-            bus.nc.jetstream(timeout=10), settings.nats.replicas, settings.privacy.retention_days
-        ):
+        await _connect(bus)
+        js = bus.nc.jetstream(timeout=10)
+        missing = await missing_streams(js, stored)
+        if missing:
+            store = settings.data_dir / "nats" / "store"
+            raise StartError(
+                f"nats-server cannot read what it has stored of {', '.join(missing)}: restore {store} from a backup, "
+                f"or move it away to begin without tests, history and secrets; "
+                f"{nats_server.log_file(settings.data_dir)} says more"
+            )
+        for line in await provision_bus(js, settings.nats.replicas, settings.privacy.retention_days):
             log.info("provisioned", what=line)
+    except (JetStreamError, NatsError) as exc:
+        raise StartError(
+            f"NATS refuses to make streams ({exc}): give it room on the disk, or correct nats.servers and its user", 1
+        ) from None
     finally:
         await bus.close()
 
 
-def _lock(data_dir: Path) -> IO[str]:
-    """Hold the data dir; exits when another `cypria up` has it."""
+async def _connect(bus: Bus) -> None:
     try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = (data_dir / "up.lock").open("a+")
-    except OSError as exc:
-        sys.stderr.write(f"cypria: cannot use {data_dir} as the data dir ({exc.strerror}): give another --data-dir\n")
-        raise SystemExit(EXIT_CONFIG) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        sys.stderr.write(f"cypria: {data_dir} is in use by another `cypria up`: stop it, or give another --data-dir\n")
-        raise SystemExit(EXIT_CONFIG) from None
-    run = data_dir / "run"
-    run.mkdir(exist_ok=True)
-    for stale in run.glob("*.json"):
-        stale.unlink(missing_ok=True)
-    return file
-
-
-def _admin_key(settings: Settings) -> str | None:
-    """SHA-256 of the admin key kept in the data dir, made at first start; None when keys are configured."""
-    if settings.security.api_keys:
-        return None
-    path = settings.data_dir / ADMIN_KEY_FILE
-    if not path.exists():
-        nats_server.write_private(path, "cyp_" + secrets.token_urlsafe(32) + "\n")
-    sys.stderr.write(f"cypria: no key is configured; the admin key is in {path}\n")
-    return hashlib.sha256(path.read_text().strip().encode()).hexdigest()
+        async with asyncio.timeout(30):
+            await bus.connect()
+    except TimeoutError:
+        servers = ", ".join(_USERINFO.sub("", server) for server in bus.settings.nats.servers or [])
+        raise StartError(f"no NATS server answers at {servers}: start it, or correct nats.servers", 1) from None
 
 
 def _environment(settings: Settings, admin_sha256: str | None) -> dict[str, str]:
@@ -130,21 +149,38 @@ def _environment(settings: Settings, admin_sha256: str | None) -> dict[str, str]
 
 
 async def _bus(settings: Settings, supervisor: Supervisor, common: dict[str, str]) -> dict[str, str]:
-    """Start the embedded server unless servers are configured; each user's password."""
+    """Start the embedded server unless servers are configured, provision; each user's password. Raises StartError."""
     if settings.nats.servers:
         file = settings.nats.credentials_file
-        return dict(json.loads(file.read_text())) if file else {}
-    try:
-        embedded = nats_server.prepare(
-            settings.data_dir, settings.nats.port, power_safe=settings.nats.durability == "power-safe"
-        )
-    except FileNotFoundError as exc:
-        sys.stderr.write(f"cypria: {exc}\n")
-        raise SystemExit(EXIT_CONFIG) from None
-    log_file = str(settings.data_dir / "nats" / "nats-server.log")
-    await supervisor.start([Child("nats-server", [*embedded.command, "--log", log_file], dict(os.environ), stop_s=1.5)])
+        known = dict(json.loads(file.read_text())) if file else {}
+        await provision(settings, known.get(PROVISION))
+        return known
+    folder = settings.data_dir
+    embedded = nats_server.prepare(folder, settings.nats.port, power_safe=settings.nats.durability == "power-safe")
     settings.nats.servers = [embedded.url]
     common["CYPRIA_NATS__SERVERS"] = json.dumps([embedded.url])
+    log_file = nats_server.log_file(folder)
+    since = log_file.stat().st_size if log_file.exists() else 0
+    stored = nats_server.stored_streams(folder)
+    command = [*embedded.command, "--log", str(log_file)]
+    child = Child("nats-server", command, dict(os.environ), stop_s=STOP_S["nats-server"])
+    await supervisor.start([child])
+    provisioning = asyncio.create_task(provision(settings, embedded.passwords[PROVISION], stored))
+    try:
+        while not provisioning.done():
+            await asyncio.wait({provisioning}, timeout=_LOOK_S)
+            if child.restarts >= NATS_TRIES and not provisioning.done():
+                said = nats_server.complaints(folder, since)
+                raise StartError(
+                    f"nats-server does not start ({said[-1] if said else 'it says nothing'}): cure that, or give "
+                    f"another --data-dir; {log_file} says more"
+                )
+        await provisioning
+    finally:
+        provisioning.cancel()
+        await asyncio.gather(provisioning, return_exceptions=True)
+    for line in nats_server.complaints(folder, since):
+        log.error("nats_store_damaged", said=line, remedy="what is lost stays lost; restore nats/store from a backup")
     return embedded.passwords
 
 

@@ -14,7 +14,7 @@ from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.metrics import handlers
 from services.metrics import settings as own_settings
-from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError
+from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError, UnreadableError
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_archive import SHELVES, Archive
 from services.metrics.adapters.nats_evidence import Evidence
@@ -100,6 +100,10 @@ class Metrics:
             except MigrationError as exc:
                 self._store_problem = str(exc)
                 log.error("migration_refused", reason=str(exc))
+                await asyncio.sleep(5)
+            except UnreadableError as exc:
+                self._store_problem = str(exc)
+                log.error("chdb_unreadable", reason=str(exc))
                 await asyncio.sleep(5)
             except AWAY as exc:
                 self._store_problem = f"ClickHouse does not answer ({type(exc).__name__})"

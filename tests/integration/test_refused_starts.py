@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services._runtime import nats_server as embedded
+from services._runtime.data_dir import StartError, hold
 from services._runtime.nats_server import free_port
 from services._runtime.server import EXIT_CONFIG
 from services._runtime.settings_model import Settings
@@ -73,6 +74,34 @@ def test_a_data_dir_that_is_none_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("path", "content", "reason"),
+    [
+        ("nats/store", "", "nats/store is not a directory: remove it"),
+        ("nats/store/jetstream", "", "nats-server does not start ("),
+        ("nats/store/jetstream/$G/streams/EVENTS/msgs/1.blk", "?", "cannot read what it has stored of EVENTS: restore"),
+        ("nats/passwords.json", "{", "passwords.json is damaged: remove it"),
+        ("admin.key", " ", "admin.key is empty: remove it"),
+    ],
+)
+def test_a_damaged_data_dir_is_named_with_the_remedy(tmp_path: Path, path: str, content: str, reason: str) -> None:
+    file = tmp_path / "data" / path
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    status, said = start("services.cli", "up", "--data-dir", str(tmp_path / "data"), "--port", str(free_port()))
+    assert status == EXIT_CONFIG, said
+    assert reason in said
+    assert "Traceback" not in said
+
+
+def test_a_data_dir_has_one_holder(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    with pytest.raises(StartError, match="in use by another `cypria up`: stop it, or give another --data-dir"):
+        hold(tmp_path)
+    first.close()
+    hold(tmp_path).close()
+
+
 def test_a_port_out_of_range_is_named(tmp_path: Path) -> None:
     status, said = start("services.cli", "up", "--data-dir", str(tmp_path / "data"), "--port", "99999")
     assert status == 2
@@ -86,9 +115,7 @@ async def test_embedded_parts_that_are_not_installed_are_named(
     monkeypatch.setattr(embedded.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = Settings.model_validate({"data_dir": str(tmp_path / "data"), "http": {"port": free_port()}})
-    with pytest.raises(SystemExit) as exit_:
-        await up(settings, None)
-    assert exit_.value.code == EXIT_CONFIG
+    assert await up(settings, None) == EXIT_CONFIG
     assert "nats-server is not installed: pip install 'cypria[embedded]'" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """A service as a process of its own: a clean stop is a clean exit, a bad configuration a clear one."""
 
+import asyncio
 import resource
 import signal
 import subprocess
@@ -33,8 +34,6 @@ def start(service: str, server: NatsServer, data_dir: Path, **extra: str) -> "su
 
 @pytest.mark.parametrize("service", ["router", "inference", "metrics", "monitor", "alerts"])
 async def test_a_service_takes_all_the_files_it_may_and_sigterm_ends_it_with_status_zero(service: str, nats_server: NatsServer, tmp_path: Path) -> None:
-    import asyncio
-
     process = start(service, nats_server, tmp_path)
     await eventually(lambda: list((tmp_path / "run").glob(f"{service}.*.json")) or process.poll() is not None, 60)
     soft, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
@@ -43,6 +42,16 @@ async def test_a_service_takes_all_the_files_it_may_and_sigterm_ends_it_with_sta
     _, log = await asyncio.to_thread(process.communicate, timeout=20)
     assert process.returncode == 0, log[-2000:]
     assert '"stopped"' in log
+
+
+@pytest.mark.parametrize("service", ["router", "monitor"])
+async def test_sigterm_ends_a_service_that_waits_for_a_bus_that_is_away(service: str, nats_server: NatsServer, tmp_path: Path) -> None:
+    nats_server.kill()
+    process = start(service, nats_server, tmp_path)
+    await eventually(lambda: list((tmp_path / "run").glob(f"{service}.*.json")) or process.poll() is not None, 60)
+    process.send_signal(signal.SIGTERM)
+    _, log = await asyncio.to_thread(process.communicate, timeout=10)
+    assert process.returncode == 0, log[-2000:]
 
 
 def test_a_bad_configuration_stops_start_up_with_its_name(tmp_path: Path) -> None:

@@ -56,16 +56,17 @@ async def test_refused_configuration_is_reported_not_retried() -> None:
     await supervisor.stop()
 
 
-async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+async def test_children_die_with_a_supervisor_that_is_killed_even_stopped_ones(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import asyncio, os, sys\n"
         "from services._runtime.supervisor import Child, Supervisor\n"
         "async def main():\n"
         "    s = Supervisor()\n"
-        "    c = Child('c', [sys.executable, '-c', 'import signal; signal.pause()'], os.environ)\n"
-        "    await s.start([c])\n"
-        "    print('PID', c.process.pid, flush=True)\n"
+        "    ignore = 'import signal; signal.signal(15, signal.SIG_IGN); signal.pause()'\n"
+        "    group = [Child(str(i), [sys.executable, '-c', ignore], os.environ) for i in range(2)]\n"
+        "    await s.start(group)\n"
+        "    print('PID', *(c.process.pid for c in group), flush=True)\n"
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
@@ -74,11 +75,12 @@ async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> 
         [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
     )
     assert parent.stdout
-    pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith(b"PID"))
-    assert psutil.pid_exists(pid)
+    pids = next([int(word) for word in line.split()[1:]] for line in parent.stdout if line.startswith(b"PID"))
+    os.kill(pids[0], signal.SIGSTOP)
     parent.kill()
     parent.wait(10)
-    await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    for pid in pids:
+        await eventually(lambda p=pid: not psutil.pid_exists(p) or psutil.Process(p).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_service_is_this_code_whatever_lies_where_it_was_started(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ All calls block, so they run on threads: one that writes, two that read.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -35,6 +36,10 @@ _DATABASE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 class DirectoryInUseError(RuntimeError):
     """Another process holds the chDB directory; the message names the remedy."""
+
+
+class UnreadableError(ClickHouseError):
+    """The chDB directory cannot be opened; the message names the remedy."""
 
 
 class MigrationError(RuntimeError):
@@ -74,9 +79,10 @@ class ClickHouse:
         self._column_types: dict[str, Sequence[Any]] = {}
 
     async def open(self) -> None:
-        """Take the chDB directory, where it is one. Raises DirectoryInUseError."""
+        """Take the chDB directory, where it is one. Raises DirectoryInUseError; any other failure comes again later."""
         if self.embedded:
-            await self.write(lambda _client: None)
+            with contextlib.suppress(*AWAY):
+                await self.write(lambda _client: None)
 
     async def write(self, call: Callable[[Client], T]) -> T:
         """Run ``call`` on the writing thread. Raises what it raises, and one of AWAY when there is no engine."""
@@ -122,7 +128,10 @@ class ClickHouse:
         except ProgrammingError as exc:
             holder = _holder(Path(self.path))
             if holder is None:
-                raise
+                raise UnreadableError(
+                    f"the chDB directory {self.path} cannot be opened ({str(exc).strip()[:200]}): give the disk room, "
+                    "or remove the directory, since what it holds is derived from the streams"
+                ) from exc
             raise DirectoryInUseError(
                 f"the chDB directory {self.path} is held by {holder}: stop that process, or let several share a "
                 "ClickHouse server by setting clickhouse.dsn to clickhouse://USER:PASSWORD@HOST:PORT/DATABASE"
