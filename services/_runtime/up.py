@@ -28,8 +28,8 @@ log = get_logger(__name__)
 
 SERVICES = ("metrics", "monitor", "alerts", "inference", "router")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-STOP_S = {"router": 6.0, "inference": 2.0, "metrics": 2.0, "monitor": 2.0, "alerts": 2.0, "nats-server": 1.0}
-"""Seconds that a part may take to stop: the router first, then all other services at once, then the bus; 9 in all."""
+STOP_S = {"router": 6.0, "inference": 2.5, "metrics": 2.5, "monitor": 2.5, "alerts": 2.5, "nats-server": 1.0}
+"""Seconds that a part may take to stop: the router first, then all other services at once, then the bus; 9.5 in all."""
 NATS_TRIES = 3
 """An embedded nats-server that has died so often before it answered will not come up."""
 _LOOK_S = 0.05
