@@ -4,11 +4,13 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from services._cli.load import Load, Tally, drive
+from services._runtime.clock import monotonic
 from tests.e2e.conftest import engine_config
 from tests.fakes.openai_server import FakeOpenAI
 from tests.harness import eventually
@@ -43,20 +45,27 @@ async def exact(system: System, test_id: str, tally: Tally) -> bool:
     }
 
 
-@pytest.mark.timeout(400)
-async def test_totals_stay_exact_through_every_death(system: System) -> None:
-    rng = random.Random(SEED)
+async def survived(system: System, rng: random.Random, deaths: list[tuple[str, ...]], *, stream: bool) -> None:
+    """Load while parts die, those of one tuple at once; then everything must be as if nobody had."""
     test_id = await system.start_test(traffic_split_percent=20)
     tally = Tally()
     done = asyncio.Event()
     load = asyncio.create_task(
-        drive(Load(system.url, system.key, "stable", RATE, stream=True), seconds=240, tally=tally, stop=done.is_set)
+        drive(Load(system.url, system.key, "stable", RATE, stream=stream), seconds=800, tally=tally, stop=done.is_set)
     )
-    for victim in rng.sample(VICTIMS, len(VICTIMS)):
-        await asyncio.sleep(rng.uniform(0.5, 2.5))  # the moment of death is the point
-        count = len(system.pids(victim))
-        gone = system.signal(victim, signal.SIGKILL, rng.randrange(count))
-        await eventually(lambda v=victim, c=count, g=gone: back(system, v, c, g), 40, 0.1)
+    for victims in deaths:
+        await asyncio.sleep(rng.uniform(0.1, 2.5))  # the moment of death is the point
+        failed, began, gone = tally.failed, monotonic(), []
+        for victim in victims:
+            count = len(system.pids(victim))
+            if count:  # one that has just been killed may not be back yet
+                gone.append((victim, count, system.signal(victim, signal.SIGKILL, rng.randrange(count))))
+        if rng.random() < 0.7:  # else the next one dies while these are still coming back
+            for victim, count, pid in gone:
+                await eventually(lambda v=victim, c=count, p=pid: back(system, v, c, p), 40, 0.1)
+            sys.stderr.write(f"{'+'.join(victims)}: ready after {monotonic() - began:.1f} s, "
+                             f"{tally.failed - failed} requests failed\n")  # fmt: skip
+    await eventually(system.ready, 40, 0.1)
     await asyncio.sleep(1)
     done.set()
     await load
@@ -66,26 +75,63 @@ async def test_totals_stay_exact_through_every_death(system: System) -> None:
     ids = [alert["id"] for alert in alerts]
     assert len(ids) == len(set(ids))
     assert not [alert for alert in alerts if alert["level"] == "EMERGENCY"]
-    assert tally.failed <= RATE * 3, tally.by_status
+    harmful = sum("inference" in victims or "nats-server" in victims for victims in deaths)
+    assert tally.failed <= RATE * 1.5 * harmful, tally.by_status
+
+
+@pytest.mark.timeout(400)
+async def test_totals_stay_exact_through_every_death(system: System) -> None:
+    """Each part once, one of them several times in quick succession, and two at once."""
+    rng = random.Random(SEED)
+    again = rng.choice(VICTIMS)
+    deaths: list[tuple[str, ...]] = [(victim,) for victim in (*VICTIMS, again, again)]
+    rng.shuffle(deaths)
+    deaths.append(tuple(rng.sample(VICTIMS, 2)))
+    await survived(system, rng, deaths, stream=bool(SEED % 2))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+async def test_totals_stay_exact_through_forty_deaths(system: System) -> None:
+    rng = random.Random(SEED + 1)
+    deaths = [tuple(rng.sample(VICTIMS, rng.choice((1, 1, 2, 3)))) for _ in range(40)]
+    await survived(system, rng, deaths, stream=True)
 
 
 @pytest.mark.timeout(400)
 async def test_a_killed_router_loses_at_most_one_flush_interval(system: System) -> None:
+    rate, kills, rng = 100, 2, random.Random(SEED)
     test_id = await system.start_test(traffic_split_percent=20)
-    tally = await drive(Load(system.url, system.key, "stable", 100), requests=300)
-    gone = system.signal("router", signal.SIGKILL)
-    await eventually(lambda: back(system, "router", 1, gone), 40, 0.1)
-    more = await drive(Load(system.url, system.key, "stable", 100), requests=100)
-    served = sum(tally.by_variant.values()) + sum(more.by_variant.values())
+    tally = Tally()
+    done = asyncio.Event()
+    load = asyncio.create_task(
+        drive(Load(system.url, system.key, "stable", rate), seconds=200, tally=tally, stop=done.is_set)
+    )
+    for _ in range(kills):
+        await asyncio.sleep(rng.uniform(1, 2))  # the moment of death is the point
+        gone = system.signal("router", signal.SIGKILL)
+        await eventually(lambda p=gone: back(system, "router", 1, p), 40, 0.1)
+    await asyncio.sleep(1)
+    done.set()
+    await load
+    served = sum(count for variant, count in tally.by_variant.items() if variant != "-")
 
-    async def settled() -> int:
+    async def lost() -> int | None:
         metrics = (await system.status(test_id))["metrics"] or {}
         total = sum(figures["request_count"] for figures in metrics.values())
-        # at 100 requests/s one flush interval of 0.1 s holds about 10 of them; twice that is the slack of the clock
-        return total if served - 20 <= total <= served else 0
+        # One flush interval of 0.1 s holds about 10 of them; twice that is the slack of a busy machine. And what was
+        # answered when the router died may have been counted without its client knowing.
+        return served - total if -5 * kills <= served - total <= 0.2 * rate * kills else None
 
-    assert await eventually(settled, 30, 0.3)
+    found = await eventually(lambda: lost_is(lost), 30, 0.3)
+    sys.stderr.write(f"{found[0]} facts of {served} lost in {kills} kills\n")
     assert (await system.status(test_id))["status"] == "running"
+
+
+async def lost_is(lost: Callable[[], Awaitable[int | None]]) -> tuple[int] | None:
+    """A number that may be 0, as something that is true."""
+    found = await lost()
+    return None if found is None else (found,)
 
 
 @pytest.mark.soak

@@ -271,9 +271,15 @@ class PartitionWriter:
         self._generation = generation
 
     async def _stand_by(self) -> None:
-        """Return once the other writer has stored nothing for TAKE_OVER_S while the server answered."""
-        seen, since = -1, monotonic()
-        while monotonic() - since < TAKE_OVER_S:
+        """Return once the other writer has stored nothing for TAKE_OVER_S while the server and this process ran."""
+        seen, since, looked = -1, monotonic(), monotonic()
+        while True:
+            now = monotonic()
+            if now - looked > 1:
+                since = now  # this process was stopped itself: the other one's silence proves nothing
+            looked = now
+            if now - since >= TAKE_OVER_S:
+                break
             try:
                 last = await self._log.last()
             except TRANSIENT:

@@ -5,6 +5,7 @@ import contextlib
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import nats
@@ -55,6 +56,11 @@ async def load(producers: list[Producer], stop: asyncio.Event) -> None:
     await asyncio.gather(*(one(p) for p in producers))
 
 
+async def writers(server: NatsServer) -> dict[int, str]:
+    """Who wrote the last window of each partition."""
+    return {window.partition: window.writer for _, window in await stored_windows(server)}
+
+
 @pytest.mark.parametrize("kind", ["chdb", "server"])
 async def test_totals_are_exact_although_everything_is_killed_under_load(nats_server: NatsServer, tmp_path: Path, kind: str) -> None:
     rng = random.Random(seed())
@@ -76,6 +82,38 @@ async def test_totals_are_exact_although_everything_is_killed_under_load(nats_se
         task = asyncio.create_task(load(producers, stop))
         for victim in rng.sample(victims, len(victims)):
             await asyncio.sleep(rng.uniform(0.6, 2.2))
+            victim.kill()
+            victim.start()
+        stop.set()
+        await task
+        await metrics.ready()
+        await check(nats_server, nc, producers)
+    await nc.close()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+async def test_a_clickhouse_server_may_die_in_the_middle_of_many_inserts(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Inserts go out at 0.65 s of each second: half of the deaths are drawn from just around that."""
+    rng = random.Random(seed())
+    nc = await nats_server.connect("router")
+    clickhouse = Server(tmp_path / "server")
+    metrics = Metrics(nats_server, tmp_path / "metrics", clickhouse.dsn)
+    with contextlib.ExitStack() as stack:
+        clickhouse.start()
+        stack.callback(clickhouse.kill)
+        metrics.start()
+        stack.callback(metrics.kill)
+        await metrics.ready()
+        producers = [Producer(nc, p, p) for p in (0, 3, 6, 7)]
+        stop = asyncio.Event()
+        task = asyncio.create_task(load(producers, stop))
+        for death in range(40):
+            await metrics.ready()
+            await asyncio.sleep(rng.uniform(0, 1))
+            if death % 2:
+                await asyncio.sleep((0.65 - time.time()) % 1 + rng.uniform(-0.002, 0.03))
+            victim: Process = metrics if death % 8 == 7 else clickhouse
             victim.kill()
             victim.start()
         stop.set()
@@ -124,20 +162,35 @@ async def test_two_processes_that_are_stopped_and_killed_count_everything_once(n
         producers = [Producer(nc, p, p) for p in (0, 5)]
         stop = asyncio.Event()
         task = asyncio.create_task(load(producers, stop))
-        for first, second in (pair, pair[::-1]):
-            await asyncio.sleep(1.5)
-            first.signal(signal.SIGSTOP)
-            await asyncio.sleep(7)
-            first.signal(signal.SIGCONT)
-            await asyncio.sleep(1.5)
-            second.kill()
-            second.start()
-        stop.set()
-        await task
+        try:
+            for _ in range(2):
+                for process in pair:
+                    await process.ready()
+                second, first = sorted(pair, key=writing)
+                assert writing(first), "somebody writes, and it is the one that is stopped"
+                first.signal(signal.SIGSTOP)
+                await asyncio.sleep(7)
+                heirs = await writers(nats_server)
+                assert len(set(heirs.values())) == 1
+                first.signal(signal.SIGCONT)
+                await eventually(lambda p=first: not writing(p), 10, 0.1)
+                await asyncio.sleep(1.5)  # a window or two more of everyone who thinks it should write
+                assert await writers(nats_server) == heirs
+                second.kill()
+                second.start()
+        finally:
+            stop.set()
+            await task
         for process in pair:
             await process.ready()
         await check(nats_server, nc, producers)
     await nc.close()
+
+
+def writing(metrics: Metrics) -> int:
+    """How many partitions a process believes that it writes."""
+    lines = metrics.get("/metrics")[1].splitlines()
+    return sum(line.startswith("cypria_metrics_partition_writing{") and line.endswith(" 1.0") for line in lines)
 
 
 async def test_a_second_process_on_a_chdb_directory_exits_naming_the_remedy(nats_server: NatsServer, tmp_path: Path) -> None:
