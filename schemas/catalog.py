@@ -19,6 +19,8 @@ from schemas.v1.events import ActionRequested, ModelState, MonitoringChanged, Ro
 
 EVENTS: dict[str, type[Message]] = {
     "test.started": TestEvent,
+    "test.scheduled": TestEvent,
+    "test.rollback_scheduled": TestEvent,
     "test.split_changed": TestEvent,
     "test.paused": TestEvent,
     "test.resumed": TestEvent,

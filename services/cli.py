@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, record, rollout, show
+from services._cli import alerts, api, later, record, rollout, show
+from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
 from services._runtime.settings import ConfigError
@@ -74,6 +75,7 @@ def _service(name: str) -> None:
 for _name in ("router", "inference", "metrics", "monitor"):
     _service(_name)
 app.add_typer(alerts.app, name="alerts")
+later.register(app)
 
 
 @app.command()
@@ -240,6 +242,22 @@ def audit(
 
 
 @app.command()
+def doctor(
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Of the system on this machine; CYPRIA_DATA_DIR by default.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Look at everything that must be in order; the exit status is 1 where something is not."""
+    checks = examination.examine(data_dir or api.data_dir())
+    if json_:
+        show.as_json(examination.as_data(checks))
+    else:
+        show.rows(examination.as_data(checks)["checks"], ["name", "state", "detail"])
+    raise SystemExit(examination.exit_status(checks))
+
+
+@app.command()
 def report(
     test_id: str,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report there as one HTML file.")] = None,
@@ -269,20 +287,28 @@ def replay(test_id: str, json_: JsonOption = False) -> None:
 @app.command()
 def load(
     model: str,
-    rate: Annotated[float, typer.Option("--rate", help="Requests a second.")] = 10,
-    seconds: Annotated[float, typer.Option("--seconds")] = 30,
+    rate: Annotated[float, typer.Option("--rate", min=0.01, max=100_000, help="Requests a second.")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds", min=0)] = 30,
     stream: Annotated[bool, typer.Option("--stream/--no-stream")] = False,
-    users: Annotated[int, typer.Option("--users", help="How many users to name; 0 names none.")] = 0,
-    max_tokens: int = 16,
+    users: Annotated[int, typer.Option("--users", min=0, help="How many users to name; 0 names none.")] = 0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 16,
+    json_: JsonOption = False,
 ) -> None:
-    """Send open-loop traffic to the edge and show what clients saw."""
+    """Send open-loop traffic to the edge and show what clients saw; the exit status is 1 where a request failed."""
     token = api.key() or api.fail("no key: set CYPRIA_API_KEY")
     target = Load(api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens)
     tally = asyncio.run(_drive(target, seconds))
-    show.console.print(
-        f"sent {tally.sent}, failed {tally.failed}, "
-        f"by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
-    )
+    seen = {"sent": tally.sent, "failed": tally.failed, "by_variant": dict(tally.by_variant),
+            "by_status": dict(tally.by_status), "last_error": tally.last_error or None}  # fmt: skip
+    if json_:
+        show.as_json(seen)
+    else:
+        show.console.print(
+            f"sent {tally.sent}, failed {tally.failed}, "
+            f"by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
+        )
+        if tally.failed:
+            show.console.print(show.styled(f"the last failure: {tally.last_error}"))
     raise SystemExit(1 if tally.failed else 0)
 
 

@@ -1,6 +1,6 @@
 """The control API: the same models serve HTTP and `cypria.control.<verb>`. Unknown fields are refused."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -108,6 +108,9 @@ ChangeType = Literal["bug_fix", "performance_optimization", "model_update", "arc
 
 class StartRequest(Command):
     """`POST /v1/ab-testing/start`."""
+
+    later: ClassVar[tuple[str, ...]] = ("variants", "shadow", "baseline_percent")
+    """Fields that a later version brings: refused with that word, so that nobody looks for a slip of the pen."""
 
     model_a: str = Field(min_length=1, max_length=512)
     model_b: str = Field(min_length=1, max_length=512)

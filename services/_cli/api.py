@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import aiohttp
 
-from services._runtime.settings_model import default_data_dir
+from services._runtime.settings_model import default_data_dir, is_url
 
 DEFAULT_URL = "http://127.0.0.1:2242"
 
@@ -29,20 +29,29 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def url() -> str:
-    """`CYPRIA_URL`, by default the local edge."""
-    return os.environ.get("CYPRIA_URL", DEFAULT_URL).rstrip("/")
+    """`CYPRIA_URL`, by default the local edge; ends the command where it is none."""
+    given = (os.environ.get("CYPRIA_URL") or DEFAULT_URL).rstrip("/")
+    if not is_url(given, {"http", "https"}):
+        fail(f"CYPRIA_URL is '{given}': give an address such as {DEFAULT_URL}", 2)
+    return given
 
 
 def key() -> str | None:
     """`CYPRIA_API_KEY`, else the admin key in the data dir where there is one."""
-    if value := os.environ.get("CYPRIA_API_KEY"):
+    if value := os.environ.get("CYPRIA_API_KEY", "").strip():
+        if not value.isprintable():
+            fail("CYPRIA_API_KEY holds more than one line: set it to one key", 2)
         return value
-    folder = os.environ.get("CYPRIA_DATA_DIR")
-    path = (Path(folder) if folder else default_data_dir()) / "admin.key"
     try:
-        return path.read_text().strip()
+        return (data_dir() / "admin.key").read_text().strip()
     except OSError:
         return None
+
+
+def data_dir() -> Path:
+    """`CYPRIA_DATA_DIR`, by default where `cypria up` keeps everything."""
+    folder = os.environ.get("CYPRIA_DATA_DIR")
+    return Path(folder) if folder else default_data_dir()
 
 
 async def acall(
@@ -69,7 +78,8 @@ async def acall(
             data = text
         if response.status >= 400:
             error = data.get("error", {}) if isinstance(data, dict) else {}
-            raise ApiError(response.status, error.get("message") or f"HTTP {response.status}")
+            stranger = f"{base or url()} answered HTTP {response.status}, and not as Cypria does: check CYPRIA_URL"
+            raise ApiError(response.status, error.get("message") or stranger)
         return data
 
 
@@ -83,5 +93,7 @@ def call(
     except ApiError as exc:
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")
+    except TimeoutError:
+        fail(f"no answer from {url()} within 30 s: ask again, or look at its log")
     except (OSError, aiohttp.ClientError) as exc:
         fail(f"no answer from {url()} ({exc}): is `cypria up` running? CYPRIA_URL names another edge")

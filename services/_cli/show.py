@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH = 120
+_WIDTH = 240
 
 
 def wide(**options: Any) -> Console:
@@ -25,6 +25,7 @@ console = wide()
 
 _STYLE = {
     "running": "green", "completed": "cyan", "rolled_back": "red", "paused": "yellow", "rolling_back": "red",
+    "ok": "green", "warning": "yellow", "failed": "bold red",
     "EMERGENCY": "bold red", "CRITICAL": "red", "WARNING": "yellow", "INFO": "cyan",
 }  # fmt: skip
 
@@ -115,7 +116,7 @@ def rows(items: list[dict[str, Any]], columns: list[str]) -> None:
     """Any list of records as a table; what stands first stays whole, and ``at_ms`` is shown as a time."""
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column("time" if column == "at_ms" else column, no_wrap=column == columns[0])
+        table.add_column("time" if column == "at_ms" else column, no_wrap=column == columns[0], overflow="fold")
     for item in items:
         table.add_row(*(_cell(column, item.get(column)) for column in columns))
     console.print(table)

@@ -18,6 +18,7 @@ from nats.js.errors import APIError, KeyWrongLastSequenceError
 from schemas import subjects
 from schemas.v1.alerts import DeadLetter
 from services._runtime.clock import monotonic, now_ms
+from services._runtime.settings import ConfigError
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 
@@ -30,7 +31,7 @@ TRANSIENT = (NatsError, asyncio.TimeoutError, OSError)
 def _options(settings: Settings, service: str) -> dict[str, Any]:
     servers = settings.nats.servers
     if not servers:
-        raise ValueError("nats.servers is not set: name the servers, or run the service under `cypria up`")
+        raise ConfigError("nats.servers: not set: name the servers, or run the service under `cypria up`")
     return {
         "servers": servers,
         "name": f"cypria-{service}",

@@ -1,7 +1,7 @@
 """`/health`, `/ready` and `/metrics`, the same for every service."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from services._runtime.telemetry import render_metrics
@@ -38,9 +38,12 @@ class Readiness:
         return found
 
 
-async def respond(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
-    """One whole HTTP response."""
+async def respond(
+    send: Send, status: int, body: bytes, content_type: str = "application/json", extra: Mapping[str, str] | None = None
+) -> None:
+    """One whole HTTP response; ``extra`` are further headers."""
     headers = [
+        *((name.lower().encode(), value.encode()) for name, value in (extra or {}).items()),
         (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
@@ -65,4 +68,18 @@ def routes(service: str, readiness: Readiness) -> list[tuple[str, AsgiApp]]:
         body, content_type = render_metrics()
         await respond(send, 200, body, content_type)
 
-    return [("/health", health), ("/ready", ready), ("/metrics", metrics)]
+    return [("/health", _reading(health)), ("/ready", _reading(ready)), ("/metrics", _reading(metrics))]
+
+
+def _reading(endpoint: AsgiApp) -> AsgiApp:
+    """The endpoint for those who read; 405 for every other method."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in {"GET", "HEAD"}:
+            await endpoint(scope, receive, send)
+            return
+        message = f"{scope['method']} is not offered at {scope['path']}: use GET or HEAD"
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "method_not_allowed"}
+        await respond(send, 405, json.dumps({"error": error}).encode(), extra={"Allow": "GET, HEAD"})
+
+    return guarded

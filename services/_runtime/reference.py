@@ -19,9 +19,10 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 HEAD = """# Configuration
 
 One YAML file, given with `--config` or in `APHRODITE_AB_TESTING_CONFIG_PATH`. Every setting can also be given as an
-environment variable, `CYPRIA_SECTION__NAME`, whose value is read as YAML; the environment wins over the file. Relative
-paths are relative to the file. An unknown key, a wrong type, a duplicate key or a contradiction stops start-up with the
-file, the key and the reason. This page is made from the code: `python -m services._runtime.reference`.
+environment variable, `CYPRIA_SECTION__NAME`, whose value is read as YAML (deeper names with further `__`; a list or a
+section whole, such as `CYPRIA_MODELS='[{name: stable, ...}]'`); the environment wins over the file. Relative paths are
+relative to the file. An unknown key, a wrong type, a duplicate key or a contradiction stops start-up with the file, the
+key and the reason. This page is made from the code: `python -m services._runtime.reference`.
 
 | setting | type | default |
 | --- | --- | --- |

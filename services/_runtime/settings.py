@@ -34,6 +34,9 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names the source, the key and the reason."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML without silently overwritten duplicate keys."""
 
@@ -41,6 +44,8 @@ class _StrictLoader(yaml.SafeLoader):
 def _no_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == _MERGE:
+            continue
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             line = key_node.start_mark.line + 1
@@ -70,6 +75,10 @@ def load(config: Path | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigError(_explain(exc, source, origins)) from None
     if path:
         settings.resolve_paths(path.resolve().parent)
+    try:
+        settings.check_sources()
+    except ValueError as exc:
+        raise ConfigError(f"{source}: {exc}") from None
     return settings
 
 
@@ -104,8 +113,11 @@ def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str,
             _set(raw, key, environ[name], name)
             origins[key] = name
     for name in sorted(environ):
-        if name.startswith(PREFIX) and "__" in name:
-            key = tuple(part.lower() for part in name[len(PREFIX) :].split("__"))
+        if not name.startswith(PREFIX) or name in SPEC_ENVIRONMENT:
+            continue
+        key = tuple(part.lower() for part in name[len(PREFIX) :].split("__"))
+        # What names no section may be somebody's own, such as CYPRIA_ADMIN_KEY.
+        if len(key) > 1 or key[0] in Settings.model_fields:
             _set(raw, key, environ[name], name)
             origins[key] = name
     return origins
@@ -116,6 +128,11 @@ def _set(raw: dict[str, Any], key: tuple[str, ...], text: str, variable: str) ->
     node = raw
     for depth, part in enumerate(key):
         model = _model_in(annotation)
+        if typing.get_origin(annotation) is list:
+            whole = PREFIX + "__".join(key[:depth]).upper()
+            raise ConfigError(
+                f"environment variable {variable}: {'.'.join(key[:depth])} is a list: give it whole, as {whole}='[...]'"
+            )
         if model is None or part not in model.model_fields:
             raise ConfigError(
                 f"environment variable {variable}: there is no setting '{'.'.join(key[: depth + 1])}': "
@@ -154,6 +171,14 @@ def _is_text(annotation: Any) -> bool:
     return any(member in {str, SecretStr, Path} for member in _members(annotation))
 
 
+_SHAPES = {
+    "model_type": "Input should be a section, keys with values: give it some, or remove it",
+    "dict_type": "Input should be a section, keys with values: give it some, or remove it",
+    "list_type": "Input should be a list, such as [a, b]",
+    "string_type": "Input should be text: put it in quotes",
+}
+
+
 def _explain(exc: ValidationError, source: str, origins: Mapping[tuple[str, ...], str]) -> str:
     lines = []
     for error in exc.errors(include_url=False, include_input=False):
@@ -165,5 +190,7 @@ def _explain(exc: ValidationError, source: str, origins: Mapping[tuple[str, ...]
         reason = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             reason = "unknown key: check its spelling in docs/configuration.md or remove it"
+        elif error["type"] in _SHAPES:
+            reason = _SHAPES[error["type"]]
         lines.append(f"{where}: {key}: {reason}")
     return "\n".join(lines)

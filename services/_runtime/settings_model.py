@@ -2,14 +2,30 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services._runtime.settings_alerts import Destination
 from services._runtime.settings_base import Port, Positive, Section, Typed
+
+
+def is_url(text: str, schemes: set[str]) -> bool:
+    """Whether it is an address of one of the schemes, with a host and, if any, a port that exists."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def bare(url: str) -> str:
+    """An address without user and password."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", url)
 
 
 class StrictSuccess(SuccessCriteria, Typed):
@@ -59,13 +75,21 @@ class Alerts(Section):
 class Nats(Section):
     """`nats`. Without servers, `cypria up` runs its own nats-server in the data dir."""
 
-    servers: list[str] | None = None
+    servers: list[str] | None = Field(default=None, min_length=1)
     replicas: Literal[1, 3, 5] = 1
     durability: Literal["fast", "power-safe"] = "fast"
     user: str | None = None
     password: SecretStr | None = None
     credentials_file: Path | None = None
     port: Port = 0
+
+    @field_validator("servers")
+    @classmethod
+    def _are_addresses(cls, servers: list[str] | None) -> list[str] | None:
+        for server in servers or []:
+            if not is_url(server, {"nats", "tls"}):
+                raise ValueError(f"'{bare(server)}' is no address of a server: give one such as nats://127.0.0.1:4222")
+        return servers
 
     def credentials(self, service: str) -> tuple[str | None, str | None]:
         """(user, password) of a service: as configured, else its own from the credentials file (JSON).
@@ -88,6 +112,14 @@ class ClickHouse(Section):
     http_port: Port = 0
     http_password: SecretStr | None = None
 
+    @field_validator("dsn")
+    @classmethod
+    def _is_of_a_kind(cls, dsn: SecretStr | None) -> SecretStr | None:
+        text = dsn.get_secret_value() if dsn else ""
+        if dsn and not is_url(text, {"clickhouse", "clickhouses"}) and not re.match(r"chdb:///.", text):
+            raise ValueError("give chdb:///DIRECTORY, or clickhouse://user:password@host:8123/cypria")
+        return dsn
+
 
 class Cost(Section):
     """Prices in dollars."""
@@ -95,6 +127,9 @@ class Cost(Section):
     prompt_per_1k: float = Field(default=0, ge=0)
     completion_per_1k: float = Field(default=0, ge=0)
     gpu_second: float = Field(default=0, ge=0)
+
+
+_OF_OTHERS = {"openai": ("path", "digest"), "transformers": ("base_url", "upstream_model", "api_key_env")}
 
 
 class Model(Section):
@@ -115,17 +150,33 @@ class Model(Section):
     max_queue: int = Field(default=1024, ge=0, le=1_000_000)
     cost: Cost = Cost()
 
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _is_here(cls, engine: Any) -> Any:
+        if engine == "vllm":
+            raise ValueError(
+                "engine vllm comes in a later version: run `vllm serve` and name it with engine openai and base_url"
+            )
+        return engine
+
     @model_validator(mode="after")
     def _fits_engine(self) -> "Model":
         if self.engine == "openai":
             if not self.base_url:
                 raise ValueError(f"model '{self.name}': engine openai needs base_url, such as http://127.0.0.1:8000/v1")
-            if not self.base_url.startswith(("http://", "https://")):
-                raise ValueError(f"model '{self.name}': base_url must start with http:// or https://")
-            if self.path:
-                raise ValueError(f"model '{self.name}': engine openai takes no path: remove it, or name another engine")
+            if not is_url(self.base_url, {"http", "https"}):
+                raise ValueError(
+                    f"model '{self.name}': base_url must start with http:// or https:// and name a host, such as "
+                    "http://127.0.0.1:8000/v1"
+                )
         elif not self.path:
             raise ValueError(f"model '{self.name}': engine {self.engine} needs path, the model's directory")
+        # What an engine does not look at would be a promise that nobody keeps, a digest most of all.
+        for field in _OF_OTHERS[self.engine]:
+            if getattr(self, field) is not None:
+                raise ValueError(
+                    f"model '{self.name}': engine {self.engine} takes no {field}: remove it, or name another engine"
+                )
         if self.timeout_seconds > self.total_timeout_seconds:
             raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
         return self
@@ -300,6 +351,21 @@ class Settings(Section):
                 destination.ca_file = base / destination.ca_file
         if not self.data_dir.is_absolute():
             self.data_dir = base / self.data_dir
+        self.model_sources.allow = [
+            text if "://" in text or Path(text).is_absolute() else str(base / text) for text in self.model_sources.allow
+        ]
+
+    def check_sources(self) -> None:
+        """Raises ValueError for a model whose path is below none of the allowed sources (none given: all are)."""
+        allowed = [Path(text).resolve() for text in self.model_sources.allow if "://" not in text]
+        for index, model in enumerate(self.models):
+            if not (self.model_sources.allow and model.path):
+                continue
+            if not any(model.path.resolve().is_relative_to(folder) for folder in allowed):
+                raise ValueError(
+                    f"models.{index}.path: {model.path} is below none of model_sources.allow: move the model there or "
+                    "extend the list"
+                )
 
     def model(self, name: str) -> Model | None:
         """The configured model of that name."""

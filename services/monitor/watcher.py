@@ -148,6 +148,7 @@ class Watcher:
         self.checks_total += 1
         self.checked_ms = message.time_ms
         telemetry.TICKS.inc()
+        log.debug("checked", test_id=track.experiment.test_id, windows_seq=message.sequence, ticks=ticks + 1)
         for name, exc in track.evaluator.exceptions:
             telemetry.FAILED_CHECKS.labels(name).inc()
             log.error("check_failed", test_id=track.experiment.test_id, check=name, error=repr(exc))

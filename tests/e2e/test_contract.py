@@ -61,7 +61,7 @@ async def test_each_endpoint_wants_its_role_and_nothing_runs_at_first(product: P
             assert refused(await product.call(method, path, below), 403)["code"] == "insufficient_role", endpoint
             if endpoint != "POST models/stable/unload":
                 assert (await product.call(method, path, needed)).status_code not in {401, 403}, endpoint
-    for path in ("/health", "/ready", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/health", "/ready", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml"):
         assert (await product.call("GET", path, None)).status_code == 200, path
     refused(await product.call("GET", f"/v1/models?api_key={KEYS['admin']}", None), 401)
     status = (await product.call("GET", "status", "viewer")).json()
@@ -115,7 +115,7 @@ async def test_what_is_no_json_object_is_refused_and_so_is_another_method(produc
     for method, path, allowed in (
         ("GET", "start", "POST"),
         ("POST", "traffic-split", "PATCH"),
-        ("PUT", "status", "GET"),
+        ("PUT", "status", "GET, HEAD"),
     ):
         response = await product.call(method, path)
         refused(response, 405)

@@ -132,3 +132,25 @@ def test_a_clickhouse_that_does_not_answer_is_named_without_its_password(
     assert "ClickHouse was not provisioned" in said
     assert "SECRET" not in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("service", ["router", "monitor"])
+def test_a_service_alone_wants_to_know_its_bus(tmp_path: Path, service: str) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text("logging: {level: INFO}\n")
+    status, said = start("services.cli", service, "--config", str(file), CYPRIA_DATA_DIR=str(tmp_path))
+    assert status == EXIT_CONFIG, said
+    assert f"{file}: nats.servers: not set: name the servers" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("section", ["nats: {servers: ['http://h']}", "clickhouse: {dsn: 'mysql://h/d'}"])
+def test_an_address_of_another_kind_stops_the_start_before_anything_runs(tmp_path: Path, section: str) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text(section)
+    status, said = start(
+        "services.cli", "up", "--config", str(file), "--data-dir", str(tmp_path / "d"), "--port", str(free_port())
+    )
+    assert status == EXIT_CONFIG, said
+    assert f"{file}: {section.split(':', maxsplit=1)[0]}." in said
+    assert not (tmp_path / "d").exists()

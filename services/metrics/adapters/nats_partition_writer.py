@@ -59,6 +59,7 @@ class PartitionWriter:
         self._live_tests = live_tests
         self._alarms = alarms
         self._log = WindowLog(bus, partition)
+        self._verbose = bus.settings.logging.verbose_metrics
         self._poison: dict[int, str] = {}
         self._last_seq = 0
         self._generation = 0
@@ -246,6 +247,13 @@ class PartitionWriter:
         self._last_seq = await self._log.append(wire.encode_window(window), self._last_seq)
         fold.stored(window.new_units, self._last_seq)
         meters.WINDOWS.inc()
+        for cell in window.cells if self._verbose else ():
+            mean_ms = cell.latency.total / cell.latency.n / 1000 if cell.latency.n else None
+            log.info(
+                "window", partition=self._partition, sequence=self._last_seq, test_id=cell.test, variant=cell.variant,
+                share_bp=cell.share_bp, admitted=cell.admitted, done=cell.done, overdue=cell.overdue,
+                outcomes=cell.outcomes, mean_latency_ms=mean_ms,
+            )  # fmt: skip
 
     def _forget(self, fold: Fold) -> None:
         if monotonic() < self._next_forget:

@@ -70,6 +70,7 @@ class Dispatcher:
 
     async def dispatch(self, verb: Verb, call: Call) -> Reply:
         """Carry out a verb. Never raises: what goes wrong is in the reply."""
+        began = monotonic()
         who: Principal | None = None
         done = Done(None)
         try:
@@ -88,12 +89,24 @@ class Dispatcher:
                 "server_error", None, "internal_error",
             )  # fmt: skip
             reply, outcome = Reply(500, json.dumps(body).encode()), "internal_error"
+        log.debug("control", verb=verb.name, actor=who.name if who else None, status=reply.status, outcome=outcome,
+                  request_id=call.request_id, ms=round(1000 * (monotonic() - began), 1))  # fmt: skip
         if verb.changes or reply.status in {401, 403}:
             test_id = done.test_id or _named(call, "test_id")
             self._record(
                 verb.name, call, who, reply.status, outcome, test_id, done.target or _named(call, "name")
             )
         return reply
+
+    def refuse(self, verb: Verb, call: Call, exc: Refused) -> Reply:
+        """The reply to a call whose body could not be taken in."""
+        try:
+            who: Principal | None = authenticate(self._ring, call.authorization)
+        except Refused:
+            who = None
+        if verb.changes:
+            self._record(verb.name, call, who, exc.status, exc.code, _named(call, "test_id"), _named(call, "name"))
+        return refusal(exc)
 
     def knows(self, authorization: str | None) -> bool:
         """Whether this is somebody's key."""
@@ -213,6 +226,8 @@ def _explained(exc: ValidationError, model: type[BaseModel]) -> Refused:
     where = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "missing":
         return Unprocessable(f"{where} is missing: give it", param=where, code="missing_field")
+    if first["type"] == "extra_forbidden" and where in getattr(model, "later", ()):
+        return Unprocessable(f"{where} comes in a later version: leave it out", param=where, code="later_version")
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(_fields_beside(first["loc"], model))) or "no field at all"
         return Unprocessable(

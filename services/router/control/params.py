@@ -1,10 +1,12 @@
-"""Parameters of questions, as `schemas.v1.control` has the bodies of commands."""
+"""Parameters of questions, as `schemas.v1.control` has the bodies of commands, and the shapes of short answers."""
 
 from datetime import datetime
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.v1.control import Command
+from schemas.v1.query import MonitoringStatus
+from services.router.ports import ModelInfo
 
 
 class NoParams(Command):
@@ -74,3 +76,42 @@ class ModelParams(Command):
     """One model by name."""
 
     name: str = Field(min_length=1, max_length=512)
+
+
+class Anything(BaseModel):
+    """An object whose fields are not the control API's."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Changed(BaseModel):
+    """A test's status after a command; of a rollback also ``scheduled``."""
+
+    status: str
+    test_id: str
+
+
+class SplitChanged(Changed):
+    """The split in force from now on."""
+
+    traffic_split_percent: float
+
+
+class MonitoringSwitched(BaseModel):
+    """The switch as it is now; ``status`` is ``started`` or ``stopped``."""
+
+    status: str
+    monitoring_active: bool
+    check_interval_seconds: float
+
+
+class MonitoringShown(MonitoringStatus):
+    """The monitor's own word; ``degraded`` says that it gave none."""
+
+    degraded: list[str] | None = None
+
+
+class ModelsShown(BaseModel):
+    """Every model that a worker or the configuration knows."""
+
+    models: list[ModelInfo]

@@ -142,9 +142,12 @@ class Reads:
             *([verdict_away] if verdict_away else []),
         ]
         summary = self._summary(test, totals)
-        if test.result is not None and not (totals or {}).get(test.test_id):
-            # Totals also hold what was in flight when the test ended; the result is what is left without them.
-            summary = test.result.metrics_summary or summary
+        if test.result is not None:
+            if not (totals or {}).get(test.test_id):
+                # Totals also hold what was in flight when the test ended; the result is what is left without them.
+                summary = test.result.metrics_summary or summary
+            whole = test.result.model_copy(update={"metrics_summary": summary or {}})
+            summary = views.over_its_life(whole).metrics_summary or None
         return views.status(
             test,
             now_ms(),
@@ -179,15 +182,21 @@ class Reads:
         return status.model_dump(mode="json"), None
 
     async def _with_totals(self, results: list[TestResult]) -> list[TestResult]:
-        """Results of rollbacks are written before the last facts are in: their totals are asked for when read."""
-        bare = [result.test_id for result in results if not result.metrics_summary]
-        if not bare:
-            return results
-        totals, _ = await self._totals(bare)
-        if totals is None:
-            return results
-        filled = {test_id: views.complete_totals(totals.get(test_id, {}), {}) for test_id in bare}
-        return [
-            r.model_copy(update={"metrics_summary": filled[r.test_id]}) if r.test_id in filled else r
-            for r in results
-        ]
+        """Results with the figures of everything that finished: some did only after the result was written.
+
+        Results of rollbacks are written before the last facts are in, those of stops with requests in flight.
+        """
+        unsettled = [result.test_id for result in results if not _settled(result)]
+        totals, _ = await self._totals(unsettled) if unsettled else ({}, None)
+        if totals is not None:
+            results = [r if _settled(r) else _filled(r, totals.get(r.test_id, {})) for r in results]
+        return [views.over_its_life(result) for result in results]
+
+
+def _settled(result: TestResult) -> bool:
+    return bool(result.metrics_summary) and not any(s.in_flight for s in result.metrics_summary.values())
+
+
+def _filled(result: TestResult, totals: dict[str, VariantSummary]) -> TestResult:
+    summary = views.latest(result.metrics_summary, views.complete_totals(totals, {}))
+    return result.model_copy(update={"metrics_summary": summary})

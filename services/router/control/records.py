@@ -13,7 +13,7 @@ from services.router.domain.auth import Principal
 from services.router.domain.refusals import Conflict, Refused
 from services.router.domain.replaying import differences
 from services.router.domain.report import MEDIA, POLICY, choose, render
-from services.router.domain.views import by_variant, latest
+from services.router.domain.views import by_variant, latest, over_its_life
 
 REPORT_WAIT_MS = 8000
 REPLAY_WAIT_MS = 15_000
@@ -84,7 +84,7 @@ class Records(Reads):
         report.configuration, report.changes = found.configuration, found.changes
         report.status, report.series = found.status, found.series
         summary = latest(report.result.metrics_summary, by_variant(found.metrics_summary))
-        report.result = report.result.model_copy(update={"metrics_summary": summary})
+        report.result = over_its_life(report.result.model_copy(update={"metrics_summary": summary}))
         if found.message:
             report.notes.append(found.message)
 

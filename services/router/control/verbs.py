@@ -19,8 +19,10 @@ class Verb:
     """One verb; ``name`` is also its token on `cypria.control.<verb>`.
 
     ``handler`` names a method of `Handlers`; ``aliases`` are further tokens on the bus. Path parameters, query and
-    body together make one ``takes``. What is ``of_clients`` comes as often as inference: it has inference's limit, and
-    only refusals for want of a key or role are audited.
+    body together make one ``takes``; ``in_query`` names what a command is usually given as a query, ``of_headers`` what
+    comes as a header. ``errors`` are the statuses of its refusals beyond those that any verb may answer. What is
+    ``of_clients`` comes as often as inference: it has inference's limit, and only refusals for want of a key or role
+    are audited.
     """
 
     name: str
@@ -33,6 +35,9 @@ class Verb:
     tag: str = "tests"
     aliases: tuple[str, ...] = field(default=())
     of_clients: bool = False
+    errors: tuple[int, ...] = ()
+    in_query: tuple[str, ...] = ()
+    of_headers: tuple[str, ...] = ()
 
     @property
     def handler(self) -> str:
@@ -51,64 +56,75 @@ class Verb:
 
 
 VERBS: tuple[Verb, ...] = (
-    Verb("start", "POST", "/start", Role.OPERATOR, c.StartRequest, c.StartReply, "Start a test"),
-    Verb("status", "GET", "/status", Role.VIEWER, c.TestRef, c.StatusReply, "The running test, or one by id"),
-    Verb("stop", "POST", "/stop", Role.OPERATOR, c.StopCommand, TestResult, "Stop a test and get its result"),
-    Verb("rollback", "POST", "/rollback", Role.OPERATOR, c.RollbackCommand, None, "Take the canary out"),
+    Verb("start", "POST", "/start", Role.OPERATOR, c.StartRequest, c.StartReply, "Start a test", errors=(404, 409)),
+    Verb("status", "GET", "/status", Role.VIEWER, c.TestRef, c.StatusReply, "The running test, or one by id",
+         errors=(404, 504)),
+    Verb("stop", "POST", "/stop", Role.OPERATOR, c.StopCommand, TestResult, "Stop a test and get its result",
+         errors=(404,)),
+    Verb("rollback", "POST", "/rollback", Role.OPERATOR, c.RollbackCommand, p.Changed, "Take the canary out",
+         errors=(404, 409)),
     Verb(
-        "traffic-split", "PATCH", "/traffic-split", Role.OPERATOR, c.SplitCommand, None,
-        "Change the canary's share of the traffic", aliases=("split",),
+        "traffic-split", "PATCH", "/traffic-split", Role.OPERATOR, c.SplitCommand, p.SplitChanged,
+        "Change the canary's share of the traffic", aliases=("split",), errors=(404, 409),
     ),
-    Verb("pause", "POST", "/pause", Role.OPERATOR, c.TestRef, None, "Hold a test at its present split"),
-    Verb("resume", "POST", "/resume", Role.OPERATOR, c.TestRef, None, "End a pause"),
-    Verb("approve", "POST", "/approve", Role.OPERATOR, c.TestRef, None, "Approve what waits for approval"),
-    Verb("config", "GET", "/config", Role.ADMIN, p.NoParams, None, "The configuration, secrets masked", "system"),
-    Verb("history", "GET", "/history", Role.VIEWER, p.HistoryParams, q.HistoryReply, "Ended tests, newest first"),
-    Verb("tests", "GET", "/tests/{test_id}", Role.VIEWER, p.TestParams, TestResult, "One test", aliases=("test",)),
+    Verb("pause", "POST", "/pause", Role.OPERATOR, c.TestRef, p.Changed, "Hold a test at its present split",
+         errors=(404, 409)),
+    Verb("resume", "POST", "/resume", Role.OPERATOR, c.TestRef, p.Changed, "End a pause", errors=(404, 409)),
+    Verb("approve", "POST", "/approve", Role.OPERATOR, c.TestRef, p.Changed, "Approve what waits for approval",
+         errors=(404, 409)),
+    Verb("config", "GET", "/config", Role.ADMIN, p.NoParams, p.Anything, "The configuration, secrets masked", "system"),
+    Verb("history", "GET", "/history", Role.VIEWER, p.HistoryParams, q.HistoryReply, "Ended tests, newest first",
+         errors=(504,)),
+    Verb("tests", "GET", "/tests/{test_id}", Role.VIEWER, p.TestParams, TestResult, "One test", aliases=("test",),
+         errors=(404, 504)),
     Verb(
         "feedback", "POST", "/feedback", Role.CLIENT, c.FeedbackCommand, c.FeedbackReply,
-        "Say what a user thought of a response", "feedback", of_clients=True,
+        "Say what a user thought of a response", "feedback", of_clients=True, errors=(409,),
     ),
     Verb(
         "report", "GET", "/tests/{test_id}/report", Role.VIEWER, p.ReportParams, r.Report,
-        "The decision report, as JSON, Markdown or HTML by Accept",
+        "The decision report, as JSON, Markdown or HTML by Accept", errors=(404, 504), of_headers=("accept",),
     ),
     Verb(
         "evidence", "GET", "/tests/{test_id}/evidence", Role.VIEWER, p.EvidenceParams, r.EvidenceReply,
         "The evidence behind a verdict by tick, page by page; fields at their default are left out",
+        errors=(404, 410, 504),
     ),
     Verb(
         "replay", "GET", "/tests/{test_id}/replay", Role.VIEWER, p.TestParams, r.Replay,
-        "Derive the verdict anew from the stored evidence and compare",
+        "Derive the verdict anew from the stored evidence and compare", errors=(404, 409, 410, 504),
     ),
     Verb(
-        "monitoring-status", "GET", "/monitoring/status", Role.VIEWER, p.NoParams, None, "State of the monitor",
-        "monitoring",
+        "monitoring-status", "GET", "/monitoring/status", Role.VIEWER, p.NoParams, p.MonitoringShown,
+        "State of the monitor", "monitoring",
     ),
     Verb(
         "monitoring-alerts", "GET", "/monitoring/alerts", Role.VIEWER, p.AlertsParams, q.AlertsReply,
-        "Alerts, newest first", "monitoring", aliases=("alerts",),
+        "Alerts, newest first", "monitoring", aliases=("alerts",), errors=(504,),
     ),
     Verb(
-        "monitoring-start", "POST", "/monitoring/start", Role.OPERATOR, c.MonitoringCommand, None,
-        "Let verdicts act", "monitoring",
+        "monitoring-start", "POST", "/monitoring/start", Role.OPERATOR, c.MonitoringCommand, p.MonitoringSwitched,
+        "Let verdicts act", "monitoring", in_query=("check_interval_seconds",),
     ),
     Verb(
-        "monitoring-stop", "POST", "/monitoring/stop", Role.OPERATOR, c.MonitoringCommand, None,
-        "Let verdicts alert only", "monitoring",
+        "monitoring-stop", "POST", "/monitoring/stop", Role.OPERATOR, c.MonitoringCommand, p.MonitoringSwitched,
+        "Let verdicts alert only", "monitoring", in_query=("check_interval_seconds",),
     ),
     Verb(
         "alerts-test", "POST", "/alerts/test", Role.ADMIN, p.NoParams, q.AlertTestReply,
-        "Send a test alert to every destination", "monitoring",
+        "Send a test alert to every destination", "monitoring", errors=(504,),
     ),
     Verb(
         "alerts-redrive", "POST", "/alerts/redrive", Role.ADMIN, p.RedriveParams, q.RedriveReply,
-        "Send dead letters of alerts back", "monitoring",
+        "Send dead letters of alerts back", "monitoring", errors=(404, 504),
     ),
-    Verb("audit", "GET", "/audit", Role.ADMIN, p.AuditParams, q.AuditReply, "Who did what, newest first", "system"),
-    Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, None, "Models and their state", "models"),
-    Verb("models-load", "POST", "/models/{name:path}/load", Role.ADMIN, p.ModelParams, None, "Load a model", "models"),
-    Verb("models-unload", "POST", "/models/{name:path}/unload", Role.ADMIN, p.ModelParams, None, "Unload", "models"),
+    Verb("audit", "GET", "/audit", Role.ADMIN, p.AuditParams, q.AuditReply, "Who did what, newest first", "system",
+         errors=(504,)),
+    Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, p.ModelsShown, "Models and their state", "models"),
+    Verb("models-load", "POST", "/models/{name:path}/load", Role.ADMIN, p.ModelParams, p.Anything, "Load a model",
+         "models", errors=(404, 409, 504)),
+    Verb("models-unload", "POST", "/models/{name:path}/unload", Role.ADMIN, p.ModelParams, p.Anything, "Unload",
+         "models", errors=(404, 409, 504)),
 )  # fmt: skip
 
 EVENTS = Verb(

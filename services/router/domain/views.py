@@ -1,6 +1,7 @@
 """What callers see of experiments: status, results and history, assembled from facts; pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from schemas.v1.common import TestStatus, rfc3339
@@ -21,9 +22,26 @@ def latest(totals: Mapping[str, VariantSummary], evidence: Mapping[str, VariantS
     """Of each variant the summary that has seen more: the history's totals may be seconds behind the evidence."""
     found = dict(totals)
     for name, summary in evidence.items():
-        if name not in found or summary.request_count > found[name].request_count:
+        if name not in found or _ended(summary) > _ended(found[name]):
             found[name] = summary
     return found
+
+
+def _ended(summary: VariantSummary) -> int:
+    return summary.request_count + summary.client_errors
+
+
+def over_its_life(result: TestResult) -> TestResult:
+    """The result of a test that ended, with throughput over all of its time: the last minute's is nobody's any more."""
+    if result.start_time is None or result.end_time is None:
+        return result
+    took = datetime.fromisoformat(result.end_time) - datetime.fromisoformat(result.start_time)
+    seconds = max(1.0, took.total_seconds())
+    shown = {
+        name: summary.model_copy(update={"throughput_rps": summary.request_count / seconds})
+        for name, summary in result.metrics_summary.items()
+    }
+    return result.model_copy(update={"metrics_summary": shown})
 
 
 def complete_totals(totals: Mapping[str, VariantSummary], in_flight: Mapping[str, int]) -> dict[str, VariantSummary]:

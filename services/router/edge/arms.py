@@ -125,6 +125,8 @@ class Arms:
             fact.cost_nano = max(0, final.cost_nano)
             fact.gpu_us = max(0, final.gpu_us)
         self._facts.add(partition_of(call.unit), fact)
+        log.debug("request", request_id=call.id, test_id=call.test, variant=call.variant, share_bp=call.share_bp,
+                  outcome=outcome, fallback=fallback, latency_us=fact.latency_us)  # fmt: skip
         guard = self._guards.get(call.test)
         if guard is not None:
             guard.in_flight[call.variant] -= 1
@@ -231,7 +233,12 @@ class Arms:
             reason = f"{numbers}, while {beside}"
             log.warning("breaker_opened", test_id=test.test_id, errors=breaker.errors, stable_done=breaker.stable_done,
                         stable_errors=breaker.stable_errors)  # fmt: skip
-            self._alert(guard, AlertLevel.EMERGENCY, "breaker", "The canary fails every request", reason)
+            if self._acts(test):
+                self._alert(guard, AlertLevel.EMERGENCY, "breaker", "The canary fails every request", reason)
+            else:
+                # An emergency of a test means its rollback; this one goes on, and the incident ends with a recovery.
+                text = f"{reason}; the test goes on without the canary until it answers again"
+                self._alert(guard, AlertLevel.CRITICAL, "breaker", "The canary fails every request", text)
             self._order(
                 guard, BREAKER_RULE, reason, value=breaker.errors, threshold=breaker.limit, unit="errors in a row",
                 n_a=breaker.stable_done, n_b=breaker.errors,
@@ -262,12 +269,16 @@ class Arms:
             limit = CHECKS_TO_ROLLBACK * test.check_interval_seconds
             self._order(guard, LEASE_RULE, reason, value=silent, threshold=limit, unit="s")
 
+    def _acts(self, test: Experiment) -> bool:
+        """Whether findings about a test may end it."""
+        return test.auto_rollback and self._monitoring_active()
+
     def _order(
         self, guard: Guard, rule: str, reason: str, *, value: float, threshold: float, unit: str, n_a: int = 0,
         n_b: int = 0,
     ) -> None:  # fmt: skip
         test, now = guard.test, now_ms()
-        if guard.ordered or not test.auto_rollback or not self._monitoring_active():
+        if guard.ordered or not self._acts(test):
             return
         guard.ordered = True
         verdict = VerdictRecord(

@@ -38,10 +38,10 @@ class ModelsApp:
         extra: dict[str, str] = {}
         try:
             self.gate.address(scope["client"][0] if scope["client"] else "")
-            wanted = "POST" if path in PATHS else "GET"
-            if method != wanted:
-                extra = {"Allow": wanted}
-                raise MethodNotAllowed(f"{method} is not offered at {path}: use {wanted}")
+            wanted = ("POST",) if path in PATHS else ("GET", "HEAD")
+            if method not in wanted:
+                extra = {"Allow": ", ".join(wanted)}
+                raise MethodNotAllowed(f"{method} is not offered at {path}: use {' or '.join(wanted)}")
             authorization = headers.get(b"authorization")
             self.gate.enter(None if authorization is None else authorization.decode("latin-1"))
             status, body = 200, _encode(self._models(path))

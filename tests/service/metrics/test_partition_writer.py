@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from nats.js.errors import NotFoundError
+from structlog.testing import capture_logs
 
 from schemas import streams, subjects
 from schemas.v1.alerts import Alert, DeadLetter
@@ -51,6 +52,19 @@ async def test_facts_become_windows_with_an_empty_one_every_second(nats_server: 
     assert windows[-1].cells == []
     assert windows[-1].watermark == windows[-2].watermark
     assert {w.partition for w in windows} == {3}
+    await nc.close()
+
+
+async def test_verbose_metrics_log_the_figures_of_every_window(nats_server: NatsServer) -> None:
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 3, 1)
+    with capture_logs() as logged:
+        async with nats_server.bus("metrics", logging={"verbose_metrics": True}) as bus, running(bus, 3, "m1"):
+            await producer.send(7)
+            await eventually(lambda: [line for line in logged if line["event"] == "window"])
+    lines = [line for line in logged if line["event"] == "window"]
+    assert sum(line["done"] for line in lines) == sum(cell.done for _, window in await stored_windows(nats_server) for cell in window.cells)
+    assert {line["test_id"] for line in lines} == {TEST}
     await nc.close()
 
 

@@ -48,7 +48,8 @@ async def test_a_bad_body_is_refused_naming_the_field(
 async def test_another_method_is_refused_and_the_right_one_named(rig: Rig) -> None:
     response = await rig.client.get("/v1/chat/completions")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert (await rig.client.post("/v1/models", json={})).headers["allow"] == "GET"
+    assert (await rig.client.post("/v1/models", json={})).headers["allow"] == "GET, HEAD"
+    assert (await rig.client.head("/v1/models", headers=bearer())).status_code == 200
 
 
 async def test_an_11_mib_body_is_refused_by_its_announced_length(rig: Rig) -> None:

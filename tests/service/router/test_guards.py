@@ -71,6 +71,9 @@ async def test_without_auto_rollback_the_breaker_only_holds_the_canary_at_nothin
     held = [fact for fact in await rig.facts() if fact.share_bp == 0]
     assert len(held) >= 20
     assert {fact.variant for fact in held} == {"a"}
+    (raised,) = [alert for alert in await alerts(rig) if alert["rule"] == "consecutive_errors"]
+    assert raised["level"] == "CRITICAL"  # an emergency of a test means its rollback
+    assert "the test goes on without the canary until it answers again" in raised["message"]
 
 
 async def test_a_blocked_canary_gets_nothing_at_once(rig: Rig) -> None:

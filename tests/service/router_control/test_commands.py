@@ -116,6 +116,22 @@ async def test_a_stop_without_a_monitor_is_inconclusive_and_says_why(nats_server
         assert result["metrics_summary"]["variant_b"]["request_count"] == 40
 
 
+async def test_what_was_in_flight_at_a_stop_is_in_the_history_once_it_has_finished(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        test_id = await router.start_test()
+        early = {"a": VariantSummary(request_count=60), "b": VariantSummary(request_count=30, in_flight=10)}
+        verdict = VerdictRecord(decision=Decision.KEEP_A, reason="enough", rule="promotion", at_ms=1)
+        rest.answers[subjects.verdict("final")] = lambda _q: FinalVerdict(verdict=verdict, metrics_summary=early)
+        rest.answers[subjects.query("totals")] = lambda _q: TotalsReply(tests={test_id: early})
+        assert (await router.post("/stop"))["metrics_summary"]["variant_b"]["in_flight"] == 10
+        late = {"a": VariantSummary(request_count=60), "b": VariantSummary(request_count=40)}
+        rest.answers[subjects.query("totals")] = lambda _q: TotalsReply(tests={test_id: late})
+        (listed,) = (await router.get("/history"))["tests"]
+        for shown in (listed, await router.get(f"/tests/{test_id}")):
+            figures = shown["metrics_summary"]["variant_b"]
+            assert (figures["request_count"], figures["in_flight"]) == (40, 0)
+
+
 async def test_several_tests_at_once_and_the_latest_is_meant(nats_server: NatsServer) -> None:
     async with others(nats_server), side(nats_server) as router:
         first = await router.start_test()

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import uvicorn
+import yaml
 
 from schemas import subjects
 from schemas.v1.alerts import Alert
@@ -14,7 +16,7 @@ from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.query import AlertsReply, AuditReply, HistoryReply
 from services.router.control.verbs import EVENTS, VERBS
 from tests.harness import NatsServer, eventually
-from tests.service.router_control.sides import Others, Side, others, side
+from tests.service.router_control.sides import Others, Side, others, side, stream_messages
 
 
 @contextlib.asynccontextmanager
@@ -75,19 +77,114 @@ async def test_events_arrive_live_and_the_stream_ends_with_the_router(nats_serve
         await watching
 
 
+def references(node: Any) -> Iterator[str]:
+    """Every `$ref` in a document."""
+    if isinstance(node, dict):
+        yield from ([node["$ref"]] if isinstance(node.get("$ref"), str) else [])
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def unresolved(document: dict[str, Any]) -> set[str]:
+    found = set()
+    for reference in references(document):
+        node: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node.get(part.replace("~1", "/")) if isinstance(node, dict) else None
+        if node is None:
+            found.add(reference)
+    return found
+
+
 async def test_the_api_describes_itself(nats_server: NatsServer) -> None:
     async with side(nats_server) as router:
         document = (await router.http.get("/openapi.json")).json()
+        assert not unresolved(document)
+        operations = []
         for verb in (*VERBS, EVENTS):
             path = verb.http_path.replace(":path", "")
             operation = document["paths"][path][verb.method.lower()]
-            assert {"200", "401", "403", "429"} <= set(operation["responses"])
+            operations.append(operation["operationId"])
+            assert {"200", "401", "403", "405", "422", "429", "500", "503", *map(str, verb.errors)} <= set(operation["responses"])
+            assert ("413" in operation["responses"]) is (verb.method != "GET")
             assert operation["security"] == [{"key": []}]
+        assert len(operations) == len(set(operations))
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate"):
+            operation = document["paths"][path]["post"]
+            assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= set(operation["responses"])
+            assert {"X-AB-Test-ID", "X-AB-Test-Variant", "X-AB-Feedback-Token"} <= set(operation["responses"]["200"]["headers"])
+        for path in ("/v1/models", "/v1/models/{model}", "/health", "/ready", "/metrics", "/asyncapi.yaml"):
+            assert "200" in document["paths"][path]["get"]["responses"]
         start = document["paths"]["/v1/ab-testing/start"]["post"]["requestBody"]
         schema = start["content"]["application/json"]["schema"]
         assert schema["required"] == ["model_a", "model_b"]
         assert "$ref" not in json.dumps(schema)
+        (interval,) = document["paths"]["/v1/ab-testing/monitoring/start"]["post"]["parameters"]
+        assert (interval["in"], interval["name"]) == ("query", "check_interval_seconds")
         assert (await router.http.get("/docs")).status_code == 200
+
+
+async def test_the_bus_describes_itself(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        reply = await router.http.get("/asyncapi.yaml")
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/yaml")
+    document = yaml.safe_load(reply.text)
+    assert document["asyncapi"] == "3.0.0"
+    assert not unresolved(document)
+    channels = document["channels"]
+    addresses = [channel["address"] or "" for channel in channels.values()]
+    for pattern in subjects.PATTERNS:
+        assert any(address.startswith(pattern.rstrip("*>")) for address in addresses), pattern
+    for verb in VERBS:
+        operation = document["operations"][f"control.{verb.name}"]
+        assert operation["reply"]["messages"]
+        assert channels[f"control.{verb.name}"]["address"] == subjects.control(verb.name)
+        assert f"role: {verb.role.label}" in operation["summary"]
+    assert channels["metric"]["description"] == "Sent by: router. Kept in the stream METRICS."
+    assert channels["control.start"]["description"] == "Sent by: caller."
+    assert "cypria.test.rolled_back.v1" in channels["event"]["messages"]
+    assert set(document["operations"]) == set(channels) - {"inbox"}
+
+
+async def test_reading_takes_head_as_well_and_other_methods_are_named(nats_server: NatsServer) -> None:
+    async with others(nats_server), side(nats_server) as router:
+        head = await router.call("HEAD", "/status")
+        assert (head.status_code, head.headers["content-type"]) == (200, "application/json")
+        assert (await router.call("HEAD", "/status", role="client")).status_code == 403
+        for method, path, allowed in (("PUT", "/status", "GET, HEAD"), ("HEAD", "/start", "POST"), ("POST", "/events", "GET")):
+            reply = await router.call(method, path)
+            assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+
+
+async def test_what_comes_later_says_so(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for path in ("/keys", "/keys/ops/rotate", "/units/erase"):
+            reply = await router.call("GET", path)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "later_version"), path
+        for field in ("variants", "shadow", "baseline_percent"):
+            reply = await router.call("POST", "/start", json={"model_a": "stable", "model_b": "canary", field: None})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["param"], error["code"]) == (422, field, "later_version")
+            assert f"{field} comes in a later version" in error["message"]
+
+
+async def test_bodies_that_cannot_be_taken_in_are_refused_and_audited(nats_server: NatsServer) -> None:
+    async with side(nats_server, http={"max_body_bytes": 2048}) as router:
+        packed = await router.call("POST", "/start", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+        assert (packed.status_code, packed.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+        long = await router.call("POST", "/stop", content=b" " * 3000, role="operator")
+        assert (long.status_code, long.json()["error"]["code"]) == (413, "body_too_large")
+        assert (await router.call("POST", "/stop", content=b" " * 3000, role=None)).status_code == 401
+
+        async def audited() -> list[tuple[str, str, int]]:
+            found = await stream_messages(nats_server, "metrics", "AUDIT", subjects.AUDIT)
+            records = [json.loads(message.data)["data"] for message in found]
+            return [(r["actor"], r["action"], r["status"]) for r in records] if len(records) == 3 else []
+
+        assert await eventually(audited) == [("admin", "start", 415), ("operator", "stop", 413), ("anonymous", "stop", 401)]
 
 
 async def test_configuration_models_alerts_and_audit(nats_server: NatsServer) -> None:

@@ -106,7 +106,7 @@ def test_status_tells_of_a_step_down_when_it_is_taken_back_and_what_it_waits_for
 def test_the_configuration_is_shown_without_its_secrets() -> None:
     settings = Settings.model_validate({
         "nats": {"servers": ["nats://user:hunter2@host:4222"], "password": "hunter2"},
-        "clickhouse": {"dsn": "http://user:hunter2@host:8123/cypria"},
+        "clickhouse": {"dsn": "clickhouse://user:hunter2@host:8123/cypria"},
         "alerts": {"destinations": [{"type": "slack", "webhook_url": "https://hooks/hunter2"}]},
         "security": {"api_keys": [{"name": "a", "role": "admin", "key_sha256": "ab" * 32}]},
         "models": [{
@@ -122,3 +122,18 @@ def test_the_configuration_is_shown_without_its_secrets() -> None:
     assert shown["models"][0]["engine_args"]["max_model_len"] == 4
     assert shown["assignment"]["unit"][0] == "x_session_id"
     assert shown["ab_testing"]["max_test_duration_minutes"] == 1440
+
+
+def test_an_ended_tests_throughput_is_over_all_of_its_time() -> None:
+    summary = {"variant_a": VariantSummary(request_count=60, throughput_rps=0.0)}
+    ended = result(1, start_time="2025-01-01T00:00:00.001Z", metrics_summary=summary)
+    ended = ended.model_copy(update={"end_time": "2025-01-01T00:00:30.001Z"})
+    assert views.over_its_life(ended).metrics_summary["variant_a"].throughput_rps == 2.0
+    running = ended.model_copy(update={"end_time": None})
+    assert views.over_its_life(running) == running
+
+
+def test_what_has_seen_more_wins_callers_errors_included() -> None:
+    early = {"variant_b": VariantSummary(request_count=4, in_flight=2)}
+    late = {"variant_b": VariantSummary(request_count=4, client_errors=2)}
+    assert views.latest(early, late) == views.latest(late, early) == late

@@ -58,6 +58,8 @@ def test_the_specs_file_loads_and_equals_the_defaults(tmp_path: Path) -> None:
         ("CYPRIA_HTTP__PORT", "8080", ("http", "port"), 8080),
         ("CYPRIA_NATS__SERVERS", '["nats://h:1"]', ("nats", "servers"), ["nats://h:1"]),
         ("CYPRIA_POLICIES__ON_MONITOR_DOWN", "hold", ("policies", "on_monitor_down"), "hold"),
+        ("CYPRIA_MONITORING", "{enabled: false}", ("monitoring", "enabled"), False),
+        ("CYPRIA_ASSIGNMENT__UNIT", "[user]", ("assignment", "unit"), ["user"]),
     ],
 )
 def test_the_environment_wins_over_the_file(
@@ -105,6 +107,19 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("ab_testing: {enabled: []}", "ab_testing.enabled: Input should be true or false"),
         ("ab_testing: {default_traffic_split_percent: 10.005}", "finer than splits are"),
         ("models: [{name: m, engine: openai, base_url: 'http://x', timeout_seconds: .inf}]", "models.0.timeout_seconds"),
+        ("models: [{name: m, engine: openai, base_url: 'http://'}]", "base_url must start with"),
+        ("models: [{name: m, engine: openai, base_url: 'http://h:99999/v1'}]", "base_url must start with"),
+        ("models: [{name: m, engine: openai, base_url: 'http://x', digest: 'sha256:" + 64 * "0" + "'}]", "takes no digest"),
+        ("models: [{name: m, engine: openai, base_url: 'http://x', path: /m}]", "takes no path"),
+        ("models: [{name: m, engine: transformers, path: /m, api_key_env: K}]", "takes no api_key_env"),
+        ("models: [{name: m, engine: vllm, path: /m}]", "models.0.engine: engine vllm comes in a later version"),
+        ("model_sources: {allow: [/models/]}\nmodels: [{name: m, engine: transformers, path: /m}]", "models.0.path: /m is"),
+        ("nats: {servers: ['http://u:SECRETMARK@x']}", "nats.servers: 'http://x' is no address"),
+        ("nats: {servers: []}", "nats.servers"),
+        ("clickhouse: {dsn: 'mysql://u:SECRETMARK@x/y'}", "clickhouse.dsn: give chdb:///DIRECTORY"),
+        ("clickhouse: {dsn: 'chdb://'}", "clickhouse.dsn: give chdb:///DIRECTORY"),
+        ("monitoring:", "monitoring: Input should be a section"),
+        ("security: {ip_allow: 10.0.0.0/8}", "security.ip_allow: Input should be a list"),
     ],
 )
 def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: str, named: str) -> None:
@@ -113,6 +128,7 @@ def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: s
         load(path, {})
     assert named in str(caught.value)
     assert str(path) in str(caught.value)
+    assert "SECRETMARK" not in str(caught.value)
 
 
 def test_a_wrong_environment_variable_is_named(tmp_path: Path) -> None:
@@ -142,3 +158,25 @@ def test_secrets_do_not_show() -> None:
     settings = load(None, {"CYPRIA_NATS__PASSWORD": "hunter2", "CYPRIA_CLICKHOUSE__DSN": "clickhouse://u:hunter2@h/d"})
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def test_a_list_is_given_whole(tmp_path: Path) -> None:
+    models = "[{name: m, engine: openai, base_url: 'http://h/v1'}]"
+    assert [model.name for model in load(write(tmp_path, SPEC), {"CYPRIA_MODELS": models}).models] == ["m"]
+    with pytest.raises(ConfigError, match=r"CYPRIA_MODELS__0__NAME: models is a list: give it whole, as CYPRIA_MODELS="):
+        load(None, {"CYPRIA_MODELS__0__NAME": "m"})
+
+
+def test_what_names_no_section_is_left_to_whom_it_belongs() -> None:
+    assert load(None, {"CYPRIA_ADMIN_KEY": "k", "CYPRIA_URL": "http://h"}) == load(None, {})
+
+
+def test_yaml_may_merge_one_entry_into_another(tmp_path: Path) -> None:
+    text = "models:\n- &m {name: m, engine: openai, base_url: 'http://x', timeout_seconds: 7}\n- {<<: *m, name: n}\n"
+    settings = load(write(tmp_path, text), {})
+    assert [(model.name, model.timeout_seconds) for model in settings.models] == [("m", 7), ("n", 7)]
+
+
+def test_a_model_below_an_allowed_source_is_taken(tmp_path: Path) -> None:
+    text = "model_sources: {allow: [weights]}\nmodels: [{name: m, engine: transformers, path: weights/m}]"
+    assert load(write(tmp_path, text), {}).models[0].path == tmp_path / "weights" / "m"
