@@ -4,8 +4,10 @@ Each row has its own prompt, padded on the left with masked zeros, its own posit
 generator, so that no row can see or break another.
 """
 
+import inspect
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class _Row:
     generator: torch.Generator
     length: int
     last: int
+    seen: Counter[int] = field(default_factory=Counter)
 
 
 Results = list[tuple[Sequence, Delta]]
@@ -33,6 +36,9 @@ class TorchBatch:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model = model
+        # transformers renames the argument in 5.x and drops its old name in 5.40.
+        known = inspect.signature(type(model).forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"
         self._tokenizer = tokenizer
         self._rows: list[_Row] = []
         self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -59,7 +65,7 @@ class TorchBatch:
         began = time.perf_counter()
         ids = torch.tensor([sequence.prompt])
         cache = DynamicCache()
-        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self._cache_name: cache})
         generator = torch.Generator().manual_seed(sequence.params.seed % (1 << 63))
         row = _Row(sequence, generator, len(sequence.prompt), 0)
         results: Results = []
@@ -80,8 +86,8 @@ class TorchBatch:
             input_ids=torch.tensor([[row.last] for row in rows]),
             attention_mask=self._mask,
             position_ids=torch.tensor([[row.length] for row in rows]),
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
         )
         self._cache = [(layer.keys, layer.values) for layer in cache.layers]
         logits = output.logits[:, -1].float()
@@ -111,8 +117,10 @@ class TorchBatch:
         if not bool(torch.isfinite(logits).all()) and not _only_masked(logits):
             results.append((sequence, sequence.fail(NOT_FINITE)))
             return False
-        row.last = token = _sample(logits, row)
+        row.last = token = _sample(_adjusted(logits, row), row)
         chosen = self._logprob(logits, token, sequence.params.logprobs) if sequence.params.logprobs >= 0 else None
+        if sequence.params.adjusts:
+            row.seen[token] += 1
         delta = sequence.push(token, chosen)
         if delta is None:
             return True
@@ -173,6 +181,19 @@ def _widen(mask: torch.Tensor, width: int) -> torch.Tensor:
 def _join(one: torch.Tensor, other: torch.Tensor, width: int) -> torch.Tensor:
     """Two caches [rows, heads, length, size], both padded with zeros on the left to ``width``."""
     return torch.cat([torch.nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)) for part in (one, other)])
+
+
+def _adjusted(logits: torch.Tensor, row: _Row) -> torch.Tensor:
+    """The logits after OpenAI's bias and its penalties for tokens that the answer has already."""
+    params = row.sequence.params
+    if not params.adjusts:
+        return logits
+    change = torch.zeros_like(logits)
+    for token, bias in params.bias.items():
+        change[token] += bias
+    for token, count in row.seen.items():
+        change[token] -= params.presence_penalty + params.frequency_penalty * count
+    return logits + change
 
 
 def _sample(logits: torch.Tensor, row: _Row) -> int:

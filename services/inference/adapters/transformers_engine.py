@@ -128,9 +128,7 @@ class TransformersEngine:
             request.report.gpu_us = round(sum(sequence.compute_s for sequence in sequences) * 1e6)
 
     @staticmethod
-    async def _streamed(
-        reply: formats.Reply, sequences: list[Sequence], deltas: Deltas, prompt_tokens: int
-    ) -> Pieces:
+    async def _streamed(reply: formats.Reply, sequences: list[Sequence], deltas: Deltas, prompt_tokens: int) -> Pieces:
         opened: set[int] = set()
         async for index, delta in deltas:
             if not opened:
@@ -144,9 +142,7 @@ class TransformersEngine:
         yield reply.usage(prompt_tokens, sum(sequence.tokens for sequence in sequences)) + formats.DONE
 
     @staticmethod
-    async def _whole(
-        reply: formats.Reply, sequences: list[Sequence], deltas: Deltas, prompt_tokens: int
-    ) -> Pieces:
+    async def _whole(reply: formats.Reply, sequences: list[Sequence], deltas: Deltas, prompt_tokens: int) -> Pieces:
         texts: list[list[str]] = [[] for _ in sequences]
         finishes = ["stop"] * len(sequences)
         logprobs: list[list[formats.TokenLogprob] | None] = [
@@ -158,8 +154,7 @@ class TransformersEngine:
                 told += delta.logprobs
             finishes[index] = delta.finish or "stop"
         choices = [
-            reply.choice(index, "".join(texts[index]), finishes[index], told)
-            for index, told in enumerate(logprobs)
+            reply.choice(index, "".join(texts[index]), finishes[index], told) for index, told in enumerate(logprobs)
         ]
         yield EngineHead()
         yield reply.whole(choices, prompt_tokens, sum(sequence.tokens for sequence in sequences))
@@ -192,6 +187,8 @@ class TransformersEngine:
         """(one sequence for each choice, all prompt tokens). Raises BadRequestError."""
         temperature = float(self._temperature if self._temperature is not None else 1.0)
         params = generation.params(body, temperature=temperature, seed=secrets.randbits(48))
+        if any(not 0 <= token < len(self._loop.tokenizer) for token in params.bias):
+            raise BadRequestError("'logit_bias' has token ids that are not in the vocabulary", "logit_bias")
         prompts = await asyncio.to_thread(self._prompts, body)
         choices = body.n or 1
         wanted = 0 if body.max_tokens is None and isinstance(body, CompletionBody) else params.max_tokens
@@ -258,6 +255,8 @@ class TransformersEngine:
     async def _embeddings(self, body: EmbeddingBody) -> bytes:
         if body.encoding_format not in {None, "float", "base64"}:
             raise BadRequestError("'encoding_format' must be float or base64", "encoding_format")
+        if body.dimensions is not None:
+            raise BadRequestError("'dimensions' cannot be chosen for this model: leave it out", "dimensions")
         inputs = generation.inputs(body.input, "input")
         prompts = await asyncio.to_thread(lambda: [self._encode(item, "input") for item in inputs])
         for prompt in prompts:

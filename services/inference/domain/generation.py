@@ -10,6 +10,8 @@ _Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 _Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=128)]
+_Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+_Bias = dict[int, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
 _TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 _Stops = str | list[str]
 
@@ -28,6 +30,9 @@ class _Sampling(msgspec.Struct):
     n: _Choices | None = None
     seed: int | None = None
     stop: _Stops | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: _Bias | None = None
     ignore_eos: bool | None = None
 
 
@@ -45,6 +50,7 @@ class ChatBody(_Sampling):
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: _TopLogprobs | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
 
 class CompletionBody(_Sampling):
@@ -52,6 +58,9 @@ class CompletionBody(_Sampling):
 
     prompt: str | list[str | int | list[int]] = ""
     logprobs: _TopLogprobs | None = None
+    echo: bool | None = None
+    best_of: _Choices | None = None
+    suffix: str | None = None
 
 
 class EmbeddingBody(msgspec.Struct):
@@ -59,12 +68,14 @@ class EmbeddingBody(msgspec.Struct):
 
     input: str | list[str | int | list[int]] = ""
     encoding_format: str | None = None
+    dimensions: int | None = None
 
 
 class Params(msgspec.Struct, frozen=True):
     """How to generate one sequence. ``logprobs``: alternatives to report for each token, -1 for none at all.
 
-    ``max_tokens`` 0 means as many as the context has room for; ``top_k`` 0 means all.
+    ``max_tokens`` 0 means as many as the context has room for; ``top_k`` 0 means all; ``bias`` is added to the
+    logits of its tokens.
     """
 
     max_tokens: int = 0
@@ -75,6 +86,14 @@ class Params(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int = -1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: dict[int, float] = {}
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.bias)
 
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -96,8 +115,9 @@ def parse(body: bytes, kind: type[B]) -> B:
 def params(body: ChatBody | CompletionBody, *, temperature: float, seed: int) -> Params:
     """The parameters that ``body`` asks for; ``temperature`` and ``seed`` stand in for what it leaves open.
 
-    Raises BadRequestError for values that make no sense.
+    Raises BadRequestError for values that make no sense, and for wishes that this engine cannot fulfil.
     """
+    _refuse_unsupported(body)
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     if len(stop) > _MAX_STOPS:
         raise BadRequestError(f"'stop' takes at most {_MAX_STOPS} strings", "stop")
@@ -116,7 +136,20 @@ def params(body: ChatBody | CompletionBody, *, temperature: float, seed: int) ->
         stop=stop,
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        bias=body.logit_bias or {},
     )
+
+
+def _refuse_unsupported(body: ChatBody | CompletionBody) -> None:
+    """An answer that quietly ignored one of these would not be what was asked for."""
+    if isinstance(body, ChatBody):
+        if isinstance(body.tool_choice, dict) or body.tool_choice == "required":
+            raise BadRequestError('\'tool_choice\': this engine calls no tools: send "auto" or "none"', "tool_choice")
+    elif body.echo or body.suffix or (body.best_of or 1) > (body.n or 1):
+        field = "echo" if body.echo else "suffix" if body.suffix else "best_of"
+        raise BadRequestError(f"'{field}' is not supported by this engine: leave it out", field)
 
 
 def conversation(body: ChatBody) -> list[dict[str, str]]:

@@ -146,6 +146,25 @@ async def test_logprobs() -> None:
     await subject.engine.close()
 
 
+async def test_penalties_and_biases_change_what_is_chosen_of_their_own_row_only() -> None:
+    subject = await engine_for(MODELS / "stable")
+    asked = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
+    plain = (await subject.ask("completions", **asked)).text
+    e, z = ord("e"), ord("z")  # token n of these models is byte n
+    assert "e" in plain
+    biased, forced, fresh, beside = await asyncio.gather(
+        subject.ask("completions", **asked, logit_bias={e: -100}),
+        subject.ask("completions", **asked, logit_bias={z: 100}),
+        subject.ask("completions", **asked, presence_penalty=2, frequency_penalty=2),
+        subject.ask("completions", **asked, presence_penalty=0, frequency_penalty=0, logit_bias={}),
+    )
+    assert "e" not in biased.text
+    assert forced.text == "z" * 40
+    assert len(set(fresh.text)) > len(set(plain))
+    assert beside.text == plain
+    await subject.engine.close()
+
+
 @pytest.mark.parametrize(
     ("route", "body", "param"),
     [
@@ -159,7 +178,15 @@ async def test_logprobs() -> None:
         ("completions", {"prompt": [99999]}, "prompt"),
         ("completions", {"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ("embeddings", {"input": []}, "input"),
+        ("completions", {"prompt": "x", "echo": True}, "echo"),
+        ("completions", {"prompt": "x", "suffix": "y"}, "suffix"),
+        ("completions", {"prompt": "x", "n": 2, "best_of": 3}, "best_of"),
+        ("completions", {"prompt": "x", "logit_bias": {"99999": 1}}, "logit_bias"),
+        ("completions", {"prompt": "x", "logit_bias": {"5": 101}}, "logit_bias"),
+        ("chat", {"messages": [{"role": "user", "content": "x"}], "frequency_penalty": 3}, "frequency_penalty"),
+        ("chat", {"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice"),
         ("embeddings", {"input": "x", "encoding_format": "zip"}, "encoding_format"),
+        ("embeddings", {"input": "x", "dimensions": 8}, "dimensions"),
     ],
 )
 async def test_bad_values_are_named(route: str, body: dict[str, Any], param: str) -> None:
