@@ -229,7 +229,8 @@ def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None
 def models(json_: JsonOption = False) -> None:
     """List models, their state and digest."""
     data = api.call("GET", "/v1/ab-testing/models")
-    show.as_json(data) if json_ else show.rows(data["models"], ["name", "state", "engine", "workers", "digest"])
+    columns = ["name", "state", "engine", "workers", "digest", "reason"]
+    show.as_json(data) if json_ else show.rows(data["models"], columns)
 
 
 @app.command()

@@ -13,12 +13,16 @@ from services.router.domain.capacity import Load
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as the workers' heartbeats and the configuration show it."""
+    """A model as the workers' heartbeats and the configuration show it.
+
+    ``reason``: why a worker that is not ready failed, empty when none did.
+    """
 
     name: str
     state: str
     workers: int
     ready_workers: int
+    reason: str = ""
     digest: str = ""
     engine: str = ""
     created: int = 0

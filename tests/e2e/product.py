@@ -13,7 +13,7 @@ import nats
 from nats.aio.msg import Msg
 
 from tests.fakes.openai_server import Behaviour, FakeOpenAI
-from tests.system import System
+from tests.system import ROOT, System
 
 ROLES = ("client", "viewer", "operator", "admin")
 KEYS = {role: f"cyp-{role}-SECRETMARK" for role in ROLES}
@@ -143,11 +143,14 @@ async def running_product(folder: Path) -> AsyncIterator[Product]:
     async with FakeOpenAI() as stable, FakeOpenAI() as canary:
         served = (("stable", stable, None), ("canary", canary, None), ("s2", stable, None), ("c2", canary, None),
                   (SLASHED, stable, None), (UNICODE, canary, "upstream/name"))  # fmt: skip
-        models = [
+        models: list[dict[str, Any]] = [
             {"name": name, "engine": "openai", "base_url": upstream.base_url, "timeout_seconds": 2,
              **({"upstream_model": other} if other else {})}
             for name, upstream, other in served
         ]  # fmt: skip
+        # With a digest that its files do not have, and loaded only when a test asks for it.
+        models.append({"name": "tampered", "engine": "transformers", "path": str(ROOT / "infra" / "models" / "stable"),
+                       "digest": "sha256:" + "0" * 64, "preload": False})  # fmt: skip
         keys = [
             {"name": role, "role": role, "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
             for role, key in KEYS.items()

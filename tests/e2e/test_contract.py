@@ -284,6 +284,21 @@ async def test_the_openai_sdk_sync_and_async(product: Product) -> None:
             await client.models.list()
 
 
+async def test_weights_that_are_not_the_configured_ones_do_not_serve_and_the_reason_is_told(product: Product) -> None:
+    assert (await product.call("POST", "models/tampered/load")).status_code == 200
+
+    async def failed() -> dict[str, Any] | None:
+        listed = (await product.call("GET", "models", "viewer")).json()["models"]
+        return next((model for model in listed if model["name"] == "tampered" and model["state"] == "failed"), None)
+
+    reason = (await eventually(failed, every_s=0.2))["reason"]
+    assert "digest is sha256:" in reason
+    assert "restore the files or the digest" in reason
+    error = refused(await product.chat("tampered"), 503)
+    assert error["code"] == "no_worker"
+    assert "it is failed" in error["message"]
+
+
 async def test_every_way_to_end_is_counted_exactly_once(product: Product) -> None:
     failures = {401: "error_before_first_token", 403: "error_before_first_token", 404: "error_before_first_token",
                 500: "error_before_first_token", 408: "timeout", 504: "timeout", 429: "rejected", 503: "rejected"}  # fmt: skip

@@ -167,6 +167,7 @@ class WorkerTable:
             state=best.beat.state,
             workers=len(workers),
             ready_workers=sum(w.ready for w in workers),
+            reason=next((w.beat.reason for w in workers if w.beat.reason), ""),
             digest=best.beat.digest,
             engine=best.beat.engine,
             created=best.beat.created,

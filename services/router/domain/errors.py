@@ -14,9 +14,9 @@ def refusal(exc: Refused) -> Reply:
     return Reply(exc.status, _encode(exc.body()), retry_after=exc.retry_after_s or 0)
 
 
-def no_worker(model: str) -> Reply:
-    """Nobody serves a known model now."""
-    message = f"no worker serves the model '{model}' now: try again later"
+def no_worker(model: str, state: str) -> Reply:
+    """Nobody serves a known model now; ``state`` as its workers say it."""
+    message = f"no worker serves the model '{model}' now, it is {state}: try again later"
     return refusal(Unavailable(message, param="model", code="no_worker", retry_after_s=RETRY_AFTER_S))
 
 

@@ -136,7 +136,7 @@ class Server:
         return last or self._nobody(model)
 
     def _nobody(self, model: str) -> Ended:
-        reply = errors.no_worker(model) if self._client.connected else errors.bus_away()
+        reply = errors.no_worker(model, self._table.info(model).state) if self._client.connected else errors.bus_away()
         return Ended(Outcome.REJECTED, status=reply.status, reply=reply)
 
     async def _hold(self, call: Call, model: str) -> Worker | None:
