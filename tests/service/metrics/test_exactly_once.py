@@ -208,6 +208,28 @@ async def test_a_second_process_on_a_chdb_directory_exits_naming_the_remedy(nats
         assert (await asyncio.to_thread(first.get, "/ready"))[0] == 200
 
 
+async def test_windows_do_not_wait_for_a_chdb_directory_that_is_damaged(nats_server: NatsServer, tmp_path: Path) -> None:
+    chdb = tmp_path / "chdb"
+    (chdb / "metadata").mkdir(parents=True)
+    (chdb / "metadata" / "cypria.sql").write_text("garbage")
+    metrics = Metrics(nats_server, tmp_path / "metrics", f"chdb://{chdb}")
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 2, 1)
+    await producer.send(50)
+    with contextlib.ExitStack() as stack:
+        metrics.start()
+        stack.callback(metrics.kill)
+        await eventually(lambda: folded_up_to(nats_server, [producer]), 30)
+        await eventually(lambda: f"{chdb} cannot be opened" in metrics.get("/ready")[1], 30, 0.1)
+        assert "remove the directory" in metrics.get("/ready")[1]
+        metrics.kill()
+        shutil.rmtree(chdb)
+        metrics.start()
+        await metrics.ready()
+        await check(nats_server, nc, [producer])
+    await nc.close()
+
+
 async def test_streams_that_lost_their_end_are_noticed_and_the_remedy_restores_exact_totals(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
