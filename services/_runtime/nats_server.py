@@ -1,5 +1,6 @@
 """The embedded nats-server: configuration and passwords in the data dir, found in the environment's bin."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -12,6 +13,8 @@ from pathlib import Path
 from infra.nats.users import USERS, server_config
 
 HOST = "127.0.0.1"
+_GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
 _DAMAGE = ("corrupt", "checksum", "Metadata file for", "could not be", "unable to")
 
 
@@ -84,7 +87,19 @@ def find_binary() -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that nobody listens on now, and that the kernel gives to nobody who does not ask for it (Linux).
+
+    A port that it does give away may be taken while its server is down, even by a client that tries to reach it.
+    """
+    try:
+        first_given_away = int(_GIVEN_AWAY.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first_given_away = 0
+    for _ in range(100 if first_given_away > 2 * _FIRST_PORT else 0):
+        port = _FIRST_PORT + secrets.randbelow(first_given_away - _FIRST_PORT)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind((HOST, port))
+            return port
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])

@@ -119,9 +119,9 @@ async def test_a_killed_router_loses_at_most_one_flush_interval(system: System) 
     async def lost() -> int | None:
         metrics = (await system.status(test_id))["metrics"] or {}
         total = sum(figures["request_count"] for figures in metrics.values())
-        # One flush interval of 0.1 s holds about 10 of them; twice that is the slack of a busy machine. And what was
+        # One flush interval of 0.1 s holds about 10 of them; three times that is the slack of a busy machine. And what was
         # answered when the router died may have been counted without its client knowing.
-        return served - total if -5 * kills <= served - total <= 0.2 * rate * kills else None
+        return served - total if -5 * kills <= served - total <= 0.3 * rate * kills else None
 
     found = await eventually(lambda: lost_is(lost), 30, 0.3)
     sys.stderr.write(f"{found[0]} facts of {served} lost in {kills} kills\n")

@@ -113,7 +113,9 @@ async def stored_windows(server: NatsServer) -> list[tuple[int, Window]]:
         info = await js.stream_info(streams.WINDOWS.name)
         found = []
         if info.state.messages:
-            config = nats.js.api.ConsumerConfig(ack_policy=nats.js.api.AckPolicy.NONE, mem_storage=True)
+            config = nats.js.api.ConsumerConfig(
+                ack_policy=nats.js.api.AckPolicy.NONE, mem_storage=True, inactive_threshold=120
+            )
             consumer = await js.add_consumer(streams.WINDOWS.name, config)
             sub = await js.pull_subscribe_bind(consumer.name, stream=streams.WINDOWS.name)
             while len(found) < info.state.messages:
