@@ -4,8 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.harness import NatsServer
+
+# No timed assertions: how long an example takes says more about the machine than about the code.
+settings.register_profile("cypria", deadline=None)
+settings.load_profile("cypria")
 
 
 @pytest.fixture

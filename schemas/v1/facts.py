@@ -5,9 +5,14 @@ attributes are NATS headers). (router_epoch, partition, n) identifies it for eve
 rises by one with each batch of that router process and partition.
 """
 
+from typing import Annotated
+
 from pydantic import Field
 
 from schemas.v1.common import Message, Outcome, ShareBp, UnixMs, VariantName
+
+UnitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+"""A salted hash of a unit."""
 
 
 class Fact(Message):
@@ -62,12 +67,17 @@ class Feedback(Message):
 
 
 class Admitted(Message):
-    """How many requests a router admitted to one arm at one share since its last batch."""
+    """How many requests a router admitted to one arm at one share since its last batch, and whose they were.
+
+    ``alone`` of them had no unit of their own; ``units`` are the unit hashes (16 hex digits) of the others, each once.
+    """
 
     test: str
     variant: VariantName
     share_bp: ShareBp
     count: int = Field(ge=1)
+    alone: int = Field(default=0, ge=0)
+    units: list[UnitHash] = Field(default_factory=list)
 
 
 class TestClock(Message):
@@ -80,7 +90,10 @@ class TestClock(Message):
 
 
 class FactBatch(Message):
-    """Facts of one partition from one router process, in the order they came."""
+    """Facts of one partition from one router process, in the order they came.
+
+    ``admits_units`` says that units are counted by ``admitted``, and not when their requests finish.
+    """
 
     router_epoch: str = Field(min_length=1, max_length=64)
     partition: int = Field(ge=0)
@@ -89,3 +102,4 @@ class FactBatch(Message):
     admitted: list[Admitted] = Field(default_factory=list)
     facts: list[Fact] = Field(default_factory=list)
     feedback: list[Feedback] = Field(default_factory=list)
+    admits_units: bool = False

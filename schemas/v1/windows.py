@@ -28,6 +28,9 @@ class Moments(Message):
 class UnitEvidence(Message):
     """Evidence in which a unit counts once in each epoch (`new_test` and its errors: once in the whole test).
 
+    ``new_test`` counts units when their first request is admitted, the others when a request finishes: an arm that is slow
+    or hangs has its units all the same.
+
     ``*_bins`` are histograms of each unit's first request of the epoch; ``first_outcomes`` counts the units with a first
     outcome of each kind of `OUTCOME_KINDS`.
     """

@@ -19,6 +19,7 @@ class _Envelope(msgspec.Struct):
     admitted: list[msgspec.Raw] = []
     facts: list[msgspec.Raw] = []
     feedback: list[msgspec.Raw] = []
+    admits_units: bool = False
 
 
 class Units(msgspec.Struct):
@@ -59,6 +60,7 @@ def _salvage(data: bytes, reason: str) -> tuple[FactBatch, list[str]]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadMessageError(f"not a fact batch: {reason}") from None
     batch = FactBatch(envelope.router_epoch, envelope.partition, envelope.n, envelope.tests)
+    batch.admits_units = envelope.admits_units
     if not batch.router_epoch or len(batch.router_epoch) > 64 or batch.n < 1:
         raise BadMessageError(f"not a fact batch: {reason}")
     reasons = []

@@ -7,7 +7,7 @@ from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.windows import OUTCOME_KINDS
 from services.metrics.domain.cells import CellKey, OpenCell
 from services.metrics.domain.opinions import Kind, hear
-from services.metrics.domain.records import Fact, FactBatch, Feedback, NewUnits, TestClock, Watermark, Window
+from services.metrics.domain.records import Fact, FactBatch, Feedback, NewUnits, Watermark, Window
 from services.metrics.domain.units import KIND_BITS, TestUnits, UnitBook
 
 MAX_EPOCHS = 256
@@ -61,28 +61,23 @@ class Fold:
         while len(self.batches) > MAX_EPOCHS:
             del self.batches[next(iter(self.batches))]
         known: dict[str, TestUnits] = {}
+        for arm in batch.admitted:
+            units = known.get(arm.test) or known.setdefault(arm.test, self._units(arm.test, batch, time_ms))
+            cell = self._cell((arm.test, arm.variant, arm.share_bp, units.now.epoch, ""))
+            cell.admitted += arm.count
+            cell.units.new_test += arm.alone + sum(units.seen_test.add(int(unit, 16)) for unit in arm.units)
+            self.facts += len(arm.units)
         for fact in batch.facts:
-            units = known.get(fact.test)
-            if units is None:
-                units = known[fact.test] = self._units(fact.test, batch.tests.get(fact.test), time_ms)
-            self._add(fact, units)
-        for feedback in batch.feedback:
-            units = known.get(feedback.test)
-            if units is None:
-                units = known[feedback.test] = self._units(feedback.test, batch.tests.get(feedback.test), time_ms)
-            self._hear(feedback, units)
-        for admitted in batch.admitted:
-            units = known.get(admitted.test)
-            if units is None:
-                units = known[admitted.test] = self._units(admitted.test, batch.tests.get(admitted.test), time_ms)
-            self._cell(
-                (admitted.test, admitted.variant, admitted.share_bp, units.now.epoch, "")
-            ).admitted += admitted.count
+            units = known.get(fact.test) or known.setdefault(fact.test, self._units(fact.test, batch, time_ms))
+            self._add(fact, units, admitted=batch.admits_units)
+        for said in batch.feedback:
+            units = known.get(said.test) or known.setdefault(said.test, self._units(said.test, batch, time_ms))
+            self._hear(said, units)
         self.facts += len(batch.facts) + len(batch.feedback)
         return True
 
-    def _units(self, test: str, clock: TestClock | None, time_ms: int) -> TestUnits:
-        units = self.units.of(test, time_ms)
+    def _units(self, test: str, batch: FactBatch, time_ms: int) -> TestUnits:
+        units, clock = self.units.of(test, time_ms), batch.tests.get(test)
         if clock is not None:
             units.advance(max(0, time_ms - clock.started_ms) // (clock.epoch_seconds * 1000))
         return units
@@ -93,7 +88,7 @@ class Fold:
             cell = self._cells[key] = OpenCell(key)
         return cell
 
-    def _add(self, fact: Fact, units: TestUnits) -> None:
+    def _add(self, fact: Fact, units: TestUnits, *, admitted: bool) -> None:
         key = (fact.test, fact.variant, fact.share_bp, units.now.epoch, fact.digest)
         cell = self._cells.get(key) or self._cell(key)
         unit = int(fact.unit, 16)
@@ -110,6 +105,7 @@ class Fold:
             _sticky(cell, fact, unit, units)
         else:
             _alone(cell, fact)
+            cell.units.new_test += not admitted
 
     def _hear(self, feedback: Feedback, units: TestUnits) -> None:
         """The first value of each kind counts for a token, and again in what counts a unit once in the test."""
@@ -171,7 +167,6 @@ def _alone(cell: OpenCell, fact: Fact) -> None:
     """A request without a unit of its own is a unit of one request."""
     evidence = cell.units
     evidence.new += 1
-    evidence.new_test += 1
     cell.first.append(fact)
     if fact.outcome in ERRORS:
         evidence.first_errors += 1

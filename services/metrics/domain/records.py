@@ -62,6 +62,8 @@ class Admitted(msgspec.Struct, gc=False):
     variant: Variant
     share_bp: Share
     count: Annotated[int, msgspec.Meta(ge=1)]
+    alone: Count = 0
+    units: list[Hash] = []
 
 
 class TestClock(msgspec.Struct, gc=False):
@@ -83,6 +85,7 @@ class FactBatch(msgspec.Struct):
     admitted: list[Admitted] = []
     facts: list[Fact] = []
     feedback: list[Feedback] = []
+    admits_units: bool = False
 
 
 class Moments(msgspec.Struct, omit_defaults=True):

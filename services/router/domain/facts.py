@@ -3,6 +3,8 @@
 Pure: no clock, no bus, no disk.
 """
 
+from dataclasses import dataclass, field
+
 import msgspec
 
 from schemas.subjects import PARTITIONS
@@ -51,13 +53,15 @@ class Feedback(msgspec.Struct, omit_defaults=True, gc=False):
     score_micro: int | None = None
 
 
-class Admitted(msgspec.Struct, gc=False):
+class Admitted(msgspec.Struct, omit_defaults=True, gc=False):
     """`schemas.v1.facts.Admitted`."""
 
     test: str
     variant: str
     share_bp: int
     count: int
+    alone: int = 0
+    units: list[str] = []
 
 
 class TestClock(msgspec.Struct):
@@ -79,6 +83,7 @@ class FactBatch(msgspec.Struct, omit_defaults=True):
     admitted: list[Admitted] = []
     facts: list[Fact] = []
     feedback: list[Feedback] = []
+    admits_units: bool = False
 
 
 encode = msgspec.json.Encoder().encode
@@ -89,6 +94,15 @@ def stratum(*, stream: bool, prompt_bytes: int) -> int:
     return 32 * stream + min(31, (prompt_bytes + 1).bit_length() - 1)
 
 
+@dataclass(slots=True)
+class _Admissions:
+    """Requests admitted to one arm at one share: how many, how many without a unit, and the units of the others."""
+
+    count: int = 0
+    alone: int = 0
+    units: set[int] = field(default_factory=set)
+
+
 class Batcher:
     """What has happened since the last batch of each partition, and the numbers of the batches."""
 
@@ -96,7 +110,7 @@ class Batcher:
         self.router_epoch = router_epoch
         self._facts: list[list[Fact]] = [[] for _ in range(PARTITIONS)]
         self._feedback: list[list[Feedback]] = [[] for _ in range(PARTITIONS)]
-        self._admitted: list[dict[tuple[str, str, int], int]] = [{} for _ in range(PARTITIONS)]
+        self._admitted: list[dict[tuple[str, str, int], _Admissions]] = [{} for _ in range(PARTITIONS)]
         self._numbers = [0] * PARTITIONS
         self._clocks: dict[str, TestClock] = {}
 
@@ -112,11 +126,18 @@ class Batcher:
         """Tests whose clocks are kept."""
         return list(self._clocks)
 
-    def admit(self, partition: int, test: str, variant: str, share_bp: int) -> None:
-        """One request was admitted to an arm."""
-        counts = self._admitted[partition]
+    def admit(self, partition: int, test: str, variant: str, share_bp: int, unit: int | None) -> None:
+        """One request was admitted to an arm; ``unit`` is None when it had none of its own."""
+        arms = self._admitted[partition]
         key = (test, variant, share_bp)
-        counts[key] = counts.get(key, 0) + 1
+        arm = arms.get(key)
+        if arm is None:
+            arm = arms[key] = _Admissions()
+        arm.count += 1
+        if unit is None:
+            arm.alone += 1
+        else:
+            arm.units.add(unit)
 
     def add(self, partition: int, fact: Fact) -> int:
         """One request finished or became overdue; how many facts of its partition wait now."""
@@ -132,7 +153,7 @@ class Batcher:
 
     def waiting(self) -> int:
         """Facts, feedback and admissions in no batch yet."""
-        admitted = sum(sum(counts.values()) for counts in self._admitted)
+        admitted = sum(arm.count for arms in self._admitted for arm in arms.values())
         return sum(map(len, self._facts)) + sum(map(len, self._feedback)) + admitted
 
     def take(self, partition: int) -> FactBatch | None:
@@ -142,9 +163,13 @@ class Batcher:
             return None
         batch, self._facts[partition] = facts[:MAX_BATCH], facts[MAX_BATCH:]
         heard, self._feedback[partition] = said[:MAX_BATCH], said[MAX_BATCH:]
-        counts = [Admitted(*key, count) for key, count in admitted.items()]
+        counts = [
+            Admitted(*key, arm.count, arm.alone, [f"{unit:016x}" for unit in arm.units])
+            for key, arm in admitted.items()
+        ]
         admitted.clear()
         self._numbers[partition] += 1
         tests = {entry.test for part in (batch, heard, counts) for entry in part}
         clocks = {test: self._clocks[test] for test in sorted(tests) if test in self._clocks}
-        return FactBatch(self.router_epoch, partition, self._numbers[partition], clocks, counts, batch, heard)
+        number = self._numbers[partition]
+        return FactBatch(self.router_epoch, partition, number, clocks, counts, batch, heard, admits_units=True)

@@ -102,7 +102,9 @@ class Arms:
             call.share_bp = test.share_bp
         call.variant = "b" if mine else "a"
         call.target = test.model_b if mine else test.model_a
-        self._batcher.admit(partition_of(call.unit), call.test, call.variant, call.share_bp)
+        self._batcher.admit(
+            partition_of(call.unit), call.test, call.variant, call.share_bp, call.unit if call.sticky else None
+        )
         guard.in_flight[call.variant] = guard.in_flight.get(call.variant, 0) + 1
         self._calls[id(call)] = call
 

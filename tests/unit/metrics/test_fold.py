@@ -243,6 +243,23 @@ def test_admissions_are_counted_at_their_share() -> None:
     assert {(c.share_bp, c.admitted, c.digest) for c in closed(fold).cells} == {(500, 3, ""), (0, 2, "")}
 
 
+def test_units_are_counted_when_they_are_admitted_so_that_a_hung_arm_misses_none() -> None:
+    fold = new_fold()
+    units = [f"{unit:016x}" for unit in (8, 16)]
+    admitted = [Admitted(test=TEST, variant="b", share_bp=2000, count=4, alone=1, units=units)]
+    sent = batch(1, [fact(24, sticky=False)], admitted=admitted)
+    sent.admits_units = True
+    add(fold, sent, 1)
+    assert sum(cell.units.new_test for cell in closed(fold).cells) == 3  # the fact of its own counted on admission
+    fold.stored(fold.close().new_units, 5)
+    again = batch(2, [fact(8), fact(16)], admitted=admitted)
+    again.admits_units = True
+    add(fold, again, 2)
+    assert sum(cell.units.new_test for cell in closed(fold).cells) == 1
+    add(fold, batch(1, [fact(32), fact(40, sticky=False)], epoch="old-1"), 3)  # a router that does not say
+    assert sum(cell.units.new_test for cell in closed(fold).cells) == 2
+
+
 def test_absurd_amounts_stay_within_what_is_stored() -> None:
     fold = new_fold()
     add(fold, batch(1, [fact(1, latency_us=10**30, cost_nano=10**30, prompt_tokens=10**30)]), 1)

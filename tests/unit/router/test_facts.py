@@ -27,8 +27,8 @@ def fact(unit: int = 1, **fields: object) -> Fact:
 def test_a_batch_reads_as_the_schema_has_it() -> None:
     batcher = Batcher("r1-1")
     batcher.clock("t1", 5, 600)
-    batcher.admit(3, "t1", "b", 2000)
-    batcher.admit(3, "t1", "b", 2000)
+    for unit in (7, 7, 9, None):
+        batcher.admit(3, "t1", "b", 2000, unit)
     full = fact(
         sticky=False, kind="final", outcome=Outcome.TIMEOUT, was_overdue=True, fallback=True, latency_us=1, ttft_us=2,
         itl_us=3, prompt_tokens=4, completion_tokens=5, cached_tokens=6, cost_nano=7, gpu_us=8, digest="d", stratum=40,
@@ -41,7 +41,9 @@ def test_a_batch_reads_as_the_schema_has_it() -> None:
     assert read_back.facts[0].model_dump() == {**msgspec.structs.asdict(full), "outcome": Outcome.TIMEOUT}
     assert read_back.facts[1] == Model(test="t1", variant="b", share_bp=2000, unit=f"{2:016x}")
     assert (read_back.router_epoch, read_back.partition, read_back.n) == ("r1-1", 3, 1)
-    assert read_back.admitted[0].count == 2
+    admitted = read_back.admitted[0]
+    assert (admitted.count, admitted.alone, sorted(admitted.units)) == (4, 1, [f"{7:016x}", f"{9:016x}"])
+    assert read_back.admits_units
     assert read_back.tests["t1"].epoch_seconds == 600
 
 
@@ -70,7 +72,7 @@ def test_numbers_rise_by_one_and_nothing_is_lost_or_twice(steps: list[tuple[int,
 
 def test_admissions_alone_make_a_batch() -> None:
     batcher = Batcher("e")
-    batcher.admit(0, "t1", "a", 100)
+    batcher.admit(0, "t1", "a", 100, None)
     batch = batcher.take(0)
     assert batch
     assert not batch.facts
