@@ -133,7 +133,7 @@ class Watcher:
                 self._take(track, message)
 
     def _take(self, track: Track, message: WindowMessage) -> None:
-        ticks = track.evaluator.ticks
+        ticks, impossible = track.evaluator.ticks, track.ticker.impossible
         try:
             found = track.take(message)
         except Exception:
@@ -142,6 +142,8 @@ class Watcher:
             telemetry.FAILED_CHECKS.labels("evaluation").inc()
             log.exception("evaluation_failed", test_id=track.experiment.test_id)
             return
+        if track.ticker.impossible > impossible:
+            log.error("window_has_impossible_numbers", test_id=track.experiment.test_id, sequence=message.sequence)
         if track.evaluator.ticks == ticks:
             return
         track.blind = 0

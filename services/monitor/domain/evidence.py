@@ -11,6 +11,7 @@ from schemas.feedback import UNITS_DOWN
 from schemas.sketch import merge
 from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.windows import Cell, Window
+from services.monitor.domain.bounds import within
 
 FULL_SHARE = 10_000
 
@@ -95,12 +96,14 @@ def errors_of(cell: Cell) -> int:
 class Ticker:
     """Gathers the windows of one test into ticks; a message that came before changes nothing.
 
-    ``sequence`` is the last WINDOWS sequence taken in, whether its tick has closed or not.
+    ``sequence`` is the last WINDOWS sequence taken in, whether its tick has closed or not; ``impossible`` counts cells
+    with numbers that cannot be (`bounds`).
     """
 
     def __init__(self, test_id: str, sequence: int = 0) -> None:
         self.test_id = test_id
         self.sequence = sequence
+        self.impossible = 0
         self._second: int | None = None
         self._cells: list[Cell] = []
 
@@ -126,4 +129,8 @@ class Ticker:
         return Tick(self._second, self.sequence, tuple(self._cells))
 
     def _own(self, cells: Iterable[Cell]) -> Iterable[Cell]:
-        return (cell for cell in cells if cell.test == self.test_id)
+        for cell in cells:
+            if cell.test == self.test_id:
+                possible = within(cell)
+                self.impossible += possible is not cell
+                yield possible

@@ -23,11 +23,15 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class OpinionEffect:
-    """B's relative effect ``d`` less the threshold, and its variance; or ``hold``, why it cannot be judged yet."""
+    """B's relative effect ``d`` less the threshold, and its variance; or ``hold``, why it cannot be judged yet.
+
+    ``fewest`` is how many there are of what is too few, where that is the reason.
+    """
 
     d: float
     v: float
     hold: str | None = None
+    fewest: int | None = None
 
 
 def opinion_effect(totals: Totals, metric: str, threshold: float) -> OpinionEffect:
@@ -38,7 +42,8 @@ def opinion_effect(totals: Totals, metric: str, threshold: float) -> OpinionEffe
     fewest = int(n.min()) if metric == "score" else int(np.minimum(s, n - s).min())
     if fewest < MIN_SUCCESSES:
         what = "scores" if metric == "score" else "answers of either kind"
-        return OpinionEffect(0.0, 0.0, f"{fewest} {what} in one arm are too few, at least {MIN_SUCCESSES} are needed")
+        hold = f"{fewest} {what} in one arm are too few, at least {MIN_SUCCESSES} are needed"
+        return OpinionEffect(0.0, 0.0, hold, fewest)
     effect = bucket_effect(counts, sums / scale, 1.0 + threshold)
     if effect is None or not effect.usable:
         return OpinionEffect(0.0, 0.0, _hold(effect))

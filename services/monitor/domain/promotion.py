@@ -21,7 +21,8 @@ from services.monitor.domain.statistics import (
     requests_needed,
     requests_needed_for_mean,
 )
-from services.monitor.domain.waiting import Condition, requests_for
+from services.monitor.domain.statistics.mixture import MIN_SUCCESSES
+from services.monitor.domain.waiting import Condition, requests_for, requests_until
 
 ALPHA = 0.05
 LIMIT = -math.log(ALPHA)
@@ -40,7 +41,8 @@ class Effect:
     """Relative effect of B on the primary metric in percent, and evidence both ways.
 
     A lower figure is better, except of what users say (``more_is_better``).
-    ``low`` and ``high`` are its two-sided confidence sequence at `ALPHA`; None where it has none yet.
+    ``needs`` is about how many more requests the evidence takes, with ``hold`` until it can be judged; None: cannot be
+    told. ``low`` and ``high`` are its two-sided confidence sequence at `ALPHA`; None where it has none yet.
     """
 
     metric: str
@@ -156,7 +158,7 @@ def _latency(evaluator: TestEvaluator) -> Condition:
     if effect is None or hold is not None:
         return Condition(name="latency_not_worse", met=False, text=f"latency: {hold}")
     log_e = non_inferiority_log_e(effect.difference, effect.variance, margin / 100.0)
-    percent = 100.0 * math.expm1(effect.difference)
+    percent = _relative(effect.difference)
     return Condition(
         name="latency_not_worse", met=log_e >= LIMIT, log_e=log_e, limit=LIMIT, value=percent,
         text=f"latency of B {percent:+.1f} %, margin {margin:g} % (ln E {log_e:.2f}, needed {LIMIT:.2f})",
@@ -170,7 +172,8 @@ def _improvement(evaluator: TestEvaluator) -> Condition:
     threshold = evaluator.experiment.success_criteria.min_improvement_threshold
     effect = primary_effect(evaluator)
     if effect.hold is not None:
-        return Condition(name="primary_metric", met=False, text=f"{effect.metric}: {effect.hold}")
+        text = f"{effect.metric}: {effect.hold}"
+        return Condition(name="primary_metric", met=False, text=text, needs_requests=effect.needs, at_least=True)
     asked = f"+{threshold:g} % or more" if effect.more_is_better else f"{-threshold:g} % or less"
     return Condition(
         name="primary_metric", met=effect.better >= LIMIT, log_e=effect.better, limit=LIMIT, value=effect.percent,
@@ -200,7 +203,7 @@ def primary_effect(evaluator: TestEvaluator) -> Effect:
     null = -math.log1p(-threshold)
     wide = half_width(v, ALPHA)
     return Effect(
-        metric, 100.0 * math.expm1(d), reduction_log_e(d, v, threshold), mixture_log_e(d, v, -null),
+        metric, _relative(d), reduction_log_e(d, v, threshold), mixture_log_e(d, v, -null),
         requests_needed_for_mean(-d, v, null, evaluator.totals.requests(), LIMIT), None,
         _percent(d - wide), _percent(d + wide),
     )  # fmt: skip
@@ -210,7 +213,8 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
     a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
     if min(a.errors, b.errors) < MIN_ERRORS:
         hold = f"{a.errors} errors of A and {b.errors} of B are too few for a verdict, at least {MIN_ERRORS} of each"
-        return Effect("error_rate", None, 0.0, 0.0, None, hold)
+        needs = requests_until(min(a.errors, b.errors), MIN_ERRORS, evaluator.totals.requests())
+        return Effect("error_rate", None, 0.0, 0.0, needs, hold)
     counts, sums = evaluator.totals.stacked("n", "errors")
     effect = bucket_effect(counts, sums, 1.0 - threshold)
     reason = held(effect)
@@ -230,7 +234,9 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
 def _opinion_effect(evaluator: TestEvaluator, metric: str, threshold: float) -> Effect:
     found = opinion_effect(evaluator.totals, metric, threshold)
     if found.hold is not None:
-        return Effect(metric, None, 0.0, 0.0, None, found.hold, more_is_better=True)
+        seen = evaluator.totals.requests()
+        needs = None if found.fewest is None else requests_until(found.fewest, MIN_SUCCESSES, seen)
+        return Effect(metric, None, 0.0, 0.0, needs, found.hold, more_is_better=True)
     d, v, wide = found.d, found.v, half_width(found.v, ALPHA)
     low, value, high = (100.0 * (d + side + threshold) for side in (-wide, 0.0, wide))
     return Effect(
@@ -238,6 +244,11 @@ def _opinion_effect(evaluator: TestEvaluator, metric: str, threshold: float) -> 
         requests_needed_for_mean(d, v, 0.0, evaluator.totals.requests(), LIMIT), None,
         low if math.isfinite(low) else None, high if math.isfinite(high) else None, more_is_better=True,
     )  # fmt: skip
+
+
+def _relative(log_difference: float) -> float:
+    """A difference of logarithms as a relative change in percent, however large."""
+    return 100.0 * math.expm1(min(log_difference, MAX_LOG))
 
 
 def _percent(log_difference: float) -> float | None:

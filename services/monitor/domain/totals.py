@@ -22,6 +22,8 @@ SUMS = (
     "conversion_n", "conversions", "score_n", "score_micro",
 )  # fmt: skip
 NANO = 1e9
+MAX_BUCKET = 2**62
+"""No sum gets here but by a fault; it then stands still instead of turning negative."""
 _MS = 1000.0
 
 Table = NDArray[np.int64]
@@ -178,8 +180,9 @@ class Totals:
         for index, bucket in cell.buckets.items():
             for name in SUMS:
                 value = getattr(bucket, name)
-                if value:
-                    tables[name][arm, index % UNIT_BUCKETS] += value
+                if value > 0:
+                    table, at = tables[name], (arm, index % UNIT_BUCKETS)
+                    table[at] = min(int(table[at]) + value, MAX_BUCKET)
 
     def stacked(self, counts: str, sums: str) -> tuple[Table, Table]:
         """(counts, sums) of all phases where both arms got traffic; shape (phases, 2, 128)."""

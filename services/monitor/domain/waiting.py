@@ -11,7 +11,8 @@ from services.monitor.domain.evaluator import TestEvaluator
 class Condition(Message):
     """One condition: whether it is met, its evidence where it has any, and what it waits for.
 
-    ``needs_requests`` counts those of both variants; None says that it cannot be told.
+    ``needs_requests`` counts those of both variants; None says that it cannot be told, ``at_least`` that it may take
+    more.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Condition(Message):
     value: float | None = None
     needs_requests: int | None = None
     needs_minutes: float | None = None
+    at_least: bool = False
 
 
 def requests_for(missing: int, share: float) -> int | None:
@@ -29,6 +31,11 @@ def requests_for(missing: int, share: float) -> int | None:
     if missing <= 0:
         return 0
     return math.ceil(missing / share) if share > 0.0 else None
+
+
+def requests_until(found: int, asked: int, seen: int) -> int | None:
+    """Requests until there are so many of something, of which ``seen`` requests brought so many; None without any."""
+    return None if found <= 0 else max(0, math.ceil(seen * (asked / found - 1.0)))
 
 
 def at_this_rate(evaluator: TestEvaluator, requests: int) -> str:
@@ -42,7 +49,7 @@ def waiting(evaluator: TestEvaluator, missing: Sequence[Condition]) -> str:
 
     Where some of them cannot tell, it says what is known: at least so many.
     """
-    unknown = ", ".join(condition.name for condition in missing if condition.needs_requests is None)
+    unknown = ", ".join(c.name for c in missing if c.needs_requests is None or c.at_least)
     more = max((condition.needs_requests or 0 for condition in missing), default=0)
     minutes = max((condition.needs_minutes or 0.0 for condition in missing), default=0.0)
     parts = []

@@ -119,6 +119,8 @@ def test_equal_arms_are_shown_not_to_improve_and_few_answers_wait() -> None:
     (condition,) = [c for c in conditions(few) if c.name == "primary_metric"]
     assert not condition.met
     assert "at least 20" in condition.text
+    assert condition.needs_requests is not None
+    assert condition.needs_requests > 0
 
 
 def test_a_checkpoint_goes_on_bit_for_bit() -> None:

@@ -219,3 +219,15 @@ def test_a_promotion_says_what_to_do_next() -> None:
     assert verdict.status(evaluator).summary == (
         "all conditions of a promotion hold: stop the test to promote B, then make 'canary' the stable model"
     )
+
+
+def test_too_few_errors_of_an_arm_say_how_many_requests_bring_them() -> None:
+    traffic = Traffic(9, share_bp=5000, per_second=60, a=Arm(errors=0.02), b=Arm(errors=0.02))
+    evaluator = evaluated(traffic, 8, primary_metric="error_rate")
+    a, b = evaluator.totals.of("a").errors, evaluator.totals.of("b").errors
+    condition = conditions(evaluator)[-1]
+    assert 0 < min(a, b) < 20
+    text = waiting(evaluator, [condition])
+    assert text.startswith(f"needs at least {condition.needs_requests} more requests (")
+    assert text.endswith("how many in all cannot be told yet (primary_metric)")
+    assert condition.needs_requests == pytest.approx(evaluator.totals.requests() * (20 / min(a, b) - 1), abs=1)
