@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from services._runtime.settings import load
+from services.cli import app
 from tests.harness import environment
 from tests.system import ROOT, System
 
 PAGES = ("README.md", "docs/rollouts.md")
 """Whose snippets run, in this order."""
+ALL = [ROOT / "README.md", *(p for d in ("docs", "services", "infra") for p in (ROOT / d).rglob("*.md"))]
 STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")
 
 
@@ -45,12 +49,36 @@ async def test_every_snippet_runs_from_top_to_bottom(system: System) -> None:
         ]
         assert len(outputs) >= 5
         assert any("ab_test_" in output for output in outputs)
+    known = {re.sub(r"{\w+}", "{}", path) for path in (await system.client.get("/openapi.json")).json()["paths"]}
+    for page in ALL:
+        for path in re.findall(r"/v1/ab-testing/[a-z/{}_-]+", page.read_text()):
+            assert re.sub(r"{\w+}", "{}", path) in known, f"{page.relative_to(ROOT)} names {path}, which is not there"
 
 
 def test_every_linked_page_exists() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "services").rglob("README.md")]:
+    for page in ALL:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}, which is not there"
+
+
+def test_every_configuration_in_the_docs_is_one(tmp_path: Path) -> None:
+    found = [(page, text) for page in ALL for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(found) >= 10
+    for page, text in found:
+        file = tmp_path / page.name
+        file.write_text(text)
+        load(file, {})
+
+
+def test_every_command_in_the_docs_is_one() -> None:
+    known = typer.main.get_command(app).commands
+    for page in ALL:
+        commands = re.findall(r"(?:`|^|\s|bin/)cypria ([a-z][a-z|-]*)(?: ([a-z]+))?(?=[ `\n])", page.read_text(), re.MULTILINE)
+        for names, sub in commands:
+            for name in names.split("|"):
+                assert name in known, f"{page.relative_to(ROOT)}: cypria {name}"
+                below = getattr(known[name], "commands", {})
+                assert not below or not sub or sub in below, f"{page.relative_to(ROOT)}: cypria {name} {sub}"
 
 
 @pytest.mark.timeout(240)

@@ -67,3 +67,30 @@ def test_progress_is_shown_where_there_is_no_terminal(
                 return
             install.time.sleep(0.05)
     pytest.fail("no progress was shown")
+
+
+def test_without_a_cpu_build_of_torch_the_default_one_is_taken_and_said(
+    venv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def pip(_venv: Path, _progress: install.Progress, arguments: list[str]) -> tuple[int, list[str]]:
+        asked.append(" ".join(arguments[2:]))
+        return int("+cpu" in arguments[2]), ["no matching distribution"]
+
+    monkeypatch.setattr(install, "pip", pip)
+    install.install_torch(venv, install.Progress(install._site(venv)))
+    cpu = f"torch=={install.TORCH}+cpu"
+    assert asked == [cpu, f"{cpu} --index-url {install.TORCH_CPU_INDEX}", f"torch=={install.TORCH}"]
+    assert "may be several GB" in capsys.readouterr().out
+
+
+def test_pips_own_words_are_shown_when_it_fails(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (install._site(venv) / "pip.py").write_text(
+        "print('Collecting x'); print('ERROR: no space left'); raise SystemExit(1)"
+    )
+    progress = install.Progress(install._site(venv))
+    with pytest.raises(SystemExit, match="running it again goes on from here"):
+        install._must(install.pip(venv, progress, ["install", "x"]))
+    assert progress.doing == "collecting x"
+    assert "ERROR: no space left" in capsys.readouterr().err
