@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import ssl
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -66,16 +67,17 @@ class Seen:
 class FakeOpenAI:
     """Use as an async context manager; ``base_url`` is then what `models[].base_url` takes."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.behaviour = Behaviour()
         self.seen = Seen()
         self.port = port
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._random = random.Random(7)
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -92,7 +94,7 @@ class FakeOpenAI:
         # A client that hangs up must cancel the handler: that is what an engine does, and what tests look at.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import ssl
 import zlib
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -115,13 +116,22 @@ async def _send(pool: HttpPool, path: str, body: bytes) -> Connection:
             return await pool.post(path, body)
         except ConnectError as exc:
             if pause is None:
-                raise EngineError(
-                    503, "the engine cannot be reached", kind="engine_unavailable", retry_after=1, reset=True
-                ) from exc
+                raise EngineError(503, _unreachable(exc), kind="engine_unavailable", retry_after=1, reset=True) from exc
             await asyncio.sleep(pause)
         except HttpError as exc:
             raise _failure(exc) from exc
     raise AssertionError("unreachable")
+
+
+def _unreachable(exc: ConnectError) -> str:
+    """The client's message: no address, but what is wrong with a certificate, which nobody would guess."""
+    cause = exc.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"the engine cannot be reached: its certificate was refused ({cause.verify_message}); "
+            "SSL_CERT_FILE of the inference service names the authorities that it trusts"
+        )
+    return "the engine cannot be reached"
 
 
 def _failure(exc: HttpError) -> EngineError:

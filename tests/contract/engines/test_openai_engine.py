@@ -2,7 +2,9 @@
 
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from services.inference.adapters.openai_engine import OpenAIEngine
 from tests.contract.engines.conftest import Subject
 from tests.fakes.openai_server import FakeOpenAI
 from tests.harness import eventually
+from tests.service.alerts.receivers import certificate
 
 
 @pytest.fixture
@@ -82,6 +85,25 @@ async def test_refused_connection_reached_nobody() -> None:
     assert (caught.value.status, caught.value.reset) == (503, True)
     assert caught.value.retry_after >= 1
     await subject.engine.close()
+
+
+async def test_https_with_an_authority_that_is_trusted_and_with_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+    async with FakeOpenAI(tls=tls) as fake:
+        wary = await engine_for(fake)
+        with pytest.raises(EngineError, match=r"certificate was refused \(.+\); SSL_CERT_FILE") as caught:
+            await wary.chat()
+        assert caught.value.reset
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        trusting = await engine_for(fake)
+        assert (await trusting.chat(max_tokens=2)).head.status == 200
+        assert fake.seen.finished == 1
+        await wary.engine.close()
+        await trusting.engine.close()
 
 
 async def test_no_first_byte_in_time(fake: FakeOpenAI) -> None:
