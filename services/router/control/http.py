@@ -14,6 +14,7 @@ from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Feed
 from services.router.control import asyncapi
 from services.router.control.dispatch import Call, Dispatcher, Reply, refusal
+from services.router.control.docs_page import add_docs
 from services.router.control.events import stream
 from services.router.control.openapi import document, documented
 from services.router.control.verbs import EVENTS, PREFIX, VERBS, Verb
@@ -44,7 +45,10 @@ _DISCARD_BYTES = 64 << 20
 
 def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
     """The ASGI app: control routes, /docs, /openapi.json, and errors in one shape for everything else."""
-    app = FastAPI(title="Cypria", version="1", description=DESCRIPTION, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Cypria", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    add_docs(app)
     for verb in VERBS:
         _add(app, verb, dispatcher, max_body)
     _add_events(app, dispatcher, feed)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -124,7 +125,14 @@ async def test_the_api_describes_itself(nats_server: NatsServer) -> None:
         assert "$ref" not in json.dumps(schema)
         (interval,) = document["paths"]["/v1/ab-testing/monitoring/start"]["post"]["parameters"]
         assert (interval["in"], interval["name"]) == ("query", "check_interval_seconds")
-        assert (await router.http.get("/docs")).status_code == 200
+        page = await router.http.get("/docs")
+        assert page.status_code == 200
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        loaded = re.findall(r"""(?:src|href|url)["'=: ]+([^"'> ]+)""", page.text)
+        assert len(loaded) >= 4
+        for path in loaded:  # a page on which keys are typed loads nothing from anywhere else
+            assert path.startswith("/"), path
+            assert (await router.http.get(path)).status_code == 200, path
 
 
 async def test_the_bus_describes_itself(nats_server: NatsServer) -> None:
