@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from services._cli.load import Load, Tally, drive
-from tests.chaos.test_kill_each import SEED, back
+from tests.chaos.test_kill_each import SEED, back, heard
 from tests.e2e.conftest import engine_config
 from tests.fakes.openai_server import Behaviour, FakeOpenAI
 from tests.harness import eventually
@@ -77,11 +77,7 @@ class Decisions:
 
     async def said(self, test_id: str) -> list[str]:
         """Emergencies about a test, one for each incident."""
-        async def answered() -> httpx.Response | None:
-            reply = await self.system.client.get("/v1/ab-testing/monitoring/alerts?limit=1000")
-            return reply if reply.status_code == 200 else None  # its service may still be coming back
-
-        alerts = (await eventually(answered, 40, 0.2)).json()["alerts"]
+        alerts = await heard(self.system)
         ids = [alert["id"] for alert in alerts]
         assert len(ids) == len(set(ids))
         return [alert["title"] for alert in alerts if alert["test_id"] == test_id and alert["level"] == "EMERGENCY"]
