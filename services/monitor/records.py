@@ -19,7 +19,7 @@ from services.monitor.adapters.nats_experiments import Experiments
 from services.monitor.adapters.nats_history import History, read_history
 from services.monitor.adapters.nats_windows import STREAM, OnWindow, WindowFeed, WindowMessage, position_before
 from services.monitor.domain import verdict
-from services.monitor.domain.reading import Pager, Reading, Span, share_schedule
+from services.monitor.domain.reading import Pager, Reading, Span, schedule
 
 log = get_logger(__name__)
 
@@ -93,6 +93,8 @@ class Records:
         if reply.state == "reading":
             reply.message = f"the evidence is still being read ({100 * reply.progress:.0f} %): ask again"
         reply.status = verdict.status(evaluator)
+        # The evidence knows the ramp as the test began with it; how it stands now is the watch's to say.
+        reply.status.ramp = None
         reply.series = job.reading.series().build(evaluator)
         reply.verdict = job.reading.verdict()
         reply.metrics_summary = evaluator.totals.summaries()
@@ -160,10 +162,10 @@ class Records:
             begin = await self._begin(configuration, query.until)
             span = Span(query.until, history.ended_ms)
             job = self._jobs[key] = _Job(
-                Reading(configuration, begin, span, share_schedule(history.changes)), begin, begin
+                Reading(configuration, begin, span, schedule(history.changes)), begin, begin
             )
         elif job.reading.span.until is None:
-            job.reading.follow(Span(None, history.ended_ms), share_schedule(history.changes))
+            job.reading.follow(Span(None, history.ended_ms), schedule(history.changes))
         self._jobs.move_to_end(key)
         if not job.reading.closed and (job.task is None or job.task.done()):
             job.read = False

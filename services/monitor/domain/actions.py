@@ -11,7 +11,7 @@ from schemas.v1.events import ActionRequested
 from schemas.v1.experiment import RollbackOrder, VerdictRecord
 from services.monitor.domain import ramp, verdict
 from services.monitor.domain.alerts import acts
-from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.evaluator import STEP_DOWN, TestEvaluator
 from services.monitor.domain.findings import Finding
 
 ACTOR = "monitor"
@@ -82,7 +82,7 @@ def wanted(
 
 def _step_down(evaluator: TestEvaluator) -> Finding | None:
     """The last step down, while its quiet time lasts; after that a canary that is still bad is found anew."""
-    if not evaluator.trials["step_down"].quiet(evaluator.second or 0):
+    if not evaluator.trials[STEP_DOWN].quiet(evaluator.second or 0):
         return None
     return next((f for f in reversed(evaluator.findings) if f.kind == "step_down"), None)
 

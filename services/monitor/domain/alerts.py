@@ -1,7 +1,7 @@
 """From findings to alerts and rollback orders; ids and words are the same on every replica."""
 
 from schemas.v1.alerts import Alert
-from schemas.v1.common import AlertLevel
+from schemas.v1.common import AlertLevel, TestStatus
 from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services.monitor.domain.evaluator import ACTIONS, TestEvaluator
@@ -111,6 +111,8 @@ def _consequence(experiment: Experiment, finding: Finding, *, monitoring_active:
 def _under_way(experiment: Experiment, finding: Finding) -> str:
     if finding.kind == "rollback":
         return "the canary is being taken out"
+    if experiment.status is TestStatus.PAUSED:
+        return "the test is paused: look into it, then POST /v1/ab-testing/resume or roll back"
     if finding.kind == "pause":
         return "the test is being paused: look into it, then POST /v1/ab-testing/resume or roll back"
     retry = experiment.retry

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment, GuardrailAction
 from schemas.v1.query import GuardrailStatus
 from services.monitor.domain import guardrails
@@ -19,6 +20,7 @@ from services.monitor.domain.trials import Trials
 FORMAT = 2
 """Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
 
+STEP_DOWN: GuardrailAction = "step_down"
 REPEATED: tuple[GuardrailAction, ...] = ("step_down", "pause")
 """Actions after which a test goes on, so that they may be taken again."""
 
@@ -53,7 +55,8 @@ class TestEvaluator:
         self.ticks = 0
         self.share_bp = 0
         self.totals = Totals()
-        self.trials = {action: Trials() for action in REPEATED}
+        self.trials = {STEP_DOWN: Trials(), **{c.name: Trials() for c in self.checks if c.action == "pause"}}
+        """Of all checks that step down together, and of each one that pauses by its name."""
         self.at_share: dict[int, dict[str, int]] = {}
         """Requests that finished since the last step down, by the share applied and by variant."""
         self.sample_ratio = SampleRatio()
@@ -64,6 +67,7 @@ class TestEvaluator:
         self.health = CheckHealth()
         self.exceptions: list[tuple[str, Exception]] = []
         """Of the last tick, for the log."""
+        self._paused = self._resumed = False
         self._last_data: int | None = None
 
     @property
@@ -74,13 +78,17 @@ class TestEvaluator:
     def limit(self, check: Check) -> float:
         """The ln E at which a check fires now: the level of its share of alpha, in the present epoch and trial."""
         level = self.levels.limit(self.epoch, check.name)
-        trials = self.trials.get(check.action)
+        trials = self.trials_of(check)
         if trials is None:
             return level
         if trials.armed(check.name):
             return trials.limit(check.name, level)
         log_e = self.log_e(check)
         return trials.limit(check.name, level, log_e if math.isfinite(log_e) else 0.0)
+
+    def trials_of(self, check: Check) -> Trials | None:
+        """The trials of a check that may fire more than once."""
+        return self.trials.get(STEP_DOWN if check.action == STEP_DOWN else check.name)
 
     def policy(self, name: str, default: str) -> str:
         """A policy of the test."""
@@ -95,6 +103,8 @@ class TestEvaluator:
         self.second = second = tick.second if self.second is None else max(tick.second, self.second)
         self.sequence = tick.sequence
         self.ticks += 1
+        paused = self.experiment.status is TestStatus.PAUSED
+        self._resumed, self._paused = self._paused and not paused, paused
         phases = tick.phases()
         self.totals.add(second, tick.cells)
         for cell in tick.cells:
@@ -134,8 +144,9 @@ class TestEvaluator:
         self.epoch_requests = 0
         for check in self.checks:
             check.start_epoch(self.levels.plan.steps)
-        for action, trials in self.trials.items():
-            trials.start_epoch(self.second or 0, [check.name for check in self.checks if check.action == action])
+        for key, trials in self.trials.items():
+            names = [check.name for check in self.checks if check.action == STEP_DOWN] if key == STEP_DOWN else [key]
+            trials.start_epoch(self.second or 0, names, paused=self._paused)
 
     def _epoch(self, second: int, phases: Sequence[Phase]) -> None:
         tick = second - self.started_s - self.levels.plan.start(self.epoch)
@@ -166,9 +177,10 @@ class TestEvaluator:
             if check.action == "warn":
                 self._run(check.name, partial(self._warn, check))
         for check in self.checks:
-            waiting = self.trials.get(check.action)
+            waiting = self.trials_of(check)
             if waiting is not None and not waiting.armed(check.name):
-                waiting.begin(second, check.name, self.log_e(check))
+                level = self.levels.limit(self.epoch, check.name)
+                waiting.begin(second, check.name, self.log_e(check), level, resumed=self._resumed)
 
     def _run(self, name: str, step: Callable[[], None]) -> None:
         """Run one step of one check; its failure is that check's alone."""
@@ -186,15 +198,16 @@ class TestEvaluator:
             return
         elif check.action == "step_down":
             self._step_down(check, second)
-        elif check.action == "pause" and self.trials["pause"].armed(check.name):
-            self._find_check("pause", check.name, check, number=self.trials["pause"].count + 1)
-            self.trials["pause"].took(second, 0)
+        elif check.action == "pause":
+            trials = self.trials[check.name]
+            self._find_check("pause", check.name, check, number=trials.count + 1)
+            trials.took(second, None)
         elif check.action == "rollback":
             self._find_check("rollback", check.name, check)
 
     def _step_down(self, check: Check, second: int) -> None:
         """Step down, or roll back where as many steps down as there are retries did not help."""
-        trials, retry = self.trials["step_down"], self.experiment.retry
+        trials, retry = self.trials[STEP_DOWN], self.experiment.retry
         if not trials.armed(check.name):
             return
         number = trials.count + 1
@@ -310,7 +323,7 @@ class TestEvaluator:
         status.fired = any(f.kind in ACTIONS and f.rule == check.name for f in self.findings)
         status.warned = any(f.kind == "warning" and f.rule == check.name for f in self.findings)
         status.threshold = check.threshold
-        trials = self.trials.get(check.action)
+        trials = self.trials_of(check)
         if trials is not None:
             status.times = trials.count
             if not trials.armed(check.name) and trials.quiet_until is not None:
@@ -334,7 +347,8 @@ class TestEvaluator:
             "epoch": [self.epoch, self.epoch_requests],
             "tick": [self.second, self.sequence, self.ticks, self.share_bp, self._last_data],
             "totals": self.totals.to_dict(),
-            "trials": {action: trials.to_dict() for action, trials in self.trials.items()},
+            "trials": {key: trials.to_dict() for key, trials in self.trials.items()},
+            "paused": self._paused,
             "at_share": [[share, done] for share, done in self.at_share.items()],
             "sample_ratio": self.sample_ratio.to_dict(),
             "non_inferiority": self.non_inferiority.to_dict(),
@@ -358,7 +372,8 @@ class TestEvaluator:
         evaluator.second, evaluator.sequence, evaluator.ticks = second, sequence, ticks
         evaluator.share_bp, evaluator._last_data = share_bp, last_data
         evaluator.totals = Totals.from_dict(state["totals"])
-        evaluator.trials = {action: Trials.from_dict(state["trials"][action]) for action in REPEATED}
+        evaluator.trials = {key: Trials.from_dict(state["trials"][key]) for key in evaluator.trials}
+        evaluator._paused = state["paused"]
         evaluator.at_share = {share: dict(done) for share, done in state["at_share"]}
         evaluator.sample_ratio = SampleRatio.from_dict(state["sample_ratio"])
         evaluator.non_inferiority = RateEProcess.from_dict(state["non_inferiority"])

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from services.monitor.domain.checks import number
-from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.evaluator import STEP_DOWN, TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
 from services.monitor.domain.opinions import METRICS, opinion_effect
 from services.monitor.domain.statistics import (
@@ -112,6 +112,8 @@ def _quiet(evaluator: TestEvaluator) -> Condition:
         return Condition(name="guardrails", met=False, text=f"{worst} cannot be evaluated", limit=bar)
     if evaluator.fired is not None:
         return Condition(name="guardrails", met=False, text=f"{evaluator.fired.rule} has fired", log_e=log_e, limit=bar)
+    if evaluator.trials[STEP_DOWN].quiet(evaluator.second or 0):
+        return Condition(name="guardrails", met=False, text="B was stepped down and has not been tried again")
     met = log_e < bar
     text = "no guardrail is near firing" if met else f"{worst} is near firing (ln E {log_e:.2f}, hold from {bar:.2f})"
     return Condition(name="guardrails", met=met, text=text, log_e=log_e, limit=bar, needs_requests=0 if met else None)

@@ -11,7 +11,7 @@ from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Ramp, RampStep
 from schemas.v1.query import RampOutlook
 from services.monitor.domain.checks import number
-from services.monitor.domain.evaluator import REPEATED, TestEvaluator
+from services.monitor.domain.evaluator import REPEATED, STEP_DOWN, TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
 from services.monitor.domain.promotion import nearest
 from services.monitor.domain.waiting import Condition, at_this_rate, requests_for
@@ -130,7 +130,7 @@ def _sample(evaluator: TestEvaluator, step: RampStep) -> Condition:
 
 def _rested(evaluator: TestEvaluator) -> Condition:
     """After a step down the checks that made it are quiet; one that fires again has a backoff of its own."""
-    trials = evaluator.trials["step_down"]
+    trials = evaluator.trials[STEP_DOWN]
     quiet = trials.quiet(evaluator.second or 0)
     text = "stepped down again meanwhile" if quiet else "nothing has fired since"
     return Condition(name="rested", met=not quiet, text=text, needs_requests=0)
@@ -147,7 +147,7 @@ def _quiet(evaluator: TestEvaluator, ramp: Ramp) -> Condition:
         text = f"units are not split as configured (sample ratio mismatch, ln E {ratio.log_e():.2f})"
     elif not log_e < bar:
         text = f"{worst} is near firing (ln E {log_e:.2f}, hold from {bar:.2f})"
-    elif evaluator.trials["step_down"].quiet(evaluator.second or 0):
+    elif evaluator.trials[STEP_DOWN].quiet(evaluator.second or 0):
         text = "B was stepped down a moment ago"
     else:
         text = f"no guardrail is near firing (the nearest is {worst}, ln E {log_e:.2f}, hold from {bar:.2f})"

@@ -1,7 +1,8 @@
 """One test's evidence read again from its start: the same evaluator, the same order, so the same verdict. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment, VerdictRecord
 from schemas.v1.record import EvidenceTick, TestChange
 from schemas.v1.windows import Window
@@ -16,13 +17,20 @@ GRACE_MS = 5000
 _ENDINGS = frozenset({"completed", "rolled_back", "failed"})
 
 
-def share_schedule(changes: Iterable[TestChange]) -> list[tuple[int, int]]:
-    """(Unix ms, configured share) of every change of it but the one that ended the test, in order."""
-    return sorted(
-        (change.at_ms, change.share_bp)
+Schedule = list[tuple[int, int, TestStatus]]
+
+
+def schedule(changes: Iterable[TestChange]) -> Schedule:
+    """(Unix ms, configured share, status) of every change of a test but the one that ended it, in order.
+
+    A ramp's step, a step down, a retry, an approval, a pause: each says how the test stood after it.
+    """
+    stood = [
+        (change.at_ms, change.share_bp, change.status or TestStatus.RUNNING)
         for change in changes
         if change.share_bp is not None and change.kind not in _ENDINGS
-    )
+    ]
+    return sorted(stood, key=lambda change: change[0])
 
 
 class Span:
@@ -45,13 +53,13 @@ class Reading:
     ``failed`` counts ticks that could not be evaluated at all, as they could not when they came.
     """
 
-    def __init__(self, experiment: Experiment, after: int, span: Span, shares: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self, experiment: Experiment, after: int, span: Span, stood: Schedule | None = None) -> None:
         self.evaluator = TestEvaluator(experiment)
         self.ticker = Ticker(experiment.test_id, after)
         self.span = span
         self.closed = False
         self.failed = 0
-        self._shares = list(shares)
+        self._stood = list(stood or ())
         self._series = SeriesBuilder()
 
     def take(self, sequence: int, time_ms: int, window: Window) -> None:
@@ -63,14 +71,14 @@ class Reading:
             return
         tick = self.ticker.add(sequence, time_ms, window)
         if tick is not None:
-            self._evaluate(tick)
+            self._evaluate(tick, time_ms)
         if sequence == self.span.until:
             self.close()
 
-    def follow(self, span: Span, shares: Sequence[tuple[int, int]]) -> None:
-        """Go on with what is known of the test by now: its end, and its split."""
+    def follow(self, span: Span, stood: Schedule) -> None:
+        """Go on with what is known of the test by now: its end, its split and its status."""
         self.span = span
-        self._shares = list(shares)
+        self._stood = list(stood)
 
     def close(self) -> None:
         """Nothing more comes: judge the tick that is still open, as the verdict did."""
@@ -78,7 +86,7 @@ class Reading:
             self.closed = True
             tick = self.ticker.open_tick()
             if tick is not None:
-                self._evaluate(tick)
+                self._evaluate(tick, 1000 * (tick.second + 1))
 
     def verdict(self) -> VerdictRecord:
         """What the evidence read so far says."""
@@ -88,8 +96,8 @@ class Reading:
         """The test over time."""
         return self._series
 
-    def _evaluate(self, tick: Tick) -> None:
-        self._follow_share(tick.second)
+    def _evaluate(self, tick: Tick, at_ms: int) -> None:
+        self._follow_test(at_ms)
         try:
             self.evaluator.tick(tick)
         except Exception:  # counted; when it came, the monitor went on with the next tick too
@@ -97,13 +105,16 @@ class Reading:
             return
         self._series.add(self.evaluator, tick)
 
-    def _follow_share(self, second: int) -> None:
-        """The configured share as of a tick: a canary that gets nothing by order is not without data."""
-        share = self.evaluator.experiment.share_bp
-        while self._shares and self._shares[0][0] < (second + 1) * 1000:
-            share = self._shares.pop(0)[1]
-        if share != self.evaluator.experiment.share_bp:
-            self.evaluator.experiment = self.evaluator.experiment.model_copy(update={"share_bp": share})
+    def _follow_test(self, at_ms: int) -> None:
+        """The test as it stood when a tick was closed: a canary that gets nothing by order is not without data, and
+        what was resumed is tried anew.
+        """
+        experiment = self.evaluator.experiment
+        share, status = experiment.share_bp, experiment.status
+        while self._stood and self._stood[0][0] <= at_ms:
+            _, share, status = self._stood.pop(0)
+        if (share, status) != (experiment.share_bp, experiment.status):
+            self.evaluator.experiment = experiment.model_copy(update={"share_bp": share, "status": status})
 
 
 class Pager:

@@ -74,7 +74,10 @@ class Rollout:
 
     def changes(self) -> list[TestChange]:
         return [
-            TestChange(id=e.id, at_ms=e.at_ms, kind=e.type.removeprefix("test."), share_bp=e.data["share_bp"])
+            TestChange(
+                id=e.id, at_ms=e.at_ms, kind=e.type.removeprefix("test."), share_bp=e.data["share_bp"],
+                status=e.data["status"],
+            )
             for e in self.events
         ]
 

@@ -9,8 +9,8 @@ from schemas.v1.common import Decision, TestStatus
 from schemas.v1.experiment import Descent, Experiment, Setback, StopRequest
 from services.monitor.domain import actions, alerts, ramp, verdict
 from services.monitor.domain.evaluator import TestEvaluator
-from services.monitor.domain.promotion import nearest
-from services.monitor.domain.reading import Reading, Span, share_schedule
+from services.monitor.domain.promotion import conditions, nearest
+from services.monitor.domain.reading import Reading, Span, schedule
 from services.router.domain.commands import ChangeSplit
 from tests.unit.monitor.rollout import Rollout, ramped
 from tests.unit.monitor.synthetic import START_S, TEST, Arm, Traffic
@@ -298,7 +298,7 @@ def test_a_replay_of_a_rollout_with_retries_derives_the_very_verdict(every: int)
     assert fired is not None
     recorded = verdict.finding_record(done.evaluator, fired)
     assert "3rd failure after 2 retries" in recorded.reason
-    reading = Reading(test, 0, Span(recorded.details["windows_seq"], None), share_schedule(done.changes()))
+    reading = Reading(test, 0, Span(recorded.details["windows_seq"], None), schedule(done.changes()))
     for message in done.messages:
         reading.take(*message)
     reading.close()
@@ -309,3 +309,35 @@ def test_a_replay_of_a_rollout_with_retries_derives_the_very_verdict(every: int)
     assert set(limits) == {"error_rate_increase"}
     shares = [share for share in reading.series().build(reading.evaluator).share_bp if share]
     assert set(shares) == {500, 2000}
+
+
+def test_a_replay_of_pauses_and_resumptions_finds_them_again() -> None:
+    test = ramped(2000, guardrails=[{"metric": "client_error_rate", "margin_percent": 50, "action": "pause"}])
+
+    def resuming(done: Rollout, second: int) -> None:
+        done.traffic.a, done.traffic.b = Arm(client_errors=0.02), Arm(client_errors=0.6)
+        if second in {60, 120}:
+            done.resume()
+
+    done = rollout(test, seed=5, script=resuming).run(150)
+    assert [kind for kind, _ in done.story()] == ["paused", "resumed", "paused", "resumed", "paused"]
+    found = [(f.key, f.tick, f.log_e, f.limit) for f in done.evaluator.findings]
+    assert [key for key, *_ in found if key.startswith("pause")] == [
+        "pause.client_error_increase", "pause.client_error_increase.2", "pause.client_error_increase.3",
+    ]  # fmt: skip
+    reading = Reading(test, 0, Span(None, None), schedule(done.changes()))
+    for message in done.messages:
+        reading.take(*message)
+    assert [(f.key, f.tick, f.log_e, f.limit) for f in reading.evaluator.findings] == found
+    assert reading.verdict() == verdict.decide(done.evaluator)
+
+
+def test_what_was_stepped_down_is_not_promoted_before_it_was_tried_again() -> None:
+    done = rollout(ramped(2000, **STEPPING), script=failing)
+    until(done, "step_down")
+    done.evaluator.epoch += 1
+    for check in done.evaluator.checks:
+        check.start_epoch(720)
+    (quiet,) = [c for c in conditions(done.evaluator) if c.name == "guardrails"]
+    assert not quiet.met
+    assert quiet.text == "B was stepped down and has not been tried again"

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.v1.common import Decision, Outcome
+from schemas.v1.common import Decision, Outcome, TestStatus
 from schemas.v1.experiment import VerdictRecord
 from schemas.v1.record import TestChange
 from schemas.v1.windows import Window
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Tick, Ticker
-from services.monitor.domain.reading import GRACE_MS, Pager, Reading, Span, share_schedule
+from services.monitor.domain.reading import GRACE_MS, Pager, Reading, Span, schedule
 from services.monitor.domain.series import MAX_POINTS
 from services.monitor.domain.verdict import decide, finding_record
 from tests.unit.monitor.synthetic import START_S, TEST, Arm, Traffic, experiment, stream, window
@@ -170,11 +170,13 @@ def test_the_configured_share_follows_the_changes() -> None:
         TestChange(id="3", at_ms=(START_S + 9) * 1000, kind="rolled_back", share_bp=0),
         TestChange(id="4", at_ms=1, kind="rollback_requested"),
     ]
-    assert share_schedule(changes) == [(START_S * 1000, 1000), ((START_S + 5) * 1000, 0)]
+    assert schedule(changes) == [
+        (START_S * 1000, 1000, TestStatus.RUNNING), ((START_S + 5) * 1000, 0, TestStatus.RUNNING),
+    ]
     policies = {"on_no_data": "rollback"}
     fields = {"policies": policies, "check_interval_seconds": 1.0}
     quiet = Reading(experiment(**fields), 0, Span(None, None))
-    held = Reading(experiment(**fields), 0, Span(None, None), share_schedule(changes)[1:])
+    held = Reading(experiment(**fields), 0, Span(None, None), schedule(changes)[1:])
     for message in stream(Traffic(1, per_second=0), 30):
         quiet.take(*message)
         held.take(*message)

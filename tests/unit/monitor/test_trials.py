@@ -1,6 +1,5 @@
 """Steps down and pauses: how often they may be repeated, when, on what evidence, and when they become a rollback."""
 
-import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.v1.common import TestStatus
 from schemas.v1.windows import Window
 from services.monitor.domain import alerts
 from services.monitor.domain.evaluator import TestEvaluator
@@ -33,9 +33,8 @@ def stepping(action: str = "step_down", max_retries: int = 2, **fields: Any) -> 
     )
 
 
-def bad(seed: int, seconds: int, start: int = 0, *, callers: bool = False) -> Iterator[tuple[int, int, Window]]:
-    a, b = (Arm(client_errors=0.02), Arm(client_errors=0.6)) if callers else (Arm(errors=0.02), Arm(errors=0.6))
-    return stream(Traffic(seed, a=a, b=b), seconds, start)
+def bad(seed: int, seconds: int, start: int = 0) -> Iterator[tuple[int, int, Window]]:
+    return stream(Traffic(seed, a=Arm(errors=0.02), b=Arm(errors=0.6)), seconds, start)
 
 
 def run(evaluator: TestEvaluator, messages: Iterator[tuple[int, int, Window]], *, cut: int = 0) -> list[Finding]:
@@ -118,15 +117,66 @@ def test_a_canary_that_is_good_again_is_left_alone() -> None:
     assert run(evaluator, stream(Traffic(5, a=Arm(errors=0.02), b=Arm(errors=0.02)), 300, start=20)) == []
 
 
-def test_a_pause_may_be_repeated_at_once() -> None:
+def callers(seed: int, worse: float, seconds: int, start: int = 0) -> Iterator[tuple[int, int, Window]]:
+    """Callers' errors, which no other guardrail here is about."""
+    return stream(Traffic(seed, a=Arm(client_errors=0.02), b=Arm(client_errors=worse)), seconds, start)
+
+
+def test_what_stays_bad_is_paused_once() -> None:
     evaluator = stepping("pause")
-    found = run(evaluator, bad(6, 70, callers=True))
-    assert {f.kind for f in found} == {"pause"}
-    assert [f.number for f in found] == list(range(1, len(found) + 1))
-    assert len(found) >= 4
-    gained = [later.log_e - earlier.log_e for earlier, later in itertools.pairwise(found)]
-    level = evaluator.levels.limit(0, "client_error_increase")
-    assert all(gain >= level + n * LN_2 for n, gain in enumerate(gained, 1))
+    found = run(evaluator, callers(6, 0.6, 90))
+    assert [(f.kind, f.rule, f.number) for f in found] == [("pause", "client_error_increase", 1)]
+    (status,) = [s for s in evaluator.statuses() if s.name == "client_error_increase"]
+    assert (status.times, status.quiet_until_ms, status.fired) == (1, None, True)
+    assert status.limit > status.log_e
+
+
+@pytest.mark.parametrize("way", ["recovered", "resumed", "epoch"])
+def test_a_pause_is_repeated_when_there_is_a_reason_to(way: str) -> None:
+    evaluator = stepping("pause", duration_minutes=20)
+    assert [f.number for f in run(evaluator, callers(7, 0.6, 30))] == [1]
+    if way == "resumed":
+        running = evaluator.experiment
+        evaluator.experiment = running.model_copy(update={"status": TestStatus.PAUSED})
+        assert run(evaluator, callers(7, 0.6, 30, start=30)) == []
+        evaluator.experiment = running
+        again = 60
+    elif way == "recovered":
+        assert run(evaluator, callers(7, 0.02, 40, start=30)) == []
+        again = 70
+    else:
+        again = 600
+    traffic = callers(7, 0.6, 30, start=again)
+    if way == "epoch":
+        traffic = stream(
+            Traffic(7, epoch_seconds=600, a=Arm(client_errors=0.02), b=Arm(client_errors=0.6)), 30, start=again
+        )
+    (second,) = run(evaluator, traffic)
+    assert (second.kind, second.number) == ("pause", 2)
+    check = next(check for check in evaluator.checks if check.name == second.rule)
+    base = second.limit - evaluator.levels.limit(second.epoch, check.name) - LN_2
+    assert base == pytest.approx(0.0) if way == "epoch" else base > 1.0
+    assert second.log_e >= second.limit
+
+
+def test_while_a_test_is_paused_nothing_is_repeated_but_what_was_good_in_between() -> None:
+    evaluator = stepping("pause", duration_minutes=20)
+    assert len(run(evaluator, callers(8, 0.6, 30))) == 1
+    evaluator.experiment = evaluator.experiment.model_copy(update={"status": TestStatus.PAUSED})
+    traffic = Traffic(8, epoch_seconds=600, a=Arm(client_errors=0.02), b=Arm(client_errors=0.6))
+    assert run(evaluator, stream(traffic, 40, start=600)) == []
+    assert evaluator.epoch == 1
+
+
+def test_each_guardrail_that_pauses_has_trials_of_its_own() -> None:
+    guardrails = [
+        {"metric": "client_error_rate", "margin_percent": 50, "action": "pause"},
+        {"metric": "overdue", "margin_percent": 50, "action": "pause"},
+    ]
+    evaluator = TestEvaluator(experiment(guardrails=guardrails))
+    assert [f.rule for f in run(evaluator, callers(9, 0.6, 20))] == ["client_error_increase"]
+    late = Traffic(9, a=Arm(overdue=0.02), b=Arm(overdue=0.7))
+    assert [(f.rule, f.number) for f in run(evaluator, stream(late, 30, start=20))] == [("overdue_increase", 1)]
 
 
 def test_a_rollback_in_the_same_tick_goes_first() -> None:
@@ -143,9 +193,15 @@ def test_a_rollback_in_the_same_tick_goes_first() -> None:
 @pytest.mark.parametrize("action", ["step_down", "pause"])
 def test_checkpoints_at_any_tick_go_on_bit_for_bit(action: str) -> None:
     straight, broken = stepping(action), stepping(action)
-    whole = run(straight, bad(8, 120, callers=action == "pause"))
+    def messages() -> Iterator[tuple[int, int, Window]]:
+        if action == "step_down":
+            yield from bad(8, 120)
+        for start, worse in ((0, 0.6), (25, 0.02), (60, 0.6)):
+            yield from callers(8, worse, 35, start)
+
+    whole = run(straight, messages())
     assert len(whole) > 1
-    assert run(broken, bad(8, 120, callers=action == "pause"), cut=7) == whole
+    assert run(broken, messages(), cut=7) == whole
     assert broken.to_dict() == straight.to_dict()
 
 
@@ -175,13 +231,13 @@ def test_evidence_that_cannot_be_told_begins_a_trial_when_it_can() -> None:
     trials = Trials()
     trials.took(START_S, 10)
     assert not trials.armed("x")
-    trials.begin(START_S + 9, "x", 3.0)
+    trials.begin(START_S + 9, "x", 3.0, 7.0, resumed=True)
     assert not trials.armed("x")
-    trials.begin(START_S + 10, "x", math.inf)
+    trials.begin(START_S + 10, "x", math.inf, 7.0, resumed=False)
     assert not trials.armed("x")
-    trials.begin(START_S + 11, "x", 2.0)
+    trials.begin(START_S + 11, "x", 2.0, 7.0, resumed=False)
     assert trials.limit("x", 7.0) == 7.0 + LN_2 + 2.0
-    trials.start_epoch(START_S + 12, ["x", "y"])
+    trials.start_epoch(START_S + 12, ["x", "y"], paused=False)
     assert trials.limit("x", 7.0) == trials.limit("y", 7.0) == 7.0 + LN_2
 
 
@@ -199,7 +255,7 @@ def test_false_repetitions_are_as_rare_as_their_level() -> None:
                 if trials.count == 2:
                     break
                 trials.took(second, 0)
-                trials.begin(second, "x", log_e)
+                trials.begin(second, "x", log_e, 7.0, resumed=False)
                 began[trials.count] += 1
     assert fired[0] > 0.5 * level * rounds  # the bet is no idle one
     for n in range(3):
@@ -212,7 +268,7 @@ def test_false_repetitions_are_as_rare_as_their_level() -> None:
 ])  # fmt: skip
 def test_alerts_say_what_is_done(action: str, level: str, words: str) -> None:
     evaluator = stepping(action)
-    (found, *_) = run(evaluator, bad(11, 20, callers=action == "pause"))
+    (found, *_) = run(evaluator, callers(11, 0.6, 20) if action == "pause" else bad(11, 20))
     test = evaluator.experiment
     alert = alerts.alert_of(test, found, monitoring_active=True)
     assert (alert.level, alert.rule) == (level, found.rule)
