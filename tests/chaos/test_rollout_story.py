@@ -25,7 +25,8 @@ BODY: dict[str, Any] = {
         "min_requests": 20,
         "steps": [{"traffic_split_percent": 10, "gate": "manual"}, {"traffic_split_percent": 30}],
     },
-    "guardrails": [{"metric": "error_rate", "margin_percent": 100, "action": "step_down"}],
+    # a wide margin, so that the warning (any increase at all) comes well before the step down
+    "guardrails": [{"metric": "error_rate", "margin_percent": 300, "action": "step_down"}],
     "retry": {"max_retries": 1, "backoff_minutes": 0.1},
     # the guardrail is to decide, not an absolute limit or a router's own breaker
     "failure_criteria": {"max_error_rate_percent": 90, "max_consecutive_errors": 100_000},
@@ -87,7 +88,7 @@ async def test_one_history_of_a_rollout_through_the_death_of_every_part(tmp_path
             await story.until(traffic_split_percent=30.0)
             await story.kill("router")
 
-            canary.behaviour.error_rate = 0.6
+            canary.behaviour.error_rate = 0.4
             stepped = await story.until(traffic_split_percent=10.0)
             assert stepped["status"] == "running"
             assert stepped["retry_at"]
@@ -96,7 +97,7 @@ async def test_one_history_of_a_rollout_through_the_death_of_every_part(tmp_path
             await story.until(traffic_split_percent=30.0)
             await story.kill("nats-server")
 
-            canary.behaviour.error_rate = 0.6
+            canary.behaviour.error_rate = 0.4
             await story.kill("inference")
             await story.until(status="rolled_back")
             await story.kill("alerts")
