@@ -15,7 +15,8 @@ _TESTS: dict[str, tuple[AlertLevel, str]] = {
     "test.split_changed": (AlertLevel.INFO, "Traffic split changed"),
     "test.ramped": (AlertLevel.INFO, "Traffic split raised by the ramp"),
     "test.approved": (AlertLevel.INFO, "Ramp step approved"),
-    "test.stepped_down": (AlertLevel.WARNING, "Traffic split stepped down"),
+    # the finding behind it has warned already
+    "test.stepped_down": (AlertLevel.INFO, "Traffic split stepped down"),
     "test.retried": (AlertLevel.INFO, "Traffic split raised again after a step down"),
     "test.rolling_back": (AlertLevel.WARNING, "Gradual rollback begun"),
     "test.paused": (AlertLevel.INFO, "Test paused"),

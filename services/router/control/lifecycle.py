@@ -51,8 +51,11 @@ class Lifecycle:
     async def stop_test(self, test: Experiment, reason: str, actor: str) -> TestResult:
         """Stop a test and wait for its result, at most some seconds; a caller that leaves does not end the stop.
 
-        Raises NotFound when the test ended before, Unavailable when the bus does not take the change.
+        A test that is being rolled back gradually is rolled back at once: nothing else can come of it. Raises NotFound
+        when the test ended before, Unavailable when the bus does not take the change.
         """
+        if test.status is TestStatus.ROLLING_BACK and test.rollback is not None:
+            return result_of(await self._parts.rollbacks.carry_out(test, test.rollback))
         task = self._begin(test.test_id, lambda: self._stop(test, reason, actor))
         result = await asyncio.shield(task)
         if result is None:

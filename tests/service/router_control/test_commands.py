@@ -96,6 +96,15 @@ async def test_gradual_rollback_goes_down_in_steps_by_itself(nats_server: NatsSe
         assert splits == [400, 200, 100]
 
 
+async def test_a_stop_of_a_gradual_rollback_ends_it_as_the_rollback_it_is(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        rest.answers[subjects.verdict("final")] = final(Decision.PROMOTE_B)
+        await router.start_test(traffic_split_percent=40)
+        await router.post("/rollback", {"speed": "gradual", "reason": "too warm"})
+        result = await router.post("/stop", {})
+        assert (result["status"], result["decision"], result["reason"]) == ("rolled_back", "rollback", "too warm")
+
+
 async def test_a_test_ends_by_itself_when_its_time_is_up(nats_server: NatsServer) -> None:
     async with others(nats_server) as rest, side(nats_server) as router:
         rest.answers[subjects.verdict("final")] = final(Decision.KEEP_A)

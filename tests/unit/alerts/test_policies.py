@@ -55,7 +55,7 @@ def event(**fields: object) -> TestEvent:
         ("test.paused", AlertLevel.INFO, "t1.paused.3"),
         ("test.ramped", AlertLevel.INFO, "t1.ramped.3"),
         ("test.approved", AlertLevel.INFO, "t1.approved.3"),
-        ("test.stepped_down", AlertLevel.WARNING, "t1.stepped_down.3"),
+        ("test.stepped_down", AlertLevel.INFO, "t1.stepped_down.3"),
         ("test.retried", AlertLevel.INFO, "t1.retried.3"),
         ("test.rolling_back", AlertLevel.WARNING, "t1.rolling_back.3"),
     ],
