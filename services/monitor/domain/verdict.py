@@ -109,7 +109,8 @@ def _held_back(evaluator: TestEvaluator, found: list[Condition], effect: Effect)
             f"(ln E {effect.not_better:.2f}, needed {LIMIT:.2f})"
         )
         return _record(evaluator, Decision.KEEP_A, "no_improvement", reason, found, effect)
-    reason = f"not enough evidence: {'; '.join(condition.text for condition in missing)}. {waiting(evaluator, missing)}"
+    texts = dict.fromkeys(condition.text for condition in missing)  # latency may be the primary metric as well
+    reason = f"not enough evidence: {'; '.join(texts)}; {waiting(evaluator, missing)}"
     return _record(evaluator, Decision.INCONCLUSIVE, missing[0].name, reason, found, effect)
 
 
