@@ -228,9 +228,18 @@ def test_a_rollout_is_told_as_it_was_asked_for_and_as_it_went() -> None:
         }
     )  # fmt: skip
     told.changes = [TestChange(id="3", at_ms=T0 * 1000, kind=kind, share_bp=500) for kind in ("ramped", "approved", "stepped_down")]
+    assert told.status is not None
+    assert told.series is not None
+    points = len(told.series.seconds)
+    told.status.guardrails.append(
+        GuardrailStatus(name="cost_increase", action="step_down", log_e=1.0, limit=9.5, unit="$", value_a=0.25, value_b=0.5)
+    )
+    told.series.log_e["cost_increase"] = [1.0] * points
+    told.series.limits["cost_increase"] = [9.5] * points
+    assert "limit of cost_increase" in render(told, "html")
     text = document(told)
     for line in (
-        "1 % for at least 30 min and 1,000 requests, gate statistical", "5 % for at least 0 s and 0 requests, gate manual",
+        "0.25 $", "1 % for at least 30 min and 1,000 requests, gate statistical", "5 % for at least 0 s and 0 requests, gate manual",
         "+15 %, then step down", "Kind of change", "model update", "Nothing promoted before", "the first after 10 min",
         "next step of the ramp", "ramp step approved", "stepped down",
     ):  # fmt: skip

@@ -72,7 +72,7 @@ def _effect(report: Report, series: Series) -> Plot | None:
 
 def _evidence(report: Report, series: Series) -> Plot | None:
     guardrails = report.status.guardrails if report.status else []
-    acting = {guardrail.name for guardrail in guardrails if guardrail.action == "rollback"}
+    acting = {guardrail.name for guardrail in guardrails if guardrail.action != "warn"}
     rising = sorted(
         ((max(_known(values), default=-math.inf), name) for name, values in series.log_e.items() if name in acting),
         reverse=True,
@@ -81,12 +81,14 @@ def _evidence(report: Report, series: Series) -> Plot | None:
         return None
     lines = [Line(name, series.log_e[name], f"line{i}") for i, (_, name) in enumerate(rising[:_MAX_LINES])]
     lines += [Line(name, series.log_e[name], "other") for _, name in rising[_MAX_LINES:]]
-    top = max([rising[0][0], *series.limit])
+    own = [name for _, name in rising[:_MAX_LINES] if _known(series.limits.get(name, []))]
+    limits = [Line(f"limit of {name}", series.limits[name], "limit", stepped=True) for name in own]
+    top = max([rising[0][0], *series.limit, *(max(_known(line.values)) for line in limits)])
     least = min((min(_known(line.values), default=0.0) for line in lines), default=0.0)
     return Plot(
-        "Evidence against the canary", "ln E of each guardrail that may roll back; one that reaches the limit fires. "
+        "Evidence against the canary", "ln E of each guardrail that acts; one that reaches its limit fires. "
         "Units count afresh in each epoch, and the limit with them", "ln E", max(min(least, 0.0), -4.0), 1.08 * top,
-        [*lines, Line("limit", series.limit, "limit", stepped=True)],
+        [*lines, Line("limit", series.limit, "limit", stepped=True), *limits],
     )  # fmt: skip
 
 

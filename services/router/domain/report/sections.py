@@ -64,13 +64,13 @@ def _verdict(report: Report) -> Section:
         ("Split", f"{result.traffic_split_percent:g} %"),
     ]
     if verdict is not None:
-        facts += _numbers(verdict)
+        facts += _numbers(verdict, report)
     elif report.configuration is not None:
         facts += _identity(report.configuration.digests, report.configuration.config_hash)
     return Section("Decision", facts=facts)
 
 
-def _numbers(verdict: VerdictRecord) -> list[tuple[str, str]]:
+def _numbers(verdict: VerdictRecord, report: Report) -> list[tuple[str, str]]:
     details = verdict.details
     unit = str(details.get("unit") or "")
     limit = details.get("limit")
@@ -80,7 +80,7 @@ def _numbers(verdict: VerdictRecord) -> list[tuple[str, str]]:
         facts.append(("Tick", f"{verdict.tick} ({when(verdict.tick * 1000)})"))
     if verdict.tick is not None or verdict.value is not None:
         facts += [
-            *_both_values(verdict),
+            *_both_values(verdict, report),
             ("Value", _value(verdict, unit)),
             ("Bound", with_unit(verdict.bound, unit)),
             ("Threshold", with_unit(verdict.threshold, unit)),
@@ -95,11 +95,13 @@ def _numbers(verdict: VerdictRecord) -> list[tuple[str, str]]:
     return facts
 
 
-def _both_values(verdict: VerdictRecord) -> list[tuple[str, str]]:
+def _both_values(verdict: VerdictRecord, report: Report) -> list[tuple[str, str]]:
     values = [verdict.details.get(name) for name in ("value_a", "value_b")]
     if all(value is None for value in values):
         return []
-    return [(f"Value of {arm}", with_unit(value, _unit(verdict.rule))) for arm, value in zip("AB", values, strict=True)]
+    guardrails = report.status.guardrails if report.status else []
+    unit = next((_unit(guardrail) for guardrail in guardrails if guardrail.name == verdict.rule), "")
+    return [(f"Value of {arm}", with_unit(value, unit)) for arm, value in zip("AB", values, strict=True)]
 
 
 def _value(verdict: VerdictRecord, unit: str) -> str:
@@ -160,8 +162,8 @@ def _guardrails(report: Report) -> Section:
         [
             guardrail.name,
             guardrail.action,
-            with_unit(guardrail.value_a, _unit(guardrail.name)),
-            with_unit(guardrail.value_b, _unit(guardrail.name)),
+            with_unit(guardrail.value_a, _unit(guardrail)),
+            with_unit(guardrail.value_b, _unit(guardrail)),
             _threshold(guardrail),
             number(guardrail.log_e, 3),
             number(guardrail.limit, 3),
@@ -174,14 +176,15 @@ def _guardrails(report: Report) -> Section:
     return Section("Guardrails", header=header, rows=rows)
 
 
-def _unit(name: str) -> str:
-    slow = any(word in name for word in ("latency", "ttft", "inter_token"))
-    return "ms" if slow else "%"
+def _unit(guardrail: GuardrailStatus) -> str:
+    """Of the arms' figures; a monitor that is older than that field knows milliseconds and percent."""
+    slow = any(word in guardrail.name for word in ("latency", "ttft", "inter_token"))
+    return guardrail.unit or ("ms" if slow else "%")
 
 
 def _threshold(guardrail: GuardrailStatus) -> str:
     relative = "increase" in guardrail.name or "degradation" in guardrail.name
-    value = with_unit(guardrail.threshold, "%" if relative else _unit(guardrail.name))
+    value = with_unit(guardrail.threshold, "%" if relative else _unit(guardrail))
     return f"+{value}" if relative and value != NONE else value
 
 
