@@ -1,4 +1,4 @@
-"""The metrics service, and what stands in for a ClickHouse server, as processes that can be killed."""
+"""The metrics service as a process that can be killed, and questions to it."""
 
 import asyncio
 import json
@@ -89,17 +89,6 @@ class Metrics(Process):
     def front(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "clickhouse-http.json").read_text())
         return found
-
-
-class Server(Process):
-    """A writable HTTP front over a chDB directory on a fixed port."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        command = [sys.executable, "-m", "tests.service.metrics.front_process", str(folder / "server"), str(self.port)]
-        super().__init__(command, folder / "server.log")
-        self.dsn = f"clickhouse://cypria:secret@127.0.0.1:{self.port}/cypria"
 
 
 async def ask(nc: nats.NATS, name: str, question: Message | bytes) -> tuple[bool, bytes]:

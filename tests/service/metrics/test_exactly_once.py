@@ -16,7 +16,8 @@ from schemas.subjects import PARTITIONS
 from schemas.v1.experiment import VariantSummary
 from schemas.v1.query import TotalsQuery, TotalsReply
 from tests.harness import NatsServer, eventually
-from tests.service.metrics.process import Metrics, Process, Server, ask, seed
+from tests.service.metrics.process import Metrics, Process, ask, seed
+from tests.service.metrics.server import clickhouse_server
 from tests.service.metrics.support import TEST, Producer, expected, folded_up_to, stored_windows, totals
 
 
@@ -66,7 +67,7 @@ async def writers(server: NatsServer) -> dict[int, str]:
 async def test_totals_are_exact_although_everything_is_killed_under_load(nats_server: NatsServer, tmp_path: Path, kind: str) -> None:
     rng = random.Random(seed())
     nc = await nats_server.connect("router")
-    clickhouse = Server(tmp_path / "server")
+    clickhouse = clickhouse_server(tmp_path / "server")
     dsn = clickhouse.dsn if kind == "server" else f"chdb://{tmp_path / 'chdb'}"
     metrics = Metrics(nats_server, tmp_path / "metrics", dsn)
     victims: list[Process | NatsServer] = [metrics, metrics, metrics, nats_server]
@@ -98,7 +99,7 @@ async def test_a_clickhouse_server_may_die_in_the_middle_of_many_inserts(nats_se
     """Inserts go out at 0.65 s of each second: half of the deaths are drawn from just around that."""
     rng = random.Random(seed())
     nc = await nats_server.connect("router")
-    clickhouse = Server(tmp_path / "server")
+    clickhouse = clickhouse_server(tmp_path / "server")
     metrics = Metrics(nats_server, tmp_path / "metrics", clickhouse.dsn)
     with contextlib.ExitStack() as stack:
         clickhouse.start()
@@ -126,7 +127,7 @@ async def test_a_clickhouse_server_may_die_in_the_middle_of_many_inserts(nats_se
 
 async def test_windows_do_not_wait_for_clickhouse_and_it_catches_up_later(nats_server: NatsServer, tmp_path: Path) -> None:
     nc = await nats_server.connect("router")
-    clickhouse = Server(tmp_path / "server")
+    clickhouse = clickhouse_server(tmp_path / "server")
     metrics = Metrics(nats_server, tmp_path / "metrics", clickhouse.dsn)
     with contextlib.ExitStack() as stack:
         metrics.start()
@@ -150,7 +151,7 @@ async def test_windows_do_not_wait_for_clickhouse_and_it_catches_up_later(nats_s
 
 async def test_two_processes_that_are_stopped_and_killed_count_everything_once(nats_server: NatsServer, tmp_path: Path) -> None:
     nc = await nats_server.connect("router")
-    clickhouse = Server(tmp_path / "server")
+    clickhouse = clickhouse_server(tmp_path / "server")
     pair = [Metrics(nats_server, tmp_path / name, clickhouse.dsn) for name in ("one", "two")]
     with contextlib.ExitStack() as stack:
         clickhouse.start()
