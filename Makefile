@@ -19,7 +19,8 @@ lint: install
 
 test: lint
 	@sh infra/install_debian.sh
-	$(BIN)/python -m pytest
+	@# two at a time: most tests wait for processes; by file, so that a file's system serves all of its tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install
 	$(BIN)/python -m pytest -m soak --timeout 3600

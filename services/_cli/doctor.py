@@ -13,6 +13,8 @@ from services._cli import api
 from services._runtime.supervisor import http_get
 
 LOW_DISK = 1 << 30
+RESTING = frozenset({"registered", "unloaded"})
+"""States of a model that is not served because nobody wants it to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,17 @@ async def _edge() -> list[Check]:
     return [alive, Check("ready", "ok", "it can serve")]
 
 
+def _models(models: list[dict[str, Any]]) -> Check:
+    """Models that nobody serves are wrong, unless nobody has asked for them to be loaded."""
+    idle = [model for model in models if not model["ready_workers"]]
+    resting = [model["name"] for model in idle if model["state"] in RESTING]
+    away = [f"{m['name']} ({m.get('reason') or m['state']})" for m in idle if m["state"] not in RESTING]
+    if away:
+        return Check("models", "failed", f"no worker serves {', '.join(away)}: look at the log of inference")
+    unloaded = f", not loaded: {', '.join(resting)}" if resting else ""
+    return Check("models", "ok", f"{len(models) - len(idle)} served{unloaded}")
+
+
 async def _key() -> list[Check]:
     if api.key() is None:
         return [Check("key", "failed", "no key: set CYPRIA_API_KEY, or CYPRIA_DATA_DIR to where admin.key is")]
@@ -71,13 +84,7 @@ async def _key() -> list[Check]:
         status = await api.acall("GET", "/v1/ab-testing/status")
     except api.ApiError as exc:
         return [Check("key", "failed", str(exc))]
-    away = [model["name"] for model in shown["models"] if not model["ready_workers"]]
-    found = [
-        Check("key", "ok", "good for reading"),
-        Check("models", "failed" if away else "ok",
-              f"no worker serves {', '.join(away)}: look at the log of inference" if away
-              else f"{len(shown['models'])} served"),
-    ]  # fmt: skip
+    found = [Check("key", "ok", "good for reading"), _models(shown["models"])]
     lag = monitoring.get("lag_seconds")
     if monitoring.get("degraded"):
         found.append(Check("monitor", "failed", "; ".join(monitoring["degraded"])))

@@ -20,7 +20,7 @@ def events(reply: Reply) -> list[bytes]:
 
 
 async def test_whole_answer_is_one_frame(stack: StackFactory) -> None:
-    async with stack(cost={"prompt_per_1k": 1.0, "completion_per_1k": 2.0}, digest="sha256:" + "a" * 64) as s:
+    async with stack(cost={"prompt_per_1k": 1.0, "completion_per_1k": 2.0}) as s:
         reply = await (await s.router.chat("one two three", max_tokens=5)).end()
         assert reply.kinds == [SINGLE]
         assert reply.head is not None
@@ -30,7 +30,7 @@ async def test_whole_answer_is_one_frame(stack: StackFactory) -> None:
         assert final.outcome == "length"
         assert (final.prompt_tokens, final.completion_tokens, final.cached_tokens) == (3, 5, 3)
         assert final.cost_nano == 3 * 1_000_000 + 5 * 2_000_000
-        assert final.digest == "sha256:" + "a" * 64
+        assert final.digest == ""  # what an upstream runs, only it can tell
         assert final.ttft_us == -1
         assert final.queue_us >= 0
 
