@@ -1,7 +1,7 @@
 """How much traffic a stable model can take back, from what it has shown. Pure; times are monotonic seconds.
 
 A step down moves units from B to A. It is made only as far as the stable model's load after it stays near what the
-model has carried without queueing, and not while the model queues or is slower than usual (docs/decisions/0011).
+model has carried without queueing, and not while the model queues or is slower than usual (docs/decisions/0012).
 """
 
 import math
