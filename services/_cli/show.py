@@ -113,10 +113,11 @@ def result(data: dict[str, Any]) -> None:
 
 
 def rows(items: list[dict[str, Any]], columns: list[str]) -> None:
-    """Any list of records as a table; what stands first stays whole, and ``at_ms`` is shown as a time."""
+    """Any list of records as a table; what stands first and times stay whole, and ``at_ms`` is shown as a time."""
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column("time" if column == "at_ms" else column, no_wrap=column == columns[0], overflow="fold")
+        whole = column == columns[0] or column in {"at_ms", "end_time"}
+        table.add_column("time" if column == "at_ms" else column, no_wrap=whole, overflow="fold")
     for item in items:
         table.add_row(*(_cell(column, item.get(column)) for column in columns))
     console.print(table)
