@@ -171,9 +171,15 @@ class SequenceReader:
                 self._generation = -1
 
     async def nothing_left(self) -> bool:
-        """Whether the server says that all there is has been delivered; False when it cannot be asked."""
+        """Whether the server holds nothing after the position; False when it cannot be asked.
+
+        A new consumer is asked: to the old one, what is on its way to a fetch that has timed out is delivered.
+        """
         try:
+            await self._subscribe()
             info = await self._sub.consumer_info()
-        except (NatsError, TimeoutError, OSError, AttributeError):
+        except (NatsError, TimeoutError, OSError):
+            _raise_if_cancelled()
+            self._generation = -1
             return False
         return int(info.num_pending or 0) == 0
