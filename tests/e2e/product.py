@@ -137,6 +137,16 @@ async def bus_caller(system: System) -> AsyncIterator[Caller]:
         await nc.close()
 
 
+def refused(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a refusal, in its one shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return dict(error)
+
+
 @contextlib.asynccontextmanager
 async def running_product(folder: Path) -> AsyncIterator[Product]:
     """The product, up and running; stopped in the end."""

@@ -1,4 +1,5 @@
-"""The contract's lines, one by one, on a running system: what users, operators and attackers see from outside.
+"""The contract's lines, one by one, on a running system: what users and attackers see from outside (operators: the
+module `test_operator`).
 
 One system for the whole module; the last test stops it with streams in flight and looks at what it left on the disk.
 """
@@ -12,13 +13,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import pytest_asyncio
 
 from tests.e2e.hostile import INVALID, STREAMED, TOO_LARGE, head, sized
-from tests.e2e.product import KEYS, ROLES, SLASHED, UNICODE, Product, bus_caller, running_product
+from tests.e2e.product import KEYS, SLASHED, UNICODE, Product, bus_caller, refused, running_product
 from tests.fakes.openai_server import Behaviour
 from tests.harness import eventually
 
@@ -31,170 +31,6 @@ MARKS = ("SECRETMARK", "PROMPTMARK", "USERMARK", "SESSIONMARK", "CACHEMARK", "ze
 async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
     async with running_product(tmp_path_factory.mktemp("contract")) as product:
         yield product
-
-
-def refused(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error of a refusal, in its one shape."""
-    assert response.status_code == status, response.text
-    assert response.headers["x-request-id"]
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    return dict(error)
-
-
-# ---------------------------------------------------------------------------------------------------- control
-
-
-async def test_each_endpoint_wants_its_role_and_nothing_runs_at_first(product: Product) -> None:
-    needs = {
-        "viewer": ["GET status", "GET history", "GET monitoring/status", "GET monitoring/alerts", "GET models", "GET tests/x"],
-        "operator": ["POST start", "POST stop", "POST rollback", "PATCH traffic-split", "POST pause", "POST resume",
-                     "POST approve", "POST monitoring/stop", "POST monitoring/start"],
-        "admin": ["GET config", "GET audit", "POST models/stable/load", "POST models/stable/unload"],
-    }  # fmt: skip
-    for needed, endpoints in needs.items():
-        for endpoint in endpoints:
-            method, path = endpoint.split()
-            refused(await product.call(method, path, None), 401)
-            below = ROLES[ROLES.index(needed) - 1]
-            assert refused(await product.call(method, path, below), 403)["code"] == "insufficient_role", endpoint
-            if endpoint != "POST models/stable/unload":
-                assert (await product.call(method, path, needed)).status_code not in {401, 403}, endpoint
-    for path in ("/health", "/ready", "/metrics", "/docs", "/openapi.json", "/asyncapi.yaml"):
-        assert (await product.call("GET", path, None)).status_code == 200, path
-    refused(await product.call("GET", f"/v1/models?api_key={KEYS['admin']}", None), 401)
-    status = (await product.call("GET", "status", "viewer")).json()
-    assert {"test_id", "status", "elapsed_minutes", "traffic_split_percent", "metrics", "models"} <= set(status)
-    assert set(status.values()) == {None}
-    for method, path, body in (("POST", "stop", None), ("POST", "rollback", None), ("POST", "pause", {}),
-                               ("PATCH", "traffic-split", {"traffic_split_percent": 5})):  # fmt: skip
-        assert refused(await product.call(method, path, json=body), 404)["code"] == "nothing_running"
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "param"),
-    [
-        ({"model_b": "stable"}, 400, "model_b"),
-        ({"model_a": "nobody"}, 404, "model_a"),
-        ({"model_b": "nobody"}, 404, "model_b"),
-        ({"traffic_split_percent": -0.01}, 422, "traffic_split_percent"),
-        ({"traffic_split_percent": 100.01}, 422, "traffic_split_percent"),
-        ({"traffic_split_percent": 0.005}, 422, "traffic_split_percent"),
-        ({"traffic_split_percent": 10**40}, 422, "traffic_split_percent"),
-        ({"traffic_split_percent": True}, 422, "traffic_split_percent"),
-        ({"test_duration_minutes": 0}, 422, "test_duration_minutes"),
-        ({"test_duration_minutes": 1441}, 422, "test_duration_minutes"),
-        ({"auto_rollback": "yes"}, 422, "auto_rollback"),
-        ({"success_criteria": {"min_sample": 5}}, 422, "success_criteria.min_sample"),
-        ({"failure_criteria": {"max_latency_ms": 1e300}}, 422, "failure_criteria.max_latency_ms"),
-        ({"tags": {"a": "x" * 5000}}, 422, "tags.a"),
-        ({"variants": []}, 422, "variants"),
-        ({"shadow": {}}, 422, "shadow"),
-        ({"baseline_percent": 5}, 422, "baseline_percent"),
-        ({"trafic_split_percent": 5}, 422, "trafic_split_percent"),
-    ],
-)
-async def test_start_refuses_naming_the_field(product: Product, fields: Any, status: int, param: str) -> None:
-    response = await product.call("POST", "start", json={"model_a": "stable", "model_b": "canary", **fields})
-    assert refused(response, status)["param"] == param
-
-
-async def test_what_is_no_json_object_is_refused_and_so_is_another_method(product: Product) -> None:
-    for content in (
-        b"{",
-        b"[]",
-        b'"x"',
-        b"\xff",
-        b'{"model_a": NaN}',
-        b'{"x": Infinity}',
-        b"[" * 50_000,
-        b'{"a":' * 2000,
-    ):
-        assert refused(await product.call("POST", "start", content=content), 400)["code"] == "invalid_json"
-    for method, path, allowed in (
-        ("GET", "start", "POST"),
-        ("POST", "traffic-split", "PATCH"),
-        ("PUT", "status", "GET, HEAD"),
-    ):
-        response = await product.call(method, path)
-        refused(response, 405)
-        assert response.headers["allow"] == allowed
-    for path in ("nothing", "status/", "tests/a/b"):
-        refused(await product.call("GET", path), 404)
-    for query in (
-        "history?limit=0",
-        "history?limit=x",
-        "history?offset=-1",
-        "monitoring/alerts?limit=nan",
-        "status?tset_id=x",
-    ):
-        refused(await product.call("GET", query), 422)
-    for interval in ("0", "nan", "inf", "1e99", "x"):
-        refused(await product.call("POST", f"monitoring/start?check_interval_seconds={interval}"), 422)
-
-
-async def test_a_test_in_the_specs_shapes_from_start_to_history(product: Product) -> None:
-    started = await product.system.api("POST", "start", {"model_a": "stable", "model_b": "canary"})
-    assert set(started) == {"test_id", "status"}
-    test_id = started["test_id"]
-    assert started["status"] == "started"
-    again = await product.call("POST", "start", json={"model_a": "stable", "model_b": "c2"})
-    assert test_id in refused(again, 409)["message"]
-    status = (await product.call("GET", "status", "viewer")).json()
-    assert (status["test_id"], status["status"], status["traffic_split_percent"]) == (test_id, "running", 10.0)
-    assert status["models"] == {"variant_a": "stable", "variant_b": "canary"}
-    assert set(status["metrics"]) == {"variant_a", "variant_b"}
-    for figures in status["metrics"].values():
-        assert {"request_count", "error_rate", "avg_latency_ms", "successful_requests"} <= set(figures)
-    for percent in (0, 0.01, 100, 33.33):
-        changed = await product.system.api("PATCH", "traffic-split", {"traffic_split_percent": percent})
-        assert changed == {"status": "updated", "traffic_split_percent": percent, "test_id": test_id}
-        assert (await product.system.status(test_id))["traffic_split_percent"] == percent
-    assert await product.system.api("POST", "pause") == {"status": "paused", "test_id": test_id}
-    assert (await product.system.status(test_id))["status"] == "paused"
-    assert await product.system.api("POST", "resume") == {"status": "running", "test_id": test_id}
-    refused(await product.call("POST", "approve"), 409)
-    result = await product.system.api("POST", "stop")
-    assert {"test_id", "status", "decision", "reason", "metrics_summary", "start_time", "end_time"} <= set(result)
-    assert (result["status"], result["decision"]) == ("completed", "inconclusive")
-    assert set(result["metrics_summary"]) == {"variant_a", "variant_b"}
-    history = (await product.call("GET", "history?limit=1", "viewer")).json()
-    assert set(history) == {"tests", "total_tests"}
-    assert history["tests"][0]["test_id"] == test_id
-    for path in ("stop", "rollback", "pause"):
-        refused(await product.call("POST", path, json={"test_id": test_id}), 404)
-    alerts = (await product.call("GET", "monitoring/alerts", "viewer")).json()["alerts"]
-    incidents = [alert["incident"] for alert in alerts if alert["test_id"] == test_id]
-    assert len(incidents) == len(set(incidents))
-
-    async def audited() -> bool:
-        records = (await product.call("GET", "audit?limit=1000")).json()["records"]
-        return {"start", "traffic-split", "pause", "resume", "stop"} <= {
-            r["action"] for r in records if r["test_id"] == test_id
-        }
-
-    await eventually(audited, 15, 0.2)
-
-
-async def test_several_tests_at_once_any_names_and_the_latest_is_meant(product: Product) -> None:
-    async with product.test() as first, product.test(SLASHED, UNICODE, traffic_split_percent=100) as second:
-        status = (await product.call("GET", "status", "viewer")).json()
-        assert status["test_id"] == second
-        assert set(status["running_tests"]) == {first, second}
-        assert (await product.system.api("PATCH", "traffic-split", {"traffic_split_percent": 99}))["test_id"] == second
-        response = await product.chat(SLASHED, user="u1")
-        assert (response.status_code, response.headers["x-ab-test-id"]) == (200, second)
-        assert json.loads(product.canary.seen.raw[-1])["model"] == "upstream/name"
-        assert (await product.call("GET", f"/v1/models/{SLASHED}", "client")).json()["id"] == SLASHED
-        rolled = await product.system.api("POST", "rollback", {"test_id": second, "reason": "because"})
-        assert rolled == {"status": "rolled_back", "test_id": second}
-        assert (await product.system.api("GET", "history"))["tests"][0]["decision"] == "rollback"
-        assert "x-ab-test-id" not in (await product.chat(SLASHED)).headers
-        assert (await product.system.status(first))["status"] == "running"
-        gradual = await product.system.api("POST", "rollback", {"test_id": first, "speed": "gradual"})
-        assert gradual == {"status": "rolling_back", "test_id": first}
-        refused(await product.call("PATCH", "traffic-split", json={"traffic_split_percent": 90, "test_id": first}), 409)
 
 
 # -------------------------------------------------------------------------------------------------- inference
