@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.feedback import MAX_SCORE, MIN_SCORE
 from schemas.v1.common import Message
@@ -75,10 +75,23 @@ class RampStepSpec(Command):
     gate: Gate | None = None
 
 
+def _step(value: Any) -> Any:
+    """A bare number is a step's split."""
+    bare = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"traffic_split_percent": value} if bare else value
+
+
+def _ramp(value: Any) -> Any:
+    """A bare list is a ramp's steps."""
+    return {"steps": value} if isinstance(value, list) else value
+
+
 class RampSpec(Command):
     """Steps of rising splits, and what holds for the steps that do not say otherwise."""
 
-    steps: list[RampStepSpec] = Field(min_length=1, max_length=50)
+    steps: list[Annotated[RampStepSpec, BeforeValidator(_step)]] = Field(
+        min_length=1, max_length=50, description="a bare number is a step with that split"
+    )
     soak_minutes: float | None = Field(
         default=None, ge=0, le=525_600, description="minutes at a step, at least; default: a tenth of the duration"
     )
@@ -121,7 +134,9 @@ class StartRequest(Command):
     failure_criteria: FailureCriteriaPatch | None = None
     primary_metric: PrimaryMetric | None = None
     guardrails: list[GuardrailSpec] | None = Field(default=None, max_length=32)
-    ramp: RampSpec | None = None
+    ramp: Annotated[RampSpec | None, BeforeValidator(_ramp)] = Field(
+        default=None, description="a bare list is a ramp with these steps, such as [1, 5, 25, 50]"
+    )
     retry: RetrySpec | None = None
     preset: Preset | None = Field(
         default=None,

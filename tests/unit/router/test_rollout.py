@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.v1.control import StartRequest
 from schemas.v1.experiment import FailureCriteria, RetryPolicy, SuccessCriteria
@@ -44,6 +45,12 @@ def test_a_ramp_fills_in_what_its_steps_leave_out() -> None:
     command = start(ramp=ramp(1, 5, soak_minutes=3, min_requests=0), success_criteria={"min_sample_size": 9})
     assert [(s.soak_minutes, s.min_requests, s.gate) for s in command.ramp] == [(3, 0, "statistical")] * 2
     assert start(ramp=ramp(1), success_criteria={"min_sample_size": 9}).ramp[0].min_requests == 9
+
+
+def test_bare_lists_and_numbers_are_ramps_and_steps() -> None:
+    assert start(ramp=[1, 5, 25.5]) == start(ramp=ramp(1, 5, 25.5)) == start(ramp={"steps": [1, 5, 25.5]})
+    with pytest.raises(ValidationError, match=r"ramp\.steps\.1"):
+        start(ramp=[1, True])
 
 
 def test_the_split_may_be_given_beside_a_ramp_when_it_is_its_first() -> None:
