@@ -56,16 +56,17 @@ class Levels:
 
     def share(self, name: str | None = None) -> float:
         """A check's part of the level, of 1; that of an equal share for a check that only warns, and without a name."""
-        weight = self.weights.get(name) if name is not None else None
-        if weight is None:
-            return 1.0 / max(1, self.guardrails)
-        return weight / sum(self.weights.values())
+        return 1.0 / self._parts(name)
 
     def limit(self, epoch: int, name: str | None = None) -> float:
         """Level (ln E) at which a check fires in an epoch; overtime has the level of the last epoch."""
+        weight = self.plan.weight(min(epoch, self.plan.count - 1))
+        return log_threshold(self.alpha, self._parts(name), weight)
+
+    def _parts(self, name: str | None) -> float:
+        """Into how many parts like a check's own the level is divided."""
         weight = self.weights.get(name) if name is not None else None
-        parts = max(1, self.guardrails) if weight is None else sum(self.weights.values()) / weight
-        return log_threshold(self.alpha, parts, self.plan.weight(min(epoch, self.plan.count - 1)))
+        return max(1, self.guardrails) if weight is None else sum(self.weights.values()) / weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,11 @@ def build(experiment: Experiment) -> tuple[list[Check], Levels]:
     return checks, Levels(experiment.alpha, plan, acting)
 
 
-def watches_feedback(experiment: Experiment) -> bool:
-    """Whether thumbs-down are a guardrail: only by what was asked for at the start, since it takes a share of alpha."""
-    return experiment.primary_metric == "thumbs" or any(g.metric == "thumbs_down" for g in experiment.guardrails)
-
-
 def _wanted(experiment: Experiment) -> list[_Wanted]:
     """The default guardrails, each where it was replaced, and after them those that were added."""
     errors = experiment.success_criteria.max_error_rate_increase_percent
     slower = experiment.success_criteria.max_latency_increase_percent
+    # Thumbs-down only by what was asked for at the start, since they take a share of alpha.
     rates = (*_DEFAULT_RATES, "thumbs_down") if experiment.primary_metric == "thumbs" else _DEFAULT_RATES
     named: dict[str, list[_Wanted]] = {}
     for own in experiment.guardrails:
