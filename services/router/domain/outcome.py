@@ -1,6 +1,6 @@
 """What a worker's answer means for the variant that gave it."""
 
-from schemas.v1.common import ERRORS, Outcome
+from schemas.v1.common import Outcome
 
 CALLERS_OWN = frozenset({400, 413, 422})
 _REJECTED = frozenset({429, 503})
@@ -32,11 +32,6 @@ def of_stream_end(said: str, *, content: bool) -> Outcome:
 def broken_off(*, content: bool) -> Outcome:
     """The outcome of an answer that stopped without an end; ``content``: some of it had reached the client."""
     return Outcome.ERROR_MID_STREAM if content else Outcome.ERROR_BEFORE_FIRST_TOKEN
-
-
-def is_error(outcome: Outcome) -> bool:
-    """Whether the variant is charged."""
-    return outcome in ERRORS
 
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}

@@ -7,7 +7,6 @@ import msgspec
 from services.router.domain.refusals import BadRequest
 
 MAX_REQUEST_ID = 128
-MAX_UNIT = 4096
 
 PATHS = {
     "/v1/chat/completions": "chat",
