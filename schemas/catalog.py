@@ -15,7 +15,15 @@ from schemas.v1.alerts import Alert, AuditRecord
 from schemas.v1.cloudevent import CloudEvent
 from schemas.v1.common import Message
 from schemas.v1.control import Command
-from schemas.v1.events import ActionRequested, ModelState, MonitoringChanged, RollbackRequested, TestEvent
+from schemas.v1.events import (
+    ActionRequested,
+    ModelProgress,
+    ModelRegistered,
+    ModelState,
+    MonitoringChanged,
+    RollbackRequested,
+    TestEvent,
+)
 
 EVENTS: dict[str, type[Message]] = {
     "test.started": TestEvent,
@@ -36,6 +44,8 @@ EVENTS: dict[str, type[Message]] = {
     "rollback.requested": RollbackRequested,
     "monitoring.changed": MonitoringChanged,
     "model.state": ModelState,
+    "model.progress": ModelProgress,
+    "model.registered": ModelRegistered,
     "alert": Alert,
     "audit": AuditRecord,
 }

@@ -64,5 +64,7 @@ MONITOR = Bucket("monitor", writers=("monitor",), readers=("monitor",), max_byte
 ALERT_STATE = Bucket("alert_state", writers=("alerts",), readers=("alerts",), ttl_s=30 * DAY)
 SECRETS = Bucket("secrets", writers=("router",), readers=("router",))
 """What routers share and nobody else reads: the unit salt and the signing key."""
+MODELS = Bucket("models", writers=("router",), readers=("router", "inference"), history=5)
+"""What is wanted of each model (`schemas.v1.models.ModelEntry`), by `subjects.token` of its name."""
 
-BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS)
+BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS, MODELS)

@@ -80,7 +80,7 @@ def flow(worker: str) -> str:
 
 
 def models(verb: str) -> str:
-    """Model life cycle; verb is ``load``, ``unload`` or ``list``."""
+    """Model life cycle; verb is ``load``, ``unload``, ``list`` or ``plan``."""
     return f"cypria.models.{verb}"
 
 

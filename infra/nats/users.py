@@ -28,7 +28,8 @@ class Permissions:
 _PUBLISH: dict[str, tuple[str, ...]] = {
     "router": (
         subjects.INFER, subjects.FLOW, subjects.MODELS, subjects.QUERY, subjects.VERDICT, subjects.METRIC,
-        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*", subjects.ALERT, subjects.ALERTS,
+        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*",
+        "cypria.event.model.registered", subjects.ALERT, subjects.ALERTS,
         "cypria.audit.router",
     ),
     "inference": (subjects.HEARTBEAT, "cypria.event.model.*", "cypria.audit.inference", subjects.ALERT),

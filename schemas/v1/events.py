@@ -2,7 +2,7 @@
 
 Types: ``test.started``, ``test.split_changed``, ``test.completed``, ``test.rolled_back``, ``test.failed``,
 ``test.paused``, ``test.resumed``, ``test.scheduled``, ``test.rollback_scheduled``, ``test.approved``, ``test.stepped_down``,
-``test.retried``, ``test.ramped``, ``test.rolling_back``, ``monitoring.changed``, ``model.state``, ``rollback.requested`` and ``verdict.action``.
+``test.retried``, ``test.ramped``, ``test.rolling_back``, ``monitoring.changed``, ``model.state``, ``model.progress``, ``model.registered``, ``rollback.requested`` and ``verdict.action``.
 """
 
 from typing import Literal
@@ -75,3 +75,28 @@ class ModelState(Message):
     reason: str = ""
     at_ms: UnixMs
     seconds: float | None = Field(default=None, description="how long the step took")
+    generation: int = 0
+
+
+class ModelProgress(Message):
+    """How far a step of a model's way to ready has come on a worker; ``fraction`` 0 to 1, negative when not known."""
+
+    model: str
+    worker: str
+    state: str
+    generation: int = 0
+    fraction: float = -1.0
+    detail: str = ""
+    at_ms: UnixMs
+
+
+class ModelRegistered(Message):
+    """Something else is wanted of a model from now on, or what was wanted has been reached (``stage`` settled)."""
+
+    model: str
+    desired: str
+    generation: int
+    stage: str
+    reason: str = ""
+    actor: str = ""
+    at_ms: UnixMs

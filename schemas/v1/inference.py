@@ -90,6 +90,12 @@ class Heartbeat(msgspec.Struct, omit_defaults=True):
     ``state`` is one of registered, verifying, loading, warming, ready, draining, unloaded, failed; requests go
     only to ``ready`` ones. ``free`` = slots still free; ``capacity`` = max_concurrency; ``queued`` = waiting.
     ``timeout_ms``: the model's limit to the first byte and between chunks; ``total_timeout_ms`` overall.
+    ``stalled``: the engine has shown no life for so long that nothing more should be sent.
+    ``generation`` is that of the registry's entry which this engine was loaded for, 0 where there was none; ``next_*``
+    tell of another that is being loaded beside it, ``next_state`` empty when there is none.
+    ``progress`` of the present step (of ``next_state`` if there is one), 0 to 1; negative: not known. ``idle_s``: seconds since the last request, negative
+    while one is here. Figures of the engine and of its processes are -1 where nobody knows them: ``kv_cache`` is the share of the
+    cache in use, 0 to 1; ``cpu`` is cores in use; ``gpu`` the device's utilization, 0 to 1.
     """
 
     model: str
@@ -106,6 +112,22 @@ class Heartbeat(msgspec.Struct, omit_defaults=True):
     timeout_ms: int = 60_000
     total_timeout_ms: int = 600_000
     created: int = 0
+    stalled: bool = False
+    pool: str = ""
+    generation: int = 0
+    version: str = ""
+    next_generation: int = 0
+    next_state: str = ""
+    next_reason: str = ""
+    progress: float = -1.0
+    idle_s: float = -1.0
+    engine_running: int = -1
+    engine_waiting: int = -1
+    kv_cache: float = -1.0
+    cpu: float = -1.0
+    gpu: float = -1.0
+    gpu_memory_bytes: int = 0
+    restarts: int = 0
 
 
 class Flow(msgspec.Struct, omit_defaults=True):

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import aiohttp
 
-from services._runtime.settings_model import default_data_dir, is_url
+from services._runtime.settings_engines import is_url
+from services._runtime.settings_model import default_data_dir
 
 DEFAULT_URL = "http://127.0.0.1:2242"
 

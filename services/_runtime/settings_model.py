@@ -5,22 +5,20 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services._runtime.settings_alerts import Destination
-from services._runtime.settings_base import Port, Positive, Section, Typed
-
-
-def is_url(text: str, schemes: set[str]) -> bool:
-    """Whether it is an address of one of the schemes, with a host and, if any, a port that exists."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return False
+from services._runtime.settings_base import Port, Section, Typed
+from services._runtime.settings_engines import (
+    InferenceProcess,
+    Model,
+    ModelManagement,
+    ModelSources,
+    ResourcePlanning,
+    is_url,
+)
 
 
 def bare(url: str) -> str:
@@ -119,73 +117,6 @@ class ClickHouse(Section):
         if dsn and not is_url(text, {"clickhouse", "clickhouses"}) and not re.match(r"chdb:///.", text):
             raise ValueError("give chdb:///DIRECTORY, or clickhouse://user:password@host:8123/cypria")
         return dsn
-
-
-class Cost(Section):
-    """Prices in dollars."""
-
-    prompt_per_1k: float = Field(default=0, ge=0)
-    completion_per_1k: float = Field(default=0, ge=0)
-    gpu_second: float = Field(default=0, ge=0)
-
-
-_OF_OTHERS = {"openai": ("path", "digest"), "transformers": ("base_url", "upstream_model", "api_key_env")}
-
-
-class Model(Section):
-    """One entry of `models`."""
-
-    name: str = Field(min_length=1, max_length=512)
-    engine: Literal["openai", "transformers"]
-    base_url: str | None = None
-    upstream_model: str | None = None
-    api_key_env: str | None = None
-    path: Path | None = None
-    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
-    engine_args: dict[str, Any] = {}
-    timeout_seconds: Positive = 60
-    total_timeout_seconds: Positive = 600
-    preload: bool = True
-    max_concurrency: int = Field(default=256, ge=1, le=100_000)
-    max_queue: int = Field(default=1024, ge=0, le=1_000_000)
-    cost: Cost = Cost()
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _is_here(cls, engine: Any) -> Any:
-        if engine == "vllm":
-            raise ValueError(
-                "engine vllm comes in a later version: run `vllm serve` and name it with engine openai and base_url"
-            )
-        return engine
-
-    @model_validator(mode="after")
-    def _fits_engine(self) -> "Model":
-        if self.engine == "openai":
-            if not self.base_url:
-                raise ValueError(f"model '{self.name}': engine openai needs base_url, such as http://127.0.0.1:8000/v1")
-            if not is_url(self.base_url, {"http", "https"}):
-                raise ValueError(
-                    f"model '{self.name}': base_url must start with http:// or https:// and name a host, such as "
-                    "http://127.0.0.1:8000/v1"
-                )
-        elif not self.path:
-            raise ValueError(f"model '{self.name}': engine {self.engine} needs path, the model's directory")
-        # What an engine does not look at would be a promise that nobody keeps, a digest most of all.
-        for field in _OF_OTHERS[self.engine]:
-            if getattr(self, field) is not None:
-                raise ValueError(
-                    f"model '{self.name}': engine {self.engine} takes no {field}: remove it, or name another engine"
-                )
-        if self.timeout_seconds > self.total_timeout_seconds:
-            raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
-        return self
-
-
-class ModelSources(Section):
-    """`model_sources`. An empty list allows what the configuration names."""
-
-    allow: list[str] = []
 
 
 class ApiKey(Section):
@@ -310,6 +241,9 @@ class Settings(Section):
     clickhouse: ClickHouse = ClickHouse()
     models: list[Model] = []
     model_sources: ModelSources = ModelSources()
+    model_management: ModelManagement = ModelManagement()
+    resource_planning: ResourcePlanning = ResourcePlanning()
+    inference: InferenceProcess = InferenceProcess()
     security: Security = Security()
     privacy: Privacy = Privacy()
     policies: Policies = Policies()
@@ -341,8 +275,10 @@ class Settings(Section):
     def resolve_paths(self, base: Path) -> None:
         """Make relative paths relative to ``base`` (the configuration file's directory)."""
         for model in self.models:
-            if model.path and not model.path.is_absolute():
-                model.path = base / model.path
+            model.resolve_paths(base)
+        python = self.inference.vllm_python
+        if python and not python.is_absolute():
+            self.inference.vllm_python = base / python
         credentials = self.nats.credentials_file
         if credentials and not credentials.is_absolute():
             self.nats.credentials_file = base / credentials
@@ -359,13 +295,14 @@ class Settings(Section):
         """Raises ValueError for a model whose path is below none of the allowed sources (none given: all are)."""
         allowed = [Path(text).resolve() for text in self.model_sources.allow if "://" not in text]
         for index, model in enumerate(self.models):
-            if not (self.model_sources.allow and model.path):
-                continue
-            if not any(model.path.resolve().is_relative_to(folder) for folder in allowed):
-                raise ValueError(
-                    f"models.{index}.path: {model.path} is below none of model_sources.allow: move the model there or "
-                    "extend the list"
-                )
+            for field, path in (("path", model.path), ("adapter", model.adapter)):
+                if not (self.model_sources.allow and path):
+                    continue
+                if not any(path.resolve().is_relative_to(folder) for folder in allowed):
+                    raise ValueError(
+                        f"models.{index}.{field}: {path} is below none of model_sources.allow: move the model there or "
+                        "extend the list"
+                    )
 
     def model(self, name: str) -> Model | None:
         """The configured model of that name."""

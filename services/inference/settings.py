@@ -3,7 +3,8 @@
 import secrets
 from dataclasses import dataclass, field
 
-from services._runtime.settings_model import Model, Settings
+from services._runtime.settings_engines import Model
+from services._runtime.settings_model import Settings
 
 DRAIN_S = 4.0
 """What is in flight at SIGTERM gets this long: the whole system is to stop within ten seconds."""

@@ -1,6 +1,6 @@
 """What every engine offers to the worker."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,6 +66,31 @@ class EngineHead:
     retry_after: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """How an engine is now; -1 is what it cannot tell.
+
+    ``running`` and ``waiting`` requests; ``kv_cache`` the share of its cache in use, 0 to 1; ``pids`` of the processes
+    that hold it, this one aside; ``silent_s`` for how long it has shown no life while it should have.
+    """
+
+    running: int = -1
+    waiting: int = -1
+    kv_cache: float = -1.0
+    pids: tuple[int, ...] = ()
+    silent_s: float = 0.0
+
+
+UNKNOWN = EngineHealth()
+
+OnProgress = Callable[[str, float], None]
+"""Called with what is being done, in a few words, and how much of it, 0 to 1, negative where that is not known."""
+
+
+def ignore_progress(_doing: str, _fraction: float) -> None:
+    """For those who do not want to know."""
+
+
 Pieces = AsyncGenerator[EngineHead | bytes, None]
 
 
@@ -74,8 +99,11 @@ class Engine(Protocol):
 
     name: str
 
-    async def load(self) -> None:
-        """Make ready to generate. Raises an exception whose text is the reason."""
+    async def load(self, progress: OnProgress = ignore_progress) -> None:
+        """Make ready to generate. Raises an exception whose text is the reason.
+
+        Cancelled, it leaves nothing behind that `close` would not free.
+        """
 
     async def warm(self) -> None:
         """Whatever makes the first request as fast as the next ones."""
@@ -95,3 +123,10 @@ class Engine(Protocol):
 
     def dead(self) -> str | None:
         """Why the engine can answer nothing any more, or None."""
+
+    def health(self) -> EngineHealth:
+        """How it is now, from memory: asked four times a second."""
+
+    @property
+    def version(self) -> str:
+        """Name and version of what computes, such as ``vllm 0.32.0``; empty where that is not known."""

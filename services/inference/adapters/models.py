@@ -5,11 +5,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services._runtime.clock import monotonic, now_ms
-from services._runtime.settings_model import Model
+from services._runtime.settings_engines import Model
 from services._runtime.telemetry import get_logger
 from services.inference.adapters.digest import verify
 from services.inference.adapters.engine import Engine
-from services.inference.adapters.openai_engine import OpenAIEngine
+from services.inference.adapters.engines import MakeEngine, import_engine, make_engine
 from services.inference.domain.admission import Admission
 from services.inference.domain.cost import Prices
 from services.inference.domain.lifecycle import LOADABLE, LifecycleError, State, advance
@@ -19,28 +19,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-MakeEngine = Callable[[Model], Engine]
-
-
 class UnknownModelError(LookupError):
     """This worker has no such model."""
-
-
-def _transformers() -> MakeEngine:
-    from services.inference.adapters.transformers_engine import TransformersEngine
-
-    return TransformersEngine
-
-
-_IMPORTS: dict[str, Callable[[], MakeEngine]] = {"openai": lambda: OpenAIEngine, "transformers": _transformers}
-
-
-def make_engine(model: Model) -> Engine:
-    """The engine that the configuration names. Raises ValueError with the remedy when its parts are missing."""
-    try:
-        return _IMPORTS[model.engine]()(model)
-    except ImportError as exc:
-        raise ValueError(f"engine {model.engine} needs its extra: pip install 'cypria[torch]' ({exc})") from exc
 
 
 class ServedModel:
@@ -113,7 +93,7 @@ class Models:
         # Importing torch holds up the event loop for a second: before any model serves, not after.
         for engine in {model.config.engine for model in wanted}:
             try:
-                await asyncio.to_thread(_IMPORTS[engine])
+                await asyncio.to_thread(import_engine, engine)
             except ImportError as exc:
                 log.warning("engine_not_installed", engine=engine, error=str(exc))
         for model in wanted:

@@ -9,8 +9,17 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 from services._runtime.clock import now_ms
-from services._runtime.settings_model import Model
-from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest, Pieces
+from services._runtime.settings_engines import Model
+from services.inference.adapters.engine import (
+    UNKNOWN,
+    EngineError,
+    EngineHead,
+    EngineHealth,
+    EngineRequest,
+    OnProgress,
+    Pieces,
+    ignore_progress,
+)
 from services.inference.adapters.http_pool import ConnectError, Connection, HttpError, HttpPool, SlowError
 from services.inference.domain import requests
 
@@ -46,7 +55,7 @@ class OpenAIEngine:
         self._read_s = model.timeout_seconds
         self._pool: HttpPool | None = None
 
-    async def load(self) -> None:
+    async def load(self, progress: OnProgress = ignore_progress) -> None:  # noqa: ARG002 - it is done at once
         """Open the pool. Raises ValueError when the variable that holds the key is not set."""
         headers = {"Content-Type": "application/json", **self._headers}
         if self._key_env:
@@ -72,6 +81,15 @@ class OpenAIEngine:
     def dead(self) -> str | None:
         """A server that is away may come back, so the worker goes on asking it."""
         return None
+
+    def health(self) -> EngineHealth:
+        """What it does is the server's own affair."""
+        return UNKNOWN
+
+    @property
+    def version(self) -> str:
+        """Not ours to know."""
+        return ""
 
     async def generate(self, request: EngineRequest) -> Pieces:
         """See Engine. A connection that was refused is tried again twice: nothing was sent."""

@@ -1,6 +1,7 @@
 """Small models on the CPU through torch, with OpenAI's replies."""
 
 import asyncio
+import importlib.metadata
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,9 +12,18 @@ from typing import Any
 import msgspec
 
 from services._runtime.clock import monotonic, now_ms
-from services._runtime.settings_model import Model
+from services._runtime.settings_engines import Model
 from services._runtime.telemetry import get_logger
-from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest, Pieces, Report
+from services.inference.adapters.engine import (
+    EngineError,
+    EngineHead,
+    EngineHealth,
+    EngineRequest,
+    OnProgress,
+    Pieces,
+    Report,
+    ignore_progress,
+)
 from services.inference.adapters.torch_loop import EmbeddingError, TorchLoop
 from services.inference.domain import formats, generation
 from services.inference.domain.generation import ChatBody, CompletionBody, EmbeddingBody, Params
@@ -50,12 +60,15 @@ class TransformersEngine:
         self._path = model.path or Path()
         self._loop = TorchLoop(
             self._path, dtype=str(args.get("dtype", "float32")), threads=int(args.get("num_threads", 1)),
-            batch_size=min(int(args.get("max_batch_size", _DEFAULT_BATCH)), model.max_concurrency), name=model.name,
+            batch_size=min(
+                model.batch_size or int(args.get("max_batch_size", _DEFAULT_BATCH)), model.max_concurrency
+            ), name=model.name,
         )  # fmt: skip
         self._closed = True
 
-    async def load(self) -> None:
+    async def load(self, progress: OnProgress = ignore_progress) -> None:
         """Load tokenizer and weights. Raises what transformers raises."""
+        progress("weights", -1.0)
         await self._loop.start()
         config, tokenizer = self._loop.model.config, self._loop.tokenizer
         longest = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
@@ -98,6 +111,15 @@ class TransformersEngine:
     def dead(self) -> str | None:
         """See Engine."""
         return self._loop.error
+
+    def health(self) -> EngineHealth:
+        """Sequences in the batch and before it."""
+        return EngineHealth(running=self._loop.running)
+
+    @property
+    def version(self) -> str:
+        """The library's."""
+        return f"transformers {importlib.metadata.version('transformers')}"
 
     async def generate(self, request: EngineRequest) -> Pieces:
         """See Engine."""

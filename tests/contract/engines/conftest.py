@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services._runtime.settings_model import Model
+from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import Engine, EngineHead, EngineRequest
-from services.inference.adapters.models import make_engine
+from services.inference.adapters.engines import make_engine
 from services.inference.domain import requests
 from services.inference.domain.sse import SseSplitter, data_of
 from tests.fakes.openai_server import FakeOpenAI

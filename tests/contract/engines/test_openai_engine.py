@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services._runtime.settings_model import Model
+from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import EngineError
 from services.inference.adapters.openai_engine import OpenAIEngine
 from tests.contract.engines.conftest import Subject

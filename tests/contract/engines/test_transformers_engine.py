@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services._runtime.settings_model import Model
+from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import EngineError
 from services.inference.adapters.transformers_engine import TransformersEngine
 from services.inference.domain.requests import BadRequestError

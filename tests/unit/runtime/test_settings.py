@@ -112,7 +112,7 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("models: [{name: m, engine: openai, base_url: 'http://x', digest: 'sha256:" + 64 * "0" + "'}]", "takes no digest"),
         ("models: [{name: m, engine: openai, base_url: 'http://x', path: /m}]", "takes no path"),
         ("models: [{name: m, engine: transformers, path: /m, api_key_env: K}]", "takes no api_key_env"),
-        ("models: [{name: m, engine: vllm, path: /m}]", "models.0.engine: engine vllm comes in a later version"),
+        ("models: [{name: m, engine: vllm}]", "engine vllm needs path"),
         ("model_sources: {allow: [/models/]}\nmodels: [{name: m, engine: transformers, path: /m}]", "models.0.path: /m is"),
         ("nats: {servers: ['http://u:SECRETMARK@x']}", "nats.servers: 'http://x' is no address"),
         ("nats: {servers: []}", "nats.servers"),

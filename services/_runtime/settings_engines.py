@@ -1,0 +1,164 @@
+"""What the configuration says of models: the entries themselves, where they may come from, and how many fit."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from services._runtime.settings_base import Positive, Section
+
+EngineName = Literal["openai", "transformers", "vllm"]
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def is_url(text: str, schemes: set[str]) -> bool:
+    """Whether it is an address of one of the schemes, with a host and, if any, a port that exists."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def size_bytes(text: str) -> int:
+    """Bytes of a size such as ``8GB`` (10^9), ``8GiB`` (2^30) or a bare number. Raises ValueError."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is no size: give one such as 8GB or 512MiB")
+    unit: int = (1024 if match[3] else 1000) ** _POWERS[match[2].upper()]
+    return round(float(match[1]) * unit)
+
+
+class Cost(Section):
+    """Prices in dollars."""
+
+    prompt_per_1k: float = Field(default=0, ge=0)
+    completion_per_1k: float = Field(default=0, ge=0)
+    gpu_second: float = Field(default=0, ge=0)
+
+
+_FILES = ("path", "digest")
+_REMOTE = ("base_url", "upstream_model", "api_key_env")
+_ADAPTER = ("adapter", "adapter_digest")
+_OF_OTHERS: dict[str, tuple[str, ...]] = {
+    "openai": (*_FILES, *_ADAPTER, "batch_size"),
+    "transformers": (*_REMOTE, *_ADAPTER),
+    "vllm": _REMOTE,
+}
+
+
+class Model(Section):
+    """One entry of `models`."""
+
+    name: str = Field(min_length=1, max_length=512)
+    engine: EngineName
+    base_url: str | None = None
+    upstream_model: str | None = None
+    api_key_env: str | None = None
+    path: Path | None = None
+    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    adapter: Path | None = None
+    adapter_digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    engine_args: dict[str, Any] = {}
+    batch_size: int | None = Field(default=None, ge=1, le=100_000)
+    timeout_seconds: Positive = 60
+    total_timeout_seconds: Positive = 600
+    queue_timeout_seconds: Positive | None = None
+    preload: bool = True
+    pool: str | None = Field(default=None, min_length=1, max_length=128)
+    max_concurrency: int = Field(default=256, ge=1, le=100_000)
+    max_queue: int = Field(default=1024, ge=0, le=1_000_000)
+    cost: Cost = Cost()
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> "Model":
+        if self.engine == "openai":
+            if not self.base_url:
+                raise ValueError(f"model '{self.name}': engine openai needs base_url, such as http://127.0.0.1:8000/v1")
+            if not is_url(self.base_url, {"http", "https"}):
+                raise ValueError(
+                    f"model '{self.name}': base_url must start with http:// or https:// and name a host, such as "
+                    "http://127.0.0.1:8000/v1"
+                )
+        elif not self.path:
+            raise ValueError(f"model '{self.name}': engine {self.engine} needs path, the model's directory")
+        # What an engine does not look at would be a promise that nobody keeps, a digest most of all.
+        for field in _OF_OTHERS[self.engine]:
+            if getattr(self, field) is not None:
+                raise ValueError(
+                    f"model '{self.name}': engine {self.engine} takes no {field}: remove it, or name another engine"
+                )
+        if self.adapter_digest and not self.adapter:
+            raise ValueError(f"model '{self.name}': adapter_digest without adapter: give the adapter's directory too")
+        if self.timeout_seconds > self.total_timeout_seconds:
+            raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
+        return self
+
+    def resolve_paths(self, base: Path) -> None:
+        """Make relative paths relative to ``base``."""
+        if self.path and not self.path.is_absolute():
+            self.path = base / self.path
+        if self.adapter and not self.adapter.is_absolute():
+            self.adapter = base / self.adapter
+
+
+class ModelSources(Section):
+    """`model_sources`. An empty ``allow`` allows what the configuration names; ``remote_code`` names the models that
+    may bring Python code of their own.
+    """
+
+    allow: list[str] = []
+    remote_code: list[str] = []
+
+
+class Loading(Section):
+    """`model_management.loading`: of one try, and how many more follow one that failed."""
+
+    timeout_seconds: Positive = 900
+    retry_attempts: int = Field(default=2, ge=0, le=20)
+
+
+class ModelManagement(Section):
+    """`model_management`: bounds of one worker. ``auto_unload_unused_minutes`` 0: never."""
+
+    max_concurrent_models: int = Field(default=8, ge=1, le=1000)
+    auto_unload_unused_minutes: float = Field(default=0, ge=0, le=525_600)
+    memory_threshold_percent: float = Field(default=90, gt=0, le=100)
+    loading: Loading = Loading()
+
+
+class ResourcePlanning(Section):
+    """`resource_planning`: an operator's own figures, which count where they ask for more than a model's files do.
+
+    Sizes such as ``8GB``. A model of less than 3 thousand million parameters is of no class.
+    """
+
+    gpu_memory_per_7b_model: str | None = None
+    gpu_memory_per_13b_model: str | None = None
+    gpu_memory_per_70b_model: str | None = None
+    cpu_cores_per_model: float | None = Field(default=None, gt=0)
+    ram_per_model: str | None = None
+    max_concurrent_7b_models: int | None = Field(default=None, ge=0)
+    max_concurrent_13b_models: int | None = Field(default=None, ge=0)
+    max_concurrent_70b_models: int | None = Field(default=None, ge=0)
+
+    @field_validator("gpu_memory_per_7b_model", "gpu_memory_per_13b_model", "gpu_memory_per_70b_model", "ram_per_model")
+    @classmethod
+    def _is_a_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            size_bytes(text)
+        return text
+
+
+class InferenceProcess(Section):
+    """`inference`: of a worker process. It serves the models of its ``pool`` and those that name none.
+
+    ``vllm_python``: the interpreter of vLLM's environment; by default `.venv-vllm` beside the package where
+    `make install-vllm` has made one, else the worker's own.
+    """
+
+    pool: str = Field(default="default", min_length=1, max_length=128)
+    vllm_python: Path | None = None
