@@ -24,6 +24,8 @@ class ModelEntry(Message):
     until every living worker has done what is wanted; then ``settled``. A test starts on settled models only.
     ``strategy`` ``rolling``: only the workers of ``turn`` change over, so that the others go on serving; ``alongside``:
     every worker loads the new one beside the old one and then drains that.
+    ``reload``: to be loaded anew although ``spec`` is what a worker runs already (its files have changed, say); without it a
+    worker that runs the same spec only takes over the generation.
     ``previous`` is the spec that served until now, to go back to should the new one not load anywhere.
     """
 
@@ -34,6 +36,7 @@ class ModelEntry(Message):
     stage: Stage = "claimed"
     strategy: Strategy = "alongside"
     turn: list[str] = Field(default_factory=list)
+    reload: bool = False
     previous: dict[str, Any] | None = None
     has_previous: bool = False
     reason: str = ""
