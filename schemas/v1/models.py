@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schemas.v1.common import Message, UnixMs
+from schemas.v1.events import ModelRegistered
 
 Desired = Literal["loaded", "unloaded", "removed"]
 Strategy = Literal["alongside", "rolling"]
@@ -19,7 +20,7 @@ class ModelEntry(Message):
     """What is wanted of one model.
 
     ``spec`` is an entry of `models` in the configuration; None: as each worker's own configuration has it.
-    ``generation`` grows with every change of ``spec`` and every order to load anew; a worker of a lower one changes over.
+    ``generation`` grows with every change of what is wanted, unloading included; a worker of a lower one changes over.
     ``stage``: a ``claimed`` entry is still being checked against running tests, and no worker acts on it; ``changing``
     until every living worker has done what is wanted; then ``settled``. A test starts on settled models only.
     ``strategy`` ``rolling``: only the workers of ``turn`` change over, so that the others go on serving; ``alongside``:
@@ -27,6 +28,8 @@ class ModelEntry(Message):
     ``reload``: to be loaded anew although ``spec`` is what a worker runs already (its files have changed, say); without it a
     worker that runs the same spec only takes over the generation.
     ``previous`` is the spec that served until now, to go back to should the new one not load anywhere.
+    ``before`` is the whole entry that a claim stands on, and None where there was no entry: what counts while it is
+    ``claimed``. ``outbox``: events that have not been published yet.
     """
 
     name: str
@@ -42,6 +45,8 @@ class ModelEntry(Message):
     reason: str = ""
     actor: str = ""
     at_ms: UnixMs = 0
+    before: dict[str, Any] | None = None
+    outbox: list[ModelRegistered] = Field(default_factory=list)
 
 
 class ModelQuery(Message):
