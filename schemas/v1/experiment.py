@@ -131,6 +131,8 @@ class VariantSummary(Message):
     Feedback counts answers, the first of each kind for each response: ``thumbs_up_rate`` of all thumbs,
     ``satisfaction_score`` the mean of ``satisfaction_count`` scores, ``conversion_rate`` of the ``conversion_count``
     answers that say whether there was a conversion. Tokens per GPU second are generated tokens.
+    ``digests`` counts finished requests by the digest of what served them, where its engine tells one: two in one
+    variant are two models.
     """
 
     request_count: int = 0
@@ -170,6 +172,8 @@ class VariantSummary(Message):
     gpu_seconds: float = 0.0
     cost_per_request: float | None = None
     tokens_per_gpu_second: float | None = None
+    cached_tokens: int = 0
+    digests: dict[str, int] = Field(default_factory=dict)
 
 
 class TestResult(Message):

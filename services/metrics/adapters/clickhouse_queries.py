@@ -21,7 +21,7 @@ _TOTALS = """
 SELECT test, variant, sum(admitted), sum(done), sum(overdue), sum(overdue_done), sum(fallback), sumMap(outcomes),
     sum(latency_n), sum(latency_us), sumMap(latency_bins), sum(ttft_n), sum(ttft_us), sumMap(ttft_bins),
     sum(itl_n), sum(itl_us), sum(prompt_tokens), sum(completion_tokens), sum(cost_nano), sum(units_new_test),
-    sum(gpu_us), sumMap(feedback),
+    sum(gpu_us), sumMap(feedback), sum(cached_tokens), sumMap(map(toString(digest), done)),
     sumIf(done, slot >= fromUnixTimestamp({{since:UInt32}})), toUnixTimestamp(min(slot))
 FROM {database}.window_cells
 WHERE test IN {{tests:Array(String)}} AND test != ''

@@ -36,6 +36,8 @@ class Totals:
     units: int = 0
     gpu_us: int = 0
     feedback: Mapping[str, int] = field(default_factory=dict)
+    cached_tokens: int = 0
+    digests: Mapping[str, int] = field(default_factory=dict)
     recent: int = 0
 
 
@@ -78,6 +80,8 @@ def summary(totals: Totals, recent_span_s: float) -> VariantSummary:
         cost=totals.cost_nano / 1e9,
         outcomes=outcomes,
         units=totals.units,
+        cached_tokens=totals.cached_tokens,
+        digests={digest: int(count) for digest, count in sorted(totals.digests.items()) if digest and count},
         **feedback.shown(totals.feedback),
         **feedback.efficiency(
             done=done, cost_nano=totals.cost_nano, completion_tokens=totals.completion_tokens, gpu_us=totals.gpu_us

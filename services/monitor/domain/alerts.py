@@ -16,6 +16,7 @@ _LEVELS: dict[str, AlertLevel] = {
     "both_arms": AlertLevel.CRITICAL,
     "sample_ratio": AlertLevel.WARNING,
     "no_data": AlertLevel.WARNING,
+    "mixed_models": AlertLevel.WARNING,
     "check_failing": AlertLevel.CRITICAL,
     "check_recovered": AlertLevel.INFO,
 }
@@ -28,6 +29,7 @@ _TITLES: dict[str, str] = {
     "both_arms": "Both variants are bad",
     "sample_ratio": "Sample ratio mismatch",
     "no_data": "No data",
+    "mixed_models": "More than one model in an arm",
     "check_failing": "Monitoring check failing",
     "check_recovered": "Monitoring check works again",
 }

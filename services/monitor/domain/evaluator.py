@@ -11,13 +11,21 @@ from schemas.v1.query import GuardrailStatus
 from services.monitor.domain import guardrails
 from services.monitor.domain.checks import Check, ordinal
 from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick
-from services.monitor.domain.findings import BOTH_ARMS, MONITORING_FAILURE, NO_DATA, SAMPLE_RATIO, Finding, Kind
+from services.monitor.domain.findings import (
+    BOTH_ARMS,
+    MIXED_MODELS,
+    MONITORING_FAILURE,
+    NO_DATA,
+    SAMPLE_RATIO,
+    Finding,
+    Kind,
+)
 from services.monitor.domain.health import FAILURES, CheckHealth
 from services.monitor.domain.statistics import RateEProcess, SampleRatio
 from services.monitor.domain.totals import Totals
 from services.monitor.domain.trials import Trials
 
-FORMAT = 2
+FORMAT = 3
 """Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
 
 STEP_DOWN: GuardrailAction = "step_down"
@@ -116,6 +124,8 @@ class TestEvaluator:
             if epoch > self.epoch:
                 self._start_epoch(epoch)
             self._epoch(second, [phase for phase in phases if phase.epoch == epoch])
+        for variant, models, text in self.totals.mixed():
+            self._find("mixed_models", f"{MIXED_MODELS}.{variant}", text, number=models - 1)
         self._watch_data(second, tick)
         self._watch_checks(second)
         return self.findings[known:]

@@ -5,14 +5,15 @@ from typing import Literal
 from schemas.v1.common import Message
 
 Kind = Literal[
-    "rollback", "step_down", "pause", "warning", "both_arms", "sample_ratio", "no_data", "check_failing",
-    "check_recovered",
+    "rollback", "step_down", "pause", "warning", "both_arms", "sample_ratio", "no_data", "mixed_models",
+    "check_failing", "check_recovered",
 ]  # fmt: skip
 
 MONITORING_FAILURE = "monitoring_failure"
 NO_DATA = "no_data"
 SAMPLE_RATIO = "sample_ratio_mismatch"
 BOTH_ARMS = "both_arms_bad"
+MIXED_MODELS = "mixed_models"
 
 
 class Finding(Message):

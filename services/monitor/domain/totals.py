@@ -24,6 +24,8 @@ SUMS = (
 NANO = 1e9
 MAX_BUCKET = 2**62
 """No sum gets here but by a fault; it then stands still instead of turning negative."""
+MAX_DIGESTS = 16
+"""Of one variant, that are counted apart; nobody changes weights so often but by a fault."""
 _MS = 1000.0
 
 Table = NDArray[np.int64]
@@ -36,6 +38,7 @@ class VariantTotals:
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.feedback: Counter[str] = Counter()
+        self.digests: Counter[str] = Counter()
         self.moments = {name: Moments() for name in QUANTITIES}
         self.units = 0
 
@@ -56,6 +59,8 @@ class VariantTotals:
         for outcome, count in cell.outcomes.items():
             self.outcomes[outcome.value] += count
         self.feedback.update(cell.feedback)
+        if cell.digest and cell.done and (cell.digest in self.digests or len(self.digests) < MAX_DIGESTS):
+            self.digests[cell.digest] += cell.done
         self.units += cell.units.new_test
         for name, moments in self.moments.items():
             more: Moments = getattr(cell, name)
@@ -99,6 +104,8 @@ class VariantTotals:
             cost=self.moments["cost"].total / NANO,
             outcomes={name: count for name, count in sorted(self.outcomes.items()) if count},
             units=self.units,
+            cached_tokens=counts["cached_tokens"],
+            digests=dict(self.digests),
             **feedback.shown(self.feedback),
             **feedback.efficiency(
                 done=done, cost_nano=self.moments["cost"].total, completion_tokens=counts["completion_tokens"],
@@ -112,6 +119,7 @@ class VariantTotals:
             "counts": dict(self.counts),
             "outcomes": dict(self.outcomes),
             "feedback": dict(self.feedback),
+            "digests": dict(self.digests),
             "units": self.units,
             "moments": {name: moments.model_dump(mode="json") for name, moments in self.moments.items()},
         }
@@ -123,6 +131,7 @@ class VariantTotals:
         totals.counts.update(state["counts"])
         totals.outcomes.update(state["outcomes"])
         totals.feedback.update(state["feedback"])
+        totals.digests.update(state.get("digests", {}))
         totals.units = state["units"]
         totals.moments = {name: Moments.model_validate(value) for name, value in state["moments"].items()}
         return totals
@@ -147,6 +156,20 @@ class Totals:
     def of(self, variant: str) -> VariantTotals:
         """Totals of a variant, empty when it had nothing."""
         return self.variants.get(variant) or VariantTotals()
+
+    def mixed(self) -> list[tuple[str, int, str]]:
+        """(variant, how many models, what that means) of every variant that more than one model has served."""
+        found = []
+        for name, totals in sorted(self.variants.items()):
+            count = len(totals.digests)
+            if count > 1:
+                digests = ", ".join(sorted(totals.digests))
+                text = (
+                    f"variant {name} was served by {count} different models ({digests}): what was measured is none of "
+                    "them alone; stop the test and start another"
+                )
+                found.append((name, count, text))
+        return found
 
     def requests(self) -> int:
         """Finished requests of all variants."""

@@ -175,7 +175,7 @@ async def test_totals_and_evidence(running: Running) -> None:
     test = "ab_test_5"
     latencies = [1000 * (i + 1) for i in range(100)]
     facts = [Fact(test=test, variant="a", share_bp=1000, unit=f"{i * 8:016x}", latency_us=x, ttft_us=x // 10, itl_us=50,
-                  prompt_tokens=10, completion_tokens=20, cost_nano=5) for i, x in enumerate(latencies)]  # fmt: skip
+                  prompt_tokens=10, completion_tokens=20, cost_nano=5, cached_tokens=3, digest=f"sha256:{i // 75}") for i, x in enumerate(latencies)]  # fmt: skip
     b: dict[str, Any] = {"test": test, "variant": "b", "share_bp": 1000, "sticky": False}
     facts += [
         Fact(**b, unit=f"{1:016x}", outcome=Outcome.TIMEOUT, fallback=True, latency_us=10),
@@ -208,6 +208,7 @@ async def test_totals_and_evidence(running: Running) -> None:
     assert a.ttft_p95_ms == pytest.approx(9.5, rel=0.02)
     assert a.avg_inter_token_ms == pytest.approx(0.05)
     assert (a.prompt_tokens, a.completion_tokens, a.cost) == (1000, 2000, pytest.approx(5e-7))
+    assert (a.cached_tokens, a.digests, b_side.digests) == (300, {"sha256:0": 75, "sha256:1": 25}, {})
     assert 100 / 61 <= a.throughput_rps <= 100
     assert (b_side.request_count, b_side.error_count, b_side.client_errors, b_side.client_cancels) == (3, 1, 1, 1)
     assert (b_side.successful_requests, b_side.in_flight, b_side.overdue, b_side.fallback_count) == (1, 2, 1, 1)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.v1.common import Outcome
+from schemas.v1.common import AlertLevel, Outcome
 from schemas.v1.windows import Cell, UnitEvidence, Window
+from services.monitor.domain.alerts import alert_of
 from services.monitor.domain.evaluator import StateError, TestEvaluator
 from services.monitor.domain.evidence import Ticker
 from services.monitor.domain.findings import Finding
@@ -338,6 +339,27 @@ def test_named_limits_take_their_share_of_the_level() -> None:
     assert {c.name for c in TestEvaluator(wide).checks if c.name.startswith("performance")} == {
         "performance_degradation_errors", "performance_degradation_latency",
     }
+
+
+def test_an_arm_that_two_models_served_is_told_once_for_each() -> None:
+    traffic, evaluator, ticker = Traffic(5), TestEvaluator(experiment()), Ticker(TEST)
+    messages = list(stream(traffic, 30))
+    for sequence, _, message in messages:
+        for cell in message.cells:
+            if cell.variant == "b":
+                cell.digest = "sha256:b" if sequence < 20 else "sha256:other"
+    half = len(messages) // 2
+    found = run(evaluator, messages[:half], ticker)
+    restored = TestEvaluator.from_dict(experiment(), evaluator.to_dict())
+    found += run(restored, messages[half:], ticker)
+    (mixed,) = [f for f in found if f.kind == "mixed_models"]
+    assert (mixed.key, "(sha256:b, sha256:other)" in mixed.text) == ("mixed_models.mixed_models.b", True)
+    alert = alert_of(restored.experiment, mixed, monitoring_active=True)
+    assert (alert.level, alert.rule) == (AlertLevel.WARNING, "mixed_models.b")
+    b = restored.totals.summaries()["b"]
+    assert set(b.digests) == {"sha256:b", "sha256:other"}
+    assert sum(b.digests.values()) == b.request_count
+    assert set(restored.totals.summaries()["a"].digests) == {"sha256:a"}
 
 
 def test_the_record_of_a_rollback_says_everything() -> None:

@@ -248,6 +248,18 @@ def test_a_rollout_is_told_as_it_was_asked_for_and_as_it_went() -> None:
     assert "Retries" not in document(report())
 
 
+def test_the_report_says_which_models_answered_and_when_they_were_two() -> None:
+    arms = {
+        "variant_a": VariantSummary(request_count=9, digests={"sha256:aa": 9}),
+        "variant_b": VariantSummary(request_count=5, digests={"sha256:b1": 1, "sha256:b2": 4}),
+    }
+    found = report()
+    text = document(found.model_copy(update={"result": found.result.model_copy(update={"metrics_summary": arms})}))
+    for line in ("A was served by", "sha256:aa (9 requests)", "sha256:b2 (4 requests)", "B was served by 2 different models"):
+        assert line in text, line
+    assert "served by" not in document(found)
+
+
 def test_figures_as_people_read_them() -> None:
     assert [number(v) for v in (None, math.nan, math.inf, 0, 1e-17, 12, 12.3456, 123456.7, -0.5)] == [
         "-", "-", "-", "0", "0", "12", "12.35", "123,457", "-0.5",

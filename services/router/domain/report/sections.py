@@ -124,6 +124,7 @@ _FIGURES: list[tuple[str, str, str]] = [
     ("Latency p95", "latency_p95_ms", "ms"), ("Latency p99", "latency_p99_ms", "ms"),
     ("Mean time to first token", "avg_ttft_ms", "ms"), ("Time to first token p95", "ttft_p95_ms", "ms"),
     ("Mean inter-token time", "avg_inter_token_ms", "ms"), ("Prompt tokens", "prompt_tokens", ""),
+    ("Cached prompt tokens", "cached_tokens", ""),
     ("Generated tokens", "completion_tokens", ""), ("Cost", "cost", ""),
     ("Cost per request", "cost_per_request", ""), ("GPU seconds", "gpu_seconds", ""),
     ("Tokens per GPU second", "tokens_per_gpu_second", ""), ("Thumbs up", "thumbs_up", ""),
@@ -145,7 +146,25 @@ def _variants(report: Report) -> Section:
         values = [getattr(arm, name, None) for arm in (a, b)]
         if name in _ALWAYS or any(values):
             rows.append([label, *(with_unit(value, unit) for value in values)])
-    return Section("Variants", header=["", "A (stable)", "B (canary)"], rows=rows)
+    header = ["", "A (stable)", "B (canary)"]
+    return Section("Variants", facts=_served(a, b), header=header, rows=rows, text=_mixed(a, b))
+
+
+def _served(*arms: VariantSummary) -> list[tuple[str, str]]:
+    """Which model answered, by what its worker said with each answer, and how often."""
+    return [
+        (f"{name} was served by", f"{digest} ({count(requests)} requests)")
+        for name, arm in zip("AB", arms, strict=True)
+        for digest, requests in sorted(arm.digests.items(), key=lambda item: -item[1])
+    ]
+
+
+def _mixed(*arms: VariantSummary) -> list[str]:
+    return [
+        f"{name} was served by {len(arm.digests)} different models: its figures are of none of them alone."
+        for name, arm in zip("AB", arms, strict=True)
+        if len(arm.digests) > 1
+    ]
 
 
 def _outcomes(report: Report) -> Section:
