@@ -1,6 +1,7 @@
 """What the configuration says of models: the entries themselves, where they may come from, and how many fit."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +22,12 @@ def is_url(text: str, schemes: set[str]) -> bool:
         return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         return False
+
+
+def is_allowed(path: Path, allow: Sequence[str]) -> bool:
+    """Whether ``path`` is below one of ``allow``, links on both sides resolved; with none given, every path is."""
+    real = path.resolve()
+    return not allow or any("://" not in text and real.is_relative_to(Path(text).resolve()) for text in allow)
 
 
 def size_bytes(text: str) -> int:
@@ -107,11 +114,21 @@ class Model(Section):
 
 class ModelSources(Section):
     """`model_sources`. An empty ``allow`` allows what the configuration names; ``remote_code`` names the models that
-    may bring Python code of their own.
+    may bring Python code of their own. ``verify``: whether files that have not changed since they were last read are
+    read again before a model is loaded.
     """
 
     allow: list[str] = []
     remote_code: list[str] = []
+    verify: Literal["cached", "always"] = "cached"
+
+    @field_validator("allow")
+    @classmethod
+    def _are_paths(cls, allow: list[str]) -> list[str]:
+        for text in allow:
+            if not text.strip() or ("://" in text and not text.startswith("hf://")):
+                raise ValueError(f"'{text}' is no source: give a directory such as /models/")
+        return allow
 
 
 class Loading(Section):

@@ -17,6 +17,7 @@ from services._runtime.settings_engines import (
     ModelManagement,
     ModelSources,
     ResourcePlanning,
+    is_allowed,
     is_url,
 )
 
@@ -293,12 +294,9 @@ class Settings(Section):
 
     def check_sources(self) -> None:
         """Raises ValueError for a model whose path is below none of the allowed sources (none given: all are)."""
-        allowed = [Path(text).resolve() for text in self.model_sources.allow if "://" not in text]
         for index, model in enumerate(self.models):
             for field, path in (("path", model.path), ("adapter", model.adapter)):
-                if not (self.model_sources.allow and path):
-                    continue
-                if not any(path.resolve().is_relative_to(folder) for folder in allowed):
+                if path and not is_allowed(path, self.model_sources.allow):
                     raise ValueError(
                         f"models.{index}.{field}: {path} is below none of model_sources.allow: move the model there or "
                         "extend the list"

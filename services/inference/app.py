@@ -35,7 +35,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
         events.state_changed(model, seconds)
         worker.beat_soon()
 
-    models = Models(own.models, own.allow, on_state)
+    models = Models(own.models, own.sources, on_state)
     worker = NatsWorker(bus, models, own.worker)
     gauges = ModelGauges(models)
     _subscribe(broker, ModelHandlers(models, own.worker))

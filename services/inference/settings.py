@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services._runtime.settings_engines import Model
 from services._runtime.settings_model import Settings
+from services.inference.adapters.integrity import Sources
 
 DRAIN_S = 4.0
 """What is in flight at SIGTERM gets this long: the whole system is to stop within ten seconds."""
@@ -20,11 +21,16 @@ class InferenceSettings:
     """The models of one worker process, where they may come from, and how long a drain may last (seconds)."""
 
     models: tuple[Model, ...]
-    allow: tuple[str, ...] = ()
+    sources: Sources = field(default_factory=Sources)
     drain_s: float = DRAIN_S
     worker: str = field(default_factory=new_worker_id)
 
 
 def read(settings: Settings) -> InferenceSettings:
     """This service's part of the configuration."""
-    return InferenceSettings(models=tuple(settings.models), allow=tuple(settings.model_sources.allow))
+    given = settings.model_sources
+    sources = Sources(
+        allow=tuple(given.allow), remote_code=frozenset(given.remote_code), always=given.verify == "always",
+        data_dir=settings.data_dir,
+    )  # fmt: skip
+    return InferenceSettings(models=tuple(settings.models), sources=sources)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_engines import Model
 from services._runtime.telemetry import get_logger
-from services.inference.adapters.digest import verify
 from services.inference.adapters.engine import Engine
 from services.inference.adapters.engines import MakeEngine, import_engine, make_engine
+from services.inference.adapters.integrity import Sources, unchanged, verified
 from services.inference.domain.admission import Admission
 from services.inference.domain.cost import Prices
 from services.inference.domain.lifecycle import LOADABLE, LifecycleError, State, advance
@@ -57,10 +57,10 @@ class Models:
     """Loads and unloads; one step at a time for each model."""
 
     def __init__(
-        self, configs: Sequence[Model], allow: Sequence[str], on_state: OnState, make: MakeEngine = make_engine
+        self, configs: Sequence[Model], sources: Sources, on_state: OnState, make: MakeEngine = make_engine
     ) -> None:
         self._served = {config.name: ServedModel(config) for config in configs}
-        self._allow = allow
+        self._sources = sources
         self._on_state = on_state
         self._make = make
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,12 +124,13 @@ class Models:
             began = monotonic()
             self._to(model, State.VERIFYING)
             try:
-                if model.config.path is not None:
-                    model.digest = await asyncio.to_thread(verify, model.config.path, model.config.digest, self._allow)
+                checked = await verified(model.config, self._sources)
+                model.digest = checked.digest
                 began = self._to(model, State.LOADING, began)
                 # In a thread: the first engine of its kind imports what may take seconds.
-                model.engine = await asyncio.to_thread(self._make, model.config)
+                model.engine = await asyncio.to_thread(self._make, checked.model)
                 await model.engine.load()
+                await asyncio.to_thread(unchanged, checked)
                 began = self._to(model, State.WARMING, began)
                 await model.engine.warm()
                 model.created = now_ms() // 1000

@@ -27,6 +27,7 @@ from schemas.v1.inference import (
     unpack,
 )  # fmt: skip
 from services._runtime.bus import Bus
+from services.inference.adapters.integrity import Sources
 from services.inference.adapters.models import Models, ServedModel
 from services.inference.adapters.nats_events import ModelEvents
 from services.inference.adapters.nats_worker import NatsWorker
@@ -189,7 +190,7 @@ def stack(nats_server: NatsServer, fake: FakeOpenAI) -> StackFactory:
                 events.state_changed(changed, seconds)
                 worker.beat_soon()
 
-            served = Models(bus.settings.models, [], on_state)
+            served = Models(bus.settings.models, Sources(), on_state)
             worker = NatsWorker(bus, served, "w00000001")
             router = RouterEnd(nc, worker.worker)
             await router.start()
