@@ -100,6 +100,11 @@ class Model(Section):
                 )
         if self.adapter_digest and not self.adapter:
             raise ValueError(f"model '{self.name}': adapter_digest without adapter: give the adapter's directory too")
+        if self.queue_timeout_seconds is not None and self.queue_timeout_seconds > self.timeout_seconds:
+            raise ValueError(
+                f"model '{self.name}': queue_timeout_seconds is above timeout_seconds, within which the first byte "
+                "is to come: lower it"
+            )
         if self.timeout_seconds > self.total_timeout_seconds:
             raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
         return self

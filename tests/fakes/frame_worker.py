@@ -1,7 +1,7 @@
 """A worker that speaks the frame protocol from a script: every way of answering, and of not answering.
 
 What it does with a request is the body's own field ``mode`` (unknown fields reach a worker untouched), else its
-``mode``: ``ok``, ``status:500``, ``reset``, ``hang``, ``die`` (silent at once, heartbeats included), ``die_mid``,
+``mode``: ``ok``, ``status:500``, ``reset``, ``late_reset:SECONDS``, ``hang``, ``die`` (silent at once, heartbeats included), ``die_mid``,
 ``mid_error``, ``slow:SECONDS`` (pause before each chunk), ``flood:N`` (so many chunks), ``big:N`` (so many bytes).
 
 Alone: ``python -m tests.fakes.frame_worker URL PASSWORD MODEL WORKER [MODE]``.
@@ -150,6 +150,10 @@ class FrameWorker:
     async def _do_reset(self, reply: str, *_: Any) -> None:
         error = {"error": {"message": "queue full", "type": "overloaded", "param": None, "code": None}}
         await self._single(reply, 503, error, Final(outcome="rejected", reset=True), retry_after=7)
+
+    async def _do_late_reset(self, reply: str, head: InferRequest, wait: str) -> None:
+        await asyncio.sleep(float(wait))
+        await self._do_reset(reply, head, "")
 
     async def _do_hang(self, *_: Any) -> None:
         await asyncio.Event().wait()

@@ -53,6 +53,13 @@ class Job:
             self.end = reason
             self.task.cancel()
 
+    @property
+    def queue_limit_s(self) -> float:
+        """How long it may wait for a slot, in seconds from its arrival."""
+        config, deadline = self.model.config, self.frame.deadline_ms
+        limit = config.timeout_seconds if config.queue_timeout_seconds is None else config.queue_timeout_seconds
+        return min(limit, deadline / 1000) if deadline > 0 else limit
+
     def overdue(self, now: float) -> bool:
         """Whether it has taken longer than the model's limits, or than its first byte was given."""
         config = self.model.config

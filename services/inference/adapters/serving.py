@@ -137,7 +137,9 @@ class Server:
             return True
         if not arrival.queued:
             return False
-        job.slot = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        job.slot = loop.create_future()
+        timer = loop.call_later(max(0.0, job.queue_limit_s - (monotonic() - job.started)), _waited_enough, job)
         try:
             await job.slot
         except asyncio.CancelledError:
@@ -145,6 +147,8 @@ class Server:
             slot = job.slot
             job.running = not admission.withdraw(job, caller) and not slot.cancelled() and slot.exception() is None
             raise
+        finally:
+            timer.cancel()
         job.running = True
         return True
 
@@ -257,10 +261,7 @@ class Server:
         job.flow.drop()
         if job.end == Outcome.TIMEOUT:
             if not job.engine_at:
-                return Outcome.REJECTED, EngineError(
-                    503, f"no slot of model '{job.model.name}' became free in time", kind="overloaded",
-                    code="overloaded", retry_after=job.model.admission.retry_after(), reset=True,
-                )  # fmt: skip
+                return Outcome.REJECTED, _no_slot(job)
             return Outcome.TIMEOUT, EngineError(504, "the engine did not answer in time", kind="timeout")
         if job.end == STOPPED:
             reset = not job.engine_at
@@ -304,6 +305,21 @@ class Server:
         counters[2].inc(final.completion_tokens)
         if final.ttft_us >= 0:
             counters[3].observe(final.ttft_us / 1e6)
+
+
+def _waited_enough(job: Job) -> None:
+    """The time for a place is over: it is told at once, so that another worker may be tried while it matters."""
+    assert job.slot is not None
+    if not job.slot.done():
+        job.model.admission.withdraw(job, job.frame.caller)
+        job.slot.set_exception(_no_slot(job))
+
+
+def _no_slot(job: Job) -> EngineError:
+    return EngineError(
+        503, f"no slot of model '{job.model.name}' became free within {job.queue_limit_s:g} s", kind="overloaded",
+        code="overloaded", retry_after=job.model.admission.retry_after(), reset=True,
+    )  # fmt: skip
 
 
 async def _let_end(pieces: Any) -> None:

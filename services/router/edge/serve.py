@@ -23,6 +23,8 @@ SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 TIMEOUT_GRACE_S = 0.5
 """A worker keeps the same limits; its own word on what happened is the better one, so it may come first."""
+LEAST_S = 0.05
+"""What must be left of the time to the first byte for another worker to be worth a try."""
 HOLD_S = 5.0
 """How long a request waits for a worker to return."""
 SILENT_STREAM_S = 5.0
@@ -115,6 +117,7 @@ class Server:
         tried: set[str] = set()
         last: Ended | None = None
         lost = 0
+        began = 0.0
         for _ in range(MAX_SENDS):
             worker = self._table.choose(model, tried) if self._client.connected else None
             if worker is None:
@@ -125,12 +128,19 @@ class Server:
                 return Ended(Outcome.CLIENT_CANCEL, status=499)
             if worker is None:
                 return last or self._nobody(model)
-            ended = await self._by_worker(call, worker, sink)
+            now = monotonic()
+            began = began or now
+            first_s = worker.beat.timeout_ms / 1000 - (now - began)
+            if last is not None and first_s < LEAST_S:
+                return last  # it has waited in queues for as long as a first byte may take
+            ended = await self._by_worker(call, worker, sink, first_s)
             if not ended.retry:
                 return ended
             tried.add(worker.id)
             last = ended
-            lost += ended.lost
+            if ended.lost:
+                began = 0.0  # what a worker lost was not the caller's time to wait
+                lost += 1
             if lost >= MAX_LOST:
                 break
         return last or self._nobody(model)
@@ -159,19 +169,18 @@ class Server:
             call.wake = None
         return None
 
-    async def _by_worker(self, call: Call, worker: Worker, sink: Sink) -> Ended:
-        timeout_s = worker.beat.timeout_ms / 1000
+    async def _by_worker(self, call: Call, worker: Worker, sink: Sink, first_s: float) -> Ended:
         try:
             stream = await self._client.open(
                 worker, route=call.route, stream=call.stream, caller=call.caller, body=call.body,
-                timeout_s=timeout_s, total_s=worker.beat.total_timeout_ms / 1000,
+                timeout_s=first_s, total_s=worker.beat.total_timeout_ms / 1000,
             )  # fmt: skip
         except NatsError:
             reply = errors.bus_away()
             return Ended(Outcome.REJECTED, status=reply.status, reply=reply, retry=True)
         call.wake = stream.wake
         try:
-            return await _Relay(self._table, self._client, call, stream, sink, timeout_s).run()
+            return await _Relay(self._table, self._client, call, stream, sink, first_s).run()
         finally:
             call.wake = None
             self._table.leave(worker.model, stream.wake)
@@ -189,17 +198,18 @@ def _hold_left(call: Call) -> float:
 class _Relay:
     """One attempt on one worker: its frames out to the client, and how that ended."""
 
-    __slots__ = ("call", "client", "failure", "head", "limbo", "sink", "stream", "table", "timeout_s")
+    __slots__ = ("call", "client", "failure", "first_s", "head", "limbo", "sink", "stream", "table", "timeout_s")
 
     def __init__(
-        self, table: WorkerTable, client: InferClient, call: Call, stream: Stream, sink: Sink, timeout_s: float
+        self, table: WorkerTable, client: InferClient, call: Call, stream: Stream, sink: Sink, first_s: float
     ) -> None:
         self.table = table
         self.client = client
         self.call = call
         self.stream = stream
         self.sink = sink
-        self.timeout_s = timeout_s
+        self.first_s = first_s
+        self.timeout_s = stream.worker.beat.timeout_ms / 1000
         self.head: ReplyHead | None = None
         self.failure: bytearray | None = None
         self.limbo = False
@@ -235,7 +245,7 @@ class _Relay:
 
     def _patience(self) -> float:
         if not self.limbo:
-            return self.timeout_s + TIMEOUT_GRACE_S
+            return (self.timeout_s if self.call.first_byte else self.first_s) + TIMEOUT_GRACE_S
         return min(SILENT_STREAM_S, self.timeout_s) if self.call.first_byte else _hold_left(self.call)
 
     async def _silence(self) -> Ended | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,26 @@ async def test_waiting_too_long_for_a_slot(stack: StackFactory) -> None:
         late = await (await s.router.chat(head={"deadline_ms": 300})).end()
         assert late.head is not None
         assert (late.head.status, late.done.outcome, late.done.reset) == (503, "rejected", True)
+        await s.router.flow(cancel=[first.id])
+        await first.end()
+
+
+async def test_a_place_in_the_queue_is_kept_for_so_long_and_no_longer(stack: StackFactory) -> None:
+    async with stack(max_concurrency=1, queue_timeout_seconds=0.4) as s:
+        s.fake.behaviour.hang = True
+        first = await s.router.chat()
+        await eventually(lambda: s.fake.seen.running == 1)
+        for head, limit_s in (({}, 0.4), ({"deadline_ms": 150}, 0.15), ({"deadline_ms": 5000}, 0.4)):
+            began = time.monotonic()
+            waiting = await s.router.chat(head=head)
+            await waiting.end()
+            assert waiting.head is not None
+            assert limit_s - 0.01 <= time.monotonic() - began < limit_s + 0.15, "50 ms, and what a busy machine adds"
+            assert (waiting.head.status, waiting.done.outcome, waiting.done.reset) == (503, "rejected", True)
+            assert waiting.head.retry_after >= 1
+            assert waiting.json["error"]["message"] == f"no slot of model 'm' became free within {limit_s:g} s"
+        admission = s.models.get("m").admission
+        assert (admission.running, admission.queued) == (1, 0)
         await s.router.flow(cancel=[first.id])
         await first.end()
 
