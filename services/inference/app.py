@@ -1,6 +1,7 @@
 """Wires the inference service together; nothing else does."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from faststream.asgi import AsgiFastStream
@@ -12,6 +13,7 @@ from services._runtime.health import Readiness, routes
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.inference import settings as own_settings
+from services.inference.adapters.engines import make_engine
 from services.inference.adapters.gauges import ModelGauges
 from services.inference.adapters.models import Models, ServedModel
 from services.inference.adapters.nats_events import ModelEvents
@@ -35,7 +37,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
         events.state_changed(model, seconds)
         worker.beat_soon()
 
-    models = Models(own.models, own.sources, on_state)
+    models = Models(own.models, own.sources, on_state, partial(make_engine, surroundings=own.surroundings))
     worker = NatsWorker(bus, models, own.worker)
     gauges = ModelGauges(models)
     _subscribe(broker, ModelHandlers(models, own.worker))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services._runtime.settings_engines import Model
 from services._runtime.settings_model import Settings
+from services.inference.adapters.engines import NOWHERE, Surroundings
 from services.inference.adapters.integrity import Sources
 
 DRAIN_S = 4.0
@@ -22,6 +23,7 @@ class InferenceSettings:
 
     models: tuple[Model, ...]
     sources: Sources = field(default_factory=Sources)
+    surroundings: Surroundings = NOWHERE
     drain_s: float = DRAIN_S
     worker: str = field(default_factory=new_worker_id)
 
@@ -33,4 +35,8 @@ def read(settings: Settings) -> InferenceSettings:
         allow=tuple(given.allow), remote_code=frozenset(given.remote_code), always=given.verify == "always",
         data_dir=settings.data_dir,
     )  # fmt: skip
-    return InferenceSettings(models=tuple(settings.models), sources=sources)
+    return InferenceSettings(
+        models=tuple(settings.models),
+        sources=sources,
+        surroundings=Surroundings(settings.inference.vllm_python, sources.remote_code),
+    )

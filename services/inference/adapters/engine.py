@@ -33,12 +33,16 @@ class Report:
     """What the engine knows better than one who watches its output. -1 = it does not.
 
     ``first_token_s`` is from the call of `generate`; ``queue_s`` the wait inside the engine; ``gpu_us`` the time
-    of the accelerator (on a CPU: of the computation) that this request took up, in microseconds.
+    of the accelerator (on a CPU: of the computation) that this request took up, in microseconds: each moment is
+    divided among the requests that ran in it. Tokens as the engine counted them, also of an answer that was cut short.
     """
 
     first_token_s: float = -1.0
     queue_s: float = -1.0
     gpu_us: int = 0
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+    cached_tokens: int = -1
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import Engine
 from services.inference.adapters.openai_engine import OpenAIEngine
+from services.inference.adapters.vllm_engine import VllmEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +40,8 @@ def import_engine(name: str) -> Callable[[Model, Surroundings], Engine]:
         from services.inference.adapters.transformers_engine import TransformersEngine
 
         return lambda model, _surroundings: TransformersEngine(model)
+    if name == "vllm":
+        return lambda model, surroundings: VllmEngine(
+            model, python=surroundings.vllm_python, remote_code=model.name in surroundings.remote_code
+        )
     raise ValueError(f"no engine is named '{name}'")

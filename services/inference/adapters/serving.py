@@ -354,6 +354,11 @@ def _final(job: Job, outcome: Outcome, error: EngineError | None) -> Final:
     elif seen.first_at is not None and job.frame.stream:
         first = round((seen.first_at - job.started) * 1e6)
     tokens = seen.tokens_out()
+    prompt_tokens, cached_tokens = seen.prompt_tokens, seen.cached_tokens
+    if not seen.usage_seen:
+        tokens = report.completion_tokens if report.completion_tokens >= 0 else tokens
+        prompt_tokens = max(report.prompt_tokens, prompt_tokens)
+        cached_tokens = max(report.cached_tokens, cached_tokens)
     between = -1
     if seen.first_at is not None and seen.last_at is not None and tokens > 1 and seen.content_events > 1:
         between = round((seen.last_at - seen.first_at) * 1e6 / (tokens - 1))
@@ -366,10 +371,10 @@ def _final(job: Job, outcome: Outcome, error: EngineError | None) -> Final:
         ttft_us=first,
         itl_us=between,
         queue_us=queued,
-        prompt_tokens=seen.prompt_tokens,
+        prompt_tokens=prompt_tokens,
         completion_tokens=tokens,
-        cached_tokens=seen.cached_tokens,
-        cost_nano=cost_nano(model.prices, seen.prompt_tokens, tokens, report.gpu_us),
+        cached_tokens=cached_tokens,
+        cost_nano=cost_nano(model.prices, prompt_tokens, tokens, report.gpu_us),
         gpu_us=report.gpu_us,
         error=error.kind if error is not None else "",
         reset=error.reset if error is not None else False,

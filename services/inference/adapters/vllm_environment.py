@@ -1,0 +1,67 @@
+"""Where vLLM runs: its interpreter, and the few variables of our environment that it gets."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import services
+
+_PASSED = frozenset({
+    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "TZ", "USER", "XDG_CACHE_HOME",
+})  # fmt: skip
+_FAMILIES = (
+    "CUDA_", "FLASHINFER_", "GLOO_", "GOMP_", "HIP_", "HSA_", "KMP_", "LD_", "MKL_", "NCCL_", "NUMEXPR_", "NVIDIA_",
+    "OMP_", "PYTORCH_", "ROCR_", "TORCH", "TRITON_", "VLLM_",
+)  # fmt: skip
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_NEVER = frozenset({
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",  # it would log completions
+    "VLLM_ENABLE_V1_MULTIPROCESSING",  # the host decides
+})  # fmt: skip
+_INSTALLED = Path(services.__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
+
+
+def interpreter(configured: Path | None) -> Path:
+    """The Python that has vLLM. Raises ValueError with the remedy where there is none."""
+    if configured is not None:
+        if not configured.exists():
+            raise ValueError(f"inference.vllm_python: {configured} does not exist: name the Python that has vLLM")
+        return configured
+    if _INSTALLED.exists():
+        return _INSTALLED
+    if importlib.util.find_spec("vllm") is not None:
+        return Path(sys.executable)
+    raise ValueError(
+        "engine vllm needs an environment of its own: run `make install-vllm`, or name one's Python in "
+        "inference.vllm_python"
+    )
+
+
+def environment(ours: Mapping[str, str], folder: str) -> dict[str, str]:
+    """The variables of the host: what it needs of ``ours`` and no secret. ``folder`` takes all that is temporary."""
+    passed = {
+        name: value
+        for name, value in ours.items()
+        if (name in _PASSED or name.startswith(_FAMILIES)) and name not in _NEVER and not _SECRET.search(name)
+    }
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "TORCHINDUCTOR_CACHE_DIR": str(_cache(ours) / "cypria" / "torchinductor"),  # by default it is in TMPDIR
+        **passed,
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TMPDIR": folder,
+        "VLLM_RPC_BASE_PATH": folder,
+    }
+
+
+def _cache(ours: Mapping[str, str]) -> Path:
+    return Path(ours.get("XDG_CACHE_HOME") or Path.home() / ".cache")
