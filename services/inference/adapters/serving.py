@@ -359,9 +359,8 @@ def _final(job: Job, outcome: Outcome, error: EngineError | None) -> Final:
         tokens = report.completion_tokens if report.completion_tokens >= 0 else tokens
         prompt_tokens = max(report.prompt_tokens, prompt_tokens)
         cached_tokens = max(report.cached_tokens, cached_tokens)
-    between = -1
-    if seen.first_at is not None and seen.last_at is not None and tokens > 1 and seen.content_events > 1:
-        between = round((seen.last_at - seen.first_at) * 1e6 / (tokens - 1))
+    gap_s = seen.token_gap_s(tokens)
+    between = -1 if gap_s is None else round(gap_s * 1e6)
     queued = -1
     if job.engine_at:
         queued = round((job.engine_at - job.started + max(report.queue_s, 0.0)) * 1e6)

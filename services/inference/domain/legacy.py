@@ -52,7 +52,7 @@ class LegacyReply:
         """A reply that is not streamed; one that is no completion passes unchanged."""
         try:
             choices = _decode(body).choices
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return body
         return _encode({"text": [self._prompt + (choice.text or "") for choice in choices]})
 
@@ -60,7 +60,7 @@ class LegacyReply:
         """The line for one event, empty when the event brings no text."""
         try:
             choices = _decode(data_of(event)).choices
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""
         new = [choice for choice in choices if choice.text]
         if not new:

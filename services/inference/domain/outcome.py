@@ -1,5 +1,7 @@
 """How a finished request is judged. The order of the rules is the order of blame."""
 
+from collections.abc import Iterable
+
 from schemas.v1.common import Outcome
 
 _CALLER = frozenset({400, 413, 422})
@@ -27,25 +29,37 @@ def broken_off(*, content: bool) -> Outcome:
     return Outcome.ERROR_MID_STREAM if content else Outcome.ERROR_BEFORE_FIRST_TOKEN
 
 
-def of_content(
-    texts: list[str], *, cut: bool, tools_called: bool, tools_valid: bool, json_asked: bool, json_valid: bool
-) -> Outcome:
-    """The outcome of an answer that came to its end; ``cut``: the engine stopped at the length limit.
+def of_choice(
+    text: str, thoughts: str, *, cut: bool, calls_valid: bool | None, call_due: bool, excused: bool,
+    json_valid: bool,
+) -> Outcome:  # fmt: skip
+    """The outcome of one choice that came to its end.
 
-    A cut answer is ``length`` even when its JSON is therefore incomplete; one that was cut because it
-    turned in circles is ``repetition``.
+    ``cut``: the engine stopped at the length limit; ``calls_valid`` None: it called no tool; ``call_due``: it should
+    have; ``excused``: it refused, or answered in another form than text. A cut answer is ``length`` even when its JSON
+    is therefore incomplete; one that was cut because it turned in circles is ``repetition``.
     """
-    if any(is_repetition(text) for text in texts):
+    if is_repetition(text) or is_repetition(thoughts):
         return Outcome.REPETITION
     if cut:
         return Outcome.LENGTH
-    if tools_called:
-        return Outcome.OK if tools_valid else Outcome.INVALID_TOOL_CALL
-    if not any(texts):
+    if calls_valid is not None:
+        return Outcome.OK if calls_valid else Outcome.INVALID_TOOL_CALL
+    if call_due and not excused:
+        return Outcome.INVALID_TOOL_CALL
+    if not excused and not text.strip():
         return Outcome.EMPTY
-    if json_asked and not json_valid:
-        return Outcome.INVALID_JSON
-    return Outcome.OK
+    return Outcome.OK if json_valid or excused else Outcome.INVALID_JSON
+
+
+_BLAME = (
+    Outcome.REPETITION, Outcome.LENGTH, Outcome.INVALID_TOOL_CALL, Outcome.EMPTY, Outcome.INVALID_JSON, Outcome.OK,
+)  # fmt: skip
+
+
+def worst(choices: Iterable[Outcome]) -> Outcome:
+    """The outcome of a reply of several choices: that of the worst one; without any, it is empty."""
+    return min(choices, key=_BLAME.index, default=Outcome.EMPTY)
 
 
 def is_repetition(text: str) -> bool:
