@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from services._runtime.settings_base import Positive, Section
 
@@ -24,10 +24,45 @@ def is_url(text: str, schemes: set[str]) -> bool:
         return False
 
 
+class HubSource(NamedTuple):
+    """A model of a hub: `hf://ORG/NAME@REVISION`."""
+
+    repo: str
+    revision: str
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is the hash of a commit, which always means the same files."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.revision}"
+
+
+def hub_source(path: Path | None) -> HubSource | None:
+    """The model of a hub that a ``path`` of the configuration names; None when it is a directory's."""
+    # A Path has no double slash: what was written hf://org/name@revision reads hf:/org/name@revision.
+    found = re.fullmatch(r"hf:/([\w.-]+/[\w.-]+)@([\w.-]+(?:/[\w.-]+)*)", str(path), re.ASCII)
+    return HubSource(found[1], found[2]) if found and ".." not in Path(str(path)).parts else None
+
+
 def is_allowed(path: Path, allow: Sequence[str]) -> bool:
-    """Whether ``path`` is below one of ``allow``, links on both sides resolved; with none given, every path is."""
+    """Whether ``path`` is below one of ``allow``, links on both sides resolved; with none given, every directory is.
+
+    A model of a hub has to be named: by its organization, its name, or with its revision.
+    """
+    if (source := hub_source(path)) is not None:
+        wanted = [text.rstrip("/") for text in allow if text.startswith("hf://")]
+        return any(str(source).startswith((f"{text}/", f"{text}@")) or str(source) == text for text in wanted)
     real = path.resolve()
     return not allow or any("://" not in text and real.is_relative_to(Path(text).resolve()) for text in allow)
+
+
+def not_allowed(path: Path) -> str:
+    """What to say of a path that `is_allowed` refuses."""
+    if (source := hub_source(path)) is not None:
+        return f"{source} is not among model_sources.allow: name it there, such as hf://{source.repo.split('/')[0]}/"
+    return f"{path} is below none of model_sources.allow: move the model there or extend the list"
 
 
 def size_bytes(text: str) -> int:
@@ -80,6 +115,18 @@ class Model(Section):
     max_queue: int = Field(default=1024, ge=0, le=1_000_000)
     cost: Cost = Cost()
 
+    @field_validator("path", "adapter", mode="after")
+    @classmethod
+    def _is_whole(cls, path: Path | None) -> Path | None:
+        if path is not None and path.parts[:1] == ("hf:",) and hub_source(path) is None:
+            written = str(path).replace("hf:", "hf:/", 1)
+            raise ValueError(f"'{written}' names no model of a hub: give hf://ORG/NAME@COMMIT, with 40 hex digits")
+        return path
+
+    @field_serializer("path", "adapter", when_used="json")
+    def _as_written(self, path: Path | None) -> str | None:
+        return str(hub_source(path) or path) if path is not None else None
+
     @model_validator(mode="after")
     def _fits_engine(self) -> "Model":
         if self.engine == "openai":
@@ -109,11 +156,22 @@ class Model(Section):
             raise ValueError(f"model '{self.name}': timeout_seconds is above total_timeout_seconds: lower one of them")
         return self
 
+    @model_validator(mode="after")
+    def _stays_what_it_is(self) -> "Model":
+        for field, path, digest in (("path", self.path, self.digest), ("adapter", self.adapter, self.adapter_digest)):
+            source = hub_source(path)
+            if source is not None and not source.is_commit and digest is None:
+                raise ValueError(
+                    f"model '{self.name}': {field} names '{source.revision}', which can move: give the 40 hex digits "
+                    f"of a commit, or pin its {'digest' if field == 'path' else 'adapter_digest'}"
+                )
+        return self
+
     def resolve_paths(self, base: Path) -> None:
         """Make relative paths relative to ``base``."""
-        if self.path and not self.path.is_absolute():
+        if self.path and not self.path.is_absolute() and not hub_source(self.path):
             self.path = base / self.path
-        if self.adapter and not self.adapter.is_absolute():
+        if self.adapter and not self.adapter.is_absolute() and not hub_source(self.adapter):
             self.adapter = base / self.adapter
 
 

@@ -19,6 +19,7 @@ from services._runtime.settings_engines import (
     ResourcePlanning,
     is_allowed,
     is_url,
+    not_allowed,
 )
 
 
@@ -297,10 +298,7 @@ class Settings(Section):
         for index, model in enumerate(self.models):
             for field, path in (("path", model.path), ("adapter", model.adapter)):
                 if path and not is_allowed(path, self.model_sources.allow):
-                    raise ValueError(
-                        f"models.{index}.{field}: {path} is below none of model_sources.allow: move the model there or "
-                        "extend the list"
-                    )
+                    raise ValueError(f"models.{index}.{field}: {not_allowed(path)}")
 
     def model(self, name: str) -> Model | None:
         """The configured model of that name."""

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services._runtime.settings_engines import Model, is_allowed
+from services._runtime.settings_engines import Model, hub_source, is_allowed, not_allowed
 from services._runtime.telemetry import get_logger
 from services.inference.adapters import digest
 from services.inference.adapters.digest import IntegrityError, Snapshot, StoppedError, digest_of, snapshot
 from services.inference.adapters.digest_cache import DigestCache, shows_changes
 from services.inference.adapters.engine import OnProgress, ignore_progress
+from services.inference.adapters.hub import HubUnreachableError, fetched
 from services.inference.adapters.model_files import check_adapter, check_model
 
 log = get_logger(__name__)
@@ -56,7 +57,8 @@ async def verified(
 
     With ``force`` every byte is read, as `model_sources.verify: always` does; else a file that has not changed since
     it was last read is not read again. ``progress`` is called in this event loop. Cancelling ends the thread before the
-    cancellation goes on. Raises IntegrityError, for which no other try will do, and OSError.
+    cancellation goes on. A model of a hub is fetched into the data dir first. Raises IntegrityError, for which no other
+    try will do, and OSError, for which one may (HubUnreachableError among them).
     """
     loop, stop = asyncio.get_running_loop(), threading.Event()
 
@@ -70,6 +72,7 @@ async def verified(
     except asyncio.CancelledError:
         stop.set()
         await asyncio.wait([work])
+        work.exception()  # marks it as seen: nobody wants to know any more
         raise
 
 
@@ -92,13 +95,19 @@ def verify(
             told = percent
             progress("verifying", percent / 100)
 
-    taken = _directory(model.path, sources.allow)
-    check_model(taken, code=model.name in sources.remote_code)
+    code = model.name in sources.remote_code
+
+    def directory(path: Path, expected: str | None, *, code: bool) -> Snapshot:
+        local = _fetched(path, expected, sources, progress, stop, code=code)
+        return _directory(local, sources.allow if local is path else ())
+
+    taken = directory(model.path, model.digest, code=code)
+    check_model(taken, code=code)
     found = _digest(taken, model.digest, cache, done, stop)
     local = model.model_copy(update={"path": taken.root})
     snapshots = [taken]
     if model.adapter is not None:
-        adapter = _directory(model.adapter, sources.allow)
+        adapter = directory(model.adapter, model.adapter_digest, code=False)
         check_adapter(adapter)
         found = joint_digest(found, _digest(adapter, model.adapter_digest, cache, done, stop))
         local = local.model_copy(update={"adapter": adapter.root})
@@ -125,16 +134,27 @@ def _directory(path: Path, allow: Sequence[str]) -> Snapshot:
         raise IntegrityError(f"{path}: is a symlink; give the directory it leads to")
     if not path.is_dir():
         raise IntegrityError(f"{path}: is no directory; give the directory of a model")
-    check_source(path, allow)
+    if not is_allowed(path, allow):
+        raise IntegrityError(not_allowed(path))
     taken = snapshot(path.resolve())
     _warn_of_writers(taken)
     return taken
 
 
-def check_source(path: Path, allow: Sequence[str]) -> None:
-    """Raises IntegrityError when ``path``, its links resolved, is below none of ``allow`` (empty: all are)."""
-    if not is_allowed(path, allow):
-        raise IntegrityError(f"{path}: not below any of model_sources.allow: move it there or extend the list")
+def _fetched(
+    path: Path, expected: str | None, sources: Sources, progress: OnProgress, stop: threading.Event | None, *,
+    code: bool,
+) -> Path:  # fmt: skip
+    """Where the files are that ``path`` names: a hub's are fetched first."""
+    source = hub_source(path)
+    if source is None:
+        return path
+    if not is_allowed(path, sources.allow):
+        raise IntegrityError(not_allowed(path))
+    if sources.data_dir is None:
+        raise IntegrityError(f"{source}: there is no data dir to fetch it into; set data_dir")
+    folder = sources.data_dir.resolve() / "models"
+    return fetched(source, folder, digest=expected, code=code, progress=progress, stop=stop)
 
 
 def _warn_of_writers(taken: Snapshot) -> None:
@@ -167,4 +187,7 @@ def _digest(
     return found
 
 
-__all__ = ["IntegrityError", "Sources", "StoppedError", "Verified", "joint_digest", "unchanged", "verified", "verify"]
+__all__ = [
+    "HubUnreachableError", "IntegrityError", "Sources", "StoppedError", "Verified", "joint_digest", "unchanged",
+    "verified", "verify",
+]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from services._runtime.settings import ConfigError, load
+from services._runtime.settings_engines import Model, hub_source
 
+HUB = "models: [{{name: m, engine: transformers, path: '{0}'}}]\nmodel_sources: {{allow: {1}}}"
 SPEC = """
 ab_testing:
   enabled: true
@@ -114,6 +116,14 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("models: [{name: m, engine: transformers, path: /m, api_key_env: K}]", "takes no api_key_env"),
         ("models: [{name: m, engine: vllm}]", "engine vllm needs path"),
         ("model_sources: {allow: [/models/]}\nmodels: [{name: m, engine: transformers, path: /m}]", "models.0.path: /m is"),
+        ("model_sources: {allow: ['s3://x/']}", "model_sources.allow: 's3://x/' is no source"),
+        ("model_sources: {allow: ['']}", "model_sources.allow: '' is no source"),
+        (HUB.format("hf://org/m@" + "a" * 40, "[]"), "models.0.path: hf://org/m@" + "a" * 40 + " is not among model_sources.allow"),
+        (HUB.format("hf://org/m@" + "a" * 40, "['hf://or']"), "name it there, such as hf://org/"),
+        (HUB.format("hf://org/m@main", "['hf://org/']"), "path names 'main', which can move"),
+        (HUB.format("hf://org/m", "['hf://org/']"), "'hf://org/m' names no model of a hub: give hf://ORG/NAME@COMMIT"),
+        (HUB.format("hf://org/../m@main", "['hf://org/']"), "names no model of a hub"),
+        ("models: [{name: m, engine: openai, base_url: 'http://x', queue_timeout_seconds: 61}]", "queue_timeout_seconds is above timeout_seconds"),
         ("nats: {servers: ['http://u:SECRETMARK@x']}", "nats.servers: 'http://x' is no address"),
         ("nats: {servers: []}", "nats.servers"),
         ("clickhouse: {dsn: 'mysql://u:SECRETMARK@x/y'}", "clickhouse.dsn: give chdb:///DIRECTORY"),
@@ -175,6 +185,16 @@ def test_yaml_may_merge_one_entry_into_another(tmp_path: Path) -> None:
     text = "models:\n- &m {name: m, engine: openai, base_url: 'http://x', timeout_seconds: 7}\n- {<<: *m, name: n}\n"
     settings = load(write(tmp_path, text), {})
     assert [(model.name, model.timeout_seconds) for model in settings.models] == [("m", 7), ("n", 7)]
+
+
+def test_a_model_of_a_hub_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    for written, more in ((f"hf://org/m@{'a' * 40}", ""), ("hf://org/m@refs/pr/1", f"digest: 'sha256:{'0' * 64}', ")):
+        settings = load(write(tmp_path, HUB.replace("path:", more + "path:").format(written, "[/models/, 'hf://org/']")), {})
+        [model] = settings.models
+        assert str(hub_source(model.path)) == written
+        shown = model.model_dump(mode="json")
+        assert shown["path"] == written
+        assert Model.model_validate(shown) == model
 
 
 def test_a_model_below_an_allowed_source_is_taken(tmp_path: Path) -> None:
