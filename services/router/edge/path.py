@@ -149,7 +149,9 @@ class InferencePath:
         if not lacking:
             self._served_once = True
             return None
-        if self._served_once and len(lacking) < len(wanted):
+        # What has failed to load is said where models are listed; those that are ready serve without it.
+        failed = all(self.table.info(name).state == "failed" for name in lacking)
+        if (self._served_once or failed) and len(lacking) < len(wanted):
             return None
         return f"no ready worker for: {', '.join(lacking)}"
 
