@@ -69,6 +69,16 @@ def infer(model: str, worker: str) -> str:
     return f"cypria.infer.{token(model)}.{worker}"
 
 
+def infer_all(worker: str) -> str:
+    """Requests for one worker, whatever the model."""
+    return f"cypria.infer.*.{worker}"
+
+
+def infer_model(subject: str) -> str:
+    """The model that a subject made by `infer` is of."""
+    return untoken(subject.split(".")[2])
+
+
 def heartbeat(model: str, worker: str) -> str:
     """Load and state of one worker of one model."""
     return f"cypria.heartbeat.{token(model)}.{worker}"

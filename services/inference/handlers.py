@@ -1,82 +1,121 @@
-"""`cypria.models.<verb>`: what this worker has, and orders to load and unload."""
+"""`cypria.models.<verb>`: what this worker has, what would fit, and orders to this worker alone."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
+from schemas.v1.models import ModelPlan, ModelQuery
 from schemas.v1.query import QueryError
-from services.inference.adapters.models import Models, ServedModel, UnknownModelError
-from services.inference.domain.lifecycle import LifecycleError
+from services._runtime.settings_engines import Model
+from services.inference.adapters.beats import heartbeat
+from services.inference.adapters.machine import Machine
+from services.inference.adapters.models import Models, UnknownModelError
+from services.inference.adapters.served import Place
+from services.inference.domain.lifecycle import LifecycleError, State
 
-
-class ModelCommand(msgspec.Struct):
-    """``worker`` restricts a command to one worker; without it every worker that has the model obeys."""
-
-    model: str = ""
-    worker: str = ""
+Plan = Callable[[Sequence[Model], dict[str, bool]], Awaitable[ModelPlan]]
+Answer = tuple[bytes, bool] | None
 
 
 class ModelHandlers:
     """Each takes a payload and gives (reply, whether it is an error), or None when it is for another worker."""
 
-    def __init__(self, models: Models, worker: str) -> None:
+    def __init__(self, models: Models, machine: Machine, plan: Plan, *, worker: str, pool: str) -> None:
         self._models = models
+        self._machine = machine
+        self._make_plan = plan
         self._worker = worker
+        self._pool = pool
 
-    def list(self, payload: bytes) -> tuple[bytes, bool] | None:
-        """All models of this worker; an empty payload will do."""
-        return self._reply(payload or b"{}", self._list)
+    async def list(self, payload: bytes) -> Answer:
+        """All models of this worker, or the one named; an empty payload will do."""
+        return await self._reply(payload or b"{}", self._list)
 
-    def load(self, payload: bytes) -> tuple[bytes, bool] | None:
-        """Begin to load; progress comes as `model.state` events and in heartbeats."""
-        return self._reply(payload, self._load)
+    async def load(self, payload: bytes) -> Answer:
+        """Begin to load; progress comes as events and in heartbeats."""
+        return await self._reply(payload, self._load)
 
-    def unload(self, payload: bytes) -> tuple[bytes, bool] | None:
+    async def unload(self, payload: bytes) -> Answer:
         """Begin to drain and unload."""
-        return self._reply(payload, self._unload)
+        return await self._reply(payload, self._unload)
 
-    def _reply(self, payload: bytes, act: Any) -> tuple[bytes, bool] | None:
+    async def plan(self, payload: bytes) -> Answer:
+        """Would these models fit here? Without ``specs``: those that this worker has, or the one named."""
+        return await self._reply(payload or b"{}", self._plan)
+
+    async def _reply(self, payload: bytes, act: Callable[[ModelQuery], Awaitable[dict[str, Any]]]) -> Answer:
         try:
-            command = msgspec.json.decode(payload, type=ModelCommand)
-        except msgspec.DecodeError as exc:
-            return _error(f'expected {{"model": NAME}}: {exc}', "invalid_request")
-        if command.worker and command.worker != self._worker:
+            query = ModelQuery.model_validate_json(payload)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return _error(
+                f'expected {{"model": NAME}}: {where + ": " if where else ""}{first["msg"]}', "invalid_request"
+            )
+        if query.worker and query.worker != self._worker:
             return None
         try:
-            return msgspec.json.encode({"worker": self._worker, **act(command)}), False
+            return msgspec.json.encode({"worker": self._worker, **await act(query)}), False
         except UnknownModelError as exc:
             return _error(str(exc), "model_not_found")
         except LifecycleError as exc:
             return _error(str(exc), "conflict")
+        except ValueError as exc:
+            return _error(str(exc), "invalid_request")
 
-    def _list(self, _command: ModelCommand) -> dict[str, Any]:
-        return {"models": [_describe(model) for model in self._models.all()]}
+    async def _list(self, query: ModelQuery) -> dict[str, Any]:
+        places = [self._models.place(query.model)] if query.model else self._models.all()
+        return {"pool": self._pool, "models": [self._describe(place) for place in places]}
 
-    def _load(self, command: ModelCommand) -> dict[str, Any]:
-        model = self._models.get(command.model)
-        self._models.begin_load(model)
-        return {"model": model.name, "state": "verifying"}
+    async def _load(self, query: ModelQuery) -> dict[str, Any]:
+        self._models.begin_load(query.model)
+        return {"model": query.model, "state": "verifying"}
 
-    def _unload(self, command: ModelCommand) -> dict[str, Any]:
-        model = self._models.get(command.model)
-        self._models.begin_unload(model)
-        return {"model": model.name, "state": "draining"}
+    async def _unload(self, query: ModelQuery) -> dict[str, Any]:
+        self._models.begin_unload(query.model)
+        return {"model": query.model, "state": "draining"}
+
+    async def _plan(self, query: ModelQuery) -> dict[str, Any]:
+        if query.specs:
+            configs = [self._config(index, spec) for index, spec in enumerate(query.specs)]
+        elif query.model:
+            configs = [self._models.place(query.model).config]
+        else:
+            configs = [place.config for place in self._models.all()]
+        loaded = {}
+        for config in configs:
+            place = self._models.find(config.name)
+            loaded[config.name] = bool(
+                place
+                and place.present.state is State.READY
+                and place.present.config.model_dump() == config.model_dump()
+            )
+        return (await self._make_plan(configs, loaded)).model_dump(mode="json", exclude={"worker"})
+
+    def _config(self, index: int, spec: dict[str, Any]) -> Model:
+        """The model of a spec; one with nothing but a name is one that this worker knows."""
+        if set(spec) == {"name"}:
+            return self._models.place(str(spec["name"])).config
+        try:
+            return Model.model_validate(spec)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_context=False)[0]
+            where = ".".join(str(part) for part in (index, *first["loc"]))
+            raise ValueError(f"specs.{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    def _describe(self, place: Place) -> dict[str, Any]:
+        beat = msgspec.to_builtins(heartbeat(place, self._worker, self._pool, self._machine.sample))
+        wanted = place.wanted
+        return {
+            # What a heartbeat leaves out is at its default; those that read lists want to see it.
+            "reason": "", "digest": "", "memory_bytes": 0, "capacity": 0, "running": 0, "queued": 0, "created": 0,
+            "generation": 0, **beat,
+            "desired": wanted.desired if wanted else ("loaded" if place.config.preload else "registered"),
+            "source": "registry" if place.file != place.config else "configuration",
+        }  # fmt: skip
 
 
 def _error(message: str, code: str) -> tuple[bytes, bool]:
     return QueryError(message=message, code=code).model_dump_json().encode(), True
-
-
-def _describe(model: ServedModel) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "engine": model.config.engine,
-        "state": model.state.value,
-        "reason": model.reason,
-        "digest": model.digest,
-        "memory_bytes": model.memory_bytes(),
-        "capacity": model.admission.capacity,
-        "running": model.admission.running,
-        "queued": model.admission.queued,
-        "created": model.created,
-    }

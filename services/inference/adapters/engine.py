@@ -75,7 +75,8 @@ class EngineHealth:
     """How an engine is now; -1 is what it cannot tell.
 
     ``running`` and ``waiting`` requests; ``kv_cache`` the share of its cache in use, 0 to 1; ``pids`` of the processes
-    that hold it, this one aside; ``silent_s`` for how long it has shown no life while it should have.
+    that hold it, this one aside, and ``thread`` the system's number of the thread of this one that computes, 0 for
+    none; ``silent_s`` for how long it has shown no life while it should have.
     """
 
     running: int = -1
@@ -83,6 +84,7 @@ class EngineHealth:
     kv_cache: float = -1.0
     pids: tuple[int, ...] = ()
     silent_s: float = 0.0
+    thread: int = 0
 
 
 UNKNOWN = EngineHealth()

@@ -1,20 +1,57 @@
 """State and load of each model on `/metrics`, read when somebody asks."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from prometheus_client import REGISTRY
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from services.inference.adapters.beats import heartbeat
+from services.inference.adapters.machine import Machine
 from services.inference.adapters.models import Models
 from services.inference.domain.lifecycle import State
 
+LOADS = Counter("cypria_inference_loads_total", "Tries to load a model that ended, by result", ["model", "result"])
+LOAD_SECONDS = Histogram(
+    "cypria_inference_load_seconds", "How long loading a model took, to the end of its warm-up", ["model"],
+    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200),
+)  # fmt: skip
+
+_FIGURES = (
+    ("running", "Requests on the engine", "running"),
+    ("queued", "Requests waiting for a slot", "queued"),
+    ("free_slots", "Slots that are free", "free"),
+    ("memory_bytes", "Memory of the model's processes, or of its weights in this one", "memory_bytes"),
+    ("gpu_memory_bytes", "GPU memory of the model's processes", "gpu_memory_bytes"),
+    ("gpu_utilization_ratio", "Utilization of the GPU that the model is on, 0 to 1", "gpu"),
+    ("cpu_cores", "Cores that the model's processes use", "cpu"),
+    ("kv_cache_usage_ratio", "Share of the engine's cache in use, 0 to 1", "kv_cache"),
+    ("engine_running", "Sequences that the engine says it works on", "engine_running"),
+    ("engine_waiting", "Sequences that the engine says wait in it", "engine_waiting"),
+    ("model_generation", "Generation of the registry's entry that the engine was loaded for", "generation"),
+)
+
+
+def count_try(model: str, result: str, seconds: float) -> None:
+    """A try to load a model ended; ``result`` is ok, failed or timeout."""
+    LOADS.labels(model, result).inc()
+    if result == "ok":
+        LOAD_SECONDS.labels(model).observe(seconds)
+
+
+def forget(model: str) -> None:
+    """The model is here no more."""
+    for metric in (LOADS, LOAD_SECONDS):
+        metric.remove_by_labels({"model": model})
+
 
 class ModelGauges(Collector):
-    """A collector over `Models`."""
+    """A collector over `Models`. A figure that nobody knows is left out."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, machine: Machine) -> None:
         self._models = models
+        self._machine = machine
 
     def register(self) -> None:
         """Show up on `/metrics`."""
@@ -24,20 +61,24 @@ class ModelGauges(Collector):
         """Show up no more."""
         REGISTRY.unregister(self)
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Any]:
         """One family for each figure, labelled by model."""
         state = GaugeMetricFamily(
             "cypria_inference_model_state", "1 for the state that the model is in", labels=["model", "state"]
         )
-        running = GaugeMetricFamily("cypria_inference_running", "Requests on the engine", labels=["model"])
-        queued = GaugeMetricFamily("cypria_inference_queued", "Requests waiting for a slot", labels=["model"])
-        free = GaugeMetricFamily("cypria_inference_free_slots", "Slots that are free", labels=["model"])
-        memory = GaugeMetricFamily("cypria_inference_memory_bytes", "Memory of the loaded model", labels=["model"])
-        for model in self._models.all():
+        restarts = CounterMetricFamily(
+            "cypria_inference_engine_restarts", "Times that an engine died and was loaded again", labels=["model"]
+        )
+        families = [
+            (GaugeMetricFamily(f"cypria_inference_{name}", text, labels=["model"]), field)
+            for name, text, field in _FIGURES
+        ]
+        for place in self._models.all():
+            beat = heartbeat(place, "", "", self._machine.sample)
             for known in State:
-                state.add_metric([model.name, known.value], float(known is model.state))
-            running.add_metric([model.name], model.admission.running)
-            queued.add_metric([model.name], model.admission.queued)
-            free.add_metric([model.name], model.admission.free)
-            memory.add_metric([model.name], model.memory_bytes())
-        yield from (state, running, queued, free, memory)
+                state.add_metric([place.name, known.value], float(known.value == beat.state))
+            restarts.add_metric([place.name], beat.restarts)
+            for family, field in families:
+                if (value := getattr(beat, field)) >= 0:
+                    family.add_metric([place.name], value)
+        yield from (state, restarts, *(family for family, _ in families))

@@ -4,7 +4,7 @@ import asyncio
 
 from schemas.v1.inference import MAX_PIECE, InferRequest, ReplyHead
 from services.inference.adapters.engine import Report
-from services.inference.adapters.models import ServedModel
+from services.inference.adapters.served import ServedModel
 from services.inference.domain.legacy import LegacyReply
 from services.inference.domain.outflow import Outflow
 from services.inference.domain.replies import Inspector

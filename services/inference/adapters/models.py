@@ -1,194 +1,289 @@
-"""The models that this worker has, and their way from registered to ready and back."""
+"""The models that this worker has, kept as the configuration and the registry want them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+import random
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
 
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_engines import Model
 from services._runtime.telemetry import get_logger
-from services.inference.adapters.engine import Engine
-from services.inference.adapters.engines import MakeEngine, import_engine, make_engine
-from services.inference.adapters.integrity import Sources, unchanged, verified
-from services.inference.domain.admission import Admission
-from services.inference.domain.cost import Prices
-from services.inference.domain.lifecycle import LOADABLE, LifecycleError, State, advance
-
-if TYPE_CHECKING:
-    from services.inference.adapters.job import Job
+from services.inference.adapters.apart import apart
+from services.inference.adapters.engines import import_engine
+from services.inference.adapters.loading import GRACE_S, Loader, LoadError
+from services.inference.adapters.served import Place, ServedModel, spec_of
+from services.inference.domain.lifecycle import HEALTHY_S, LOADABLE, ON_THE_WAY, LifecycleError, State, pause_s
+from services.inference.domain.registry import Step, Wanted, decide
 
 log = get_logger(__name__)
+
 
 class UnknownModelError(LookupError):
     """This worker has no such model."""
 
 
-class ServedModel:
-    """One model: configuration, engine, state, and who runs or waits."""
-
-    def __init__(self, config: Model) -> None:
-        self.config = config
-        self.engine: Engine | None = None
-        self.state = State.REGISTERED
-        self.reason = ""
-        self.digest = config.digest or ""
-        self.created = 0
-        self.admission: Admission[Job] = Admission(config.max_concurrency, config.max_queue)
-        self.prices = Prices(config.cost.prompt_per_1k, config.cost.completion_per_1k, config.cost.gpu_second)
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.lock = asyncio.Lock()
-
-    @property
-    def name(self) -> str:
-        """What clients send as ``model``."""
-        return self.config.name
-
-    def memory_bytes(self) -> int:
-        """Memory of the loaded model in this process."""
-        return self.engine.memory_bytes() if self.engine else 0
-
-
-OnState = Callable[[ServedModel, float | None], None]
-"""Called after each change of state with the model and the seconds that the step before it took, if known."""
-
-
 class Models:
-    """Loads and unloads; one step at a time for each model."""
+    """Every model by its name. Each change of what is wanted, and each end of a step, asks for the next step.
+
+    What follows from that (loads, drains) goes on in the background. ``on_forgotten`` is called with the name of a
+    model that is here no more.
+    """
 
     def __init__(
-        self, configs: Sequence[Model], sources: Sources, on_state: OnState, make: MakeEngine = make_engine
+        self, configs: Sequence[Model], loader: Loader, on_forgotten: Callable[[str], None] = lambda _name: None
     ) -> None:
-        self._served = {config.name: ServedModel(config) for config in configs}
-        self._sources = sources
-        self._on_state = on_state
-        self._make = make
+        self._loader = loader
+        self._on_forgotten = on_forgotten
+        self._files = {config.name: config for config in configs}
+        self._places = {config.name: _place(config, config) for config in configs}
+        self._loads: dict[ServedModel, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
-    def all(self) -> list[ServedModel]:
-        """Every model, in the order of the configuration."""
-        return list(self._served.values())
+    def all(self) -> list[Place]:
+        """Everything that is here, in the order in which it came."""
+        return list(self._places.values())
+
+    def find(self, name: str) -> Place | None:
+        """What is here under a name."""
+        return self._places.get(name)
+
+    def place(self, name: str) -> Place:
+        """As `find`. Raises UnknownModelError."""
+        try:
+            return self._places[name]
+        except KeyError:
+            raise UnknownModelError(
+                f"no model '{name}' on this worker: add it to 'models', or register it with the router"
+            ) from None
 
     def get(self, name: str) -> ServedModel:
-        """Raises UnknownModelError."""
-        try:
-            return self._served[name]
-        except KeyError:
-            raise UnknownModelError(f"no model '{name}' on this worker: add it to 'models'") from None
+        """The engine that requests of that name go to. Raises UnknownModelError."""
+        return self.place(name).present
+
+    def file(self, name: str) -> Model | None:
+        """What this worker's own configuration says of a model."""
+        return self._files.get(name)
+
+    def files(self) -> list[Model]:
+        """What this worker's own configuration has."""
+        return list(self._files.values())
 
     def missing(self) -> str | None:
         """For readiness: the preloaded models that are not ready, with their state and reason."""
-        waiting = [
-            f"{model.name} is {model.state}" + (f" ({model.reason})" if model.reason else "")
-            for model in self._served.values()
-            if model.config.preload and model.state not in {State.READY, State.UNLOADED}
-        ]
+        waiting = []
+        for place in self._places.values():
+            present = place.present
+            wanted = place.wanted is None or place.wanted.desired == "loaded"
+            if place.file and place.file.preload and wanted and present.state not in {State.READY, State.UNLOADED}:
+                reason = f" ({present.reason})" if present.reason else ""
+                waiting.append(f"{place.name} is {present.state}{reason}")
         return "; ".join(waiting) or None
 
-    def preload(self) -> None:
-        """Begin to load what the configuration wants loaded at start; returns at once."""
-        self._spawn(self._preload([model for model in self._served.values() if model.config.preload]))
+    def preload(self, decided: Collection[str] = ()) -> None:
+        """Begin to load what the configuration wants at start, but for those that the registry has ``decided``."""
+        self._spawn(self._preload([p for p in self._places.values() if p.name not in decided and p.config.preload]))
 
-    async def _preload(self, wanted: list[ServedModel]) -> None:
+    async def _preload(self, places: list[Place]) -> None:
         # Importing torch holds up the event loop for a second: before any model serves, not after.
-        for engine in {model.config.engine for model in wanted}:
+        for engine in {place.config.engine for place in places}:
             try:
-                await asyncio.to_thread(import_engine, engine)
-            except ImportError as exc:
+                await apart(lambda engine=engine: import_engine(engine), "import")  # type: ignore[misc]
+            except (ImportError, ValueError) as exc:
                 log.warning("engine_not_installed", engine=engine, error=str(exc))
-        for model in wanted:
-            if model.state in LOADABLE and not model.lock.locked():
-                self._spawn(self.load(model))
+        for place in places:
+            if place.wanted is None and self._places.get(place.name) is place:
+                self.want(place.name, Wanted("loaded", spec_of(place.config)), place.config)
 
-    def begin_load(self, model: ServedModel) -> None:
-        """Load in the background. Raises LifecycleError unless the state allows it."""
-        if model.state not in LOADABLE or model.lock.locked():
-            raise LifecycleError(f"model '{model.name}' is {model.state}: only an unloaded or failed one can be loaded")
-        self._spawn(self.load(model))
+    def want(self, name: str, wanted: Wanted, config: Model | None, problem: str = "") -> None:
+        """From now on this is wanted of a model; ``config`` goes with ``loaded``, ``problem`` is why it cannot be."""
+        place = self._places.get(name)
+        if place is None:
+            if config is None:
+                return
+            place = self._places[name] = _place(config, self._files.get(name))
+        if config is not None:
+            place.config = config
+        place.wanted, place.problem = wanted, problem
+        self._settle(place)
 
-    def begin_unload(self, model: ServedModel) -> None:
-        """Drain and unload in the background. Raises LifecycleError unless the model is ready."""
-        if model.state is not State.READY:
-            raise LifecycleError(f"model '{model.name}' is {model.state}: only a ready one can be unloaded")
-        self._spawn(self.unload(model))
+    def begin_load(self, name: str) -> None:
+        """Load what is unloaded or failed, as it was last wanted. Raises LifecycleError unless the state allows it."""
+        place = self.place(name)
+        present = place.present
+        if present.state not in LOADABLE:
+            raise LifecycleError(f"model '{name}' is {present.state}: only an unloaded or failed one can be loaded")
+        place.deaths = 0
+        place.present = ServedModel(place.config, present.generation)
+        self.want(name, Wanted("loaded", place.present.spec, present.generation), place.config, place.problem)
+
+    def begin_unload(self, name: str) -> None:
+        """Drain and unload. Raises LifecycleError unless the model is ready."""
+        place = self.place(name)
+        if place.present.state is not State.READY:
+            raise LifecycleError(f"model '{name}' is {place.present.state}: only a ready one can be unloaded")
+        self.want(name, Wanted("unloaded", generation=place.present.generation), None)
 
     def begin_drain(self) -> None:
-        """No ready model takes another request from now on."""
-        for model in self._served.values():
-            if model.state is State.READY:
-                self._to(model, State.DRAINING)
-
-    async def load(self, model: ServedModel) -> None:
-        """All steps to ready; any error ends in failed, with its reason."""
-        async with model.lock:
-            began = monotonic()
-            self._to(model, State.VERIFYING)
-            try:
-                checked = await verified(model.config, self._sources)
-                model.digest = checked.digest
-                began = self._to(model, State.LOADING, began)
-                # In a thread: the first engine of its kind imports what may take seconds.
-                model.engine = await asyncio.to_thread(self._make, checked.model)
-                await model.engine.load()
-                await asyncio.to_thread(unchanged, checked)
-                began = self._to(model, State.WARMING, began)
-                await model.engine.warm()
-                model.created = now_ms() // 1000
-                self._to(model, State.READY, began)
-            except Exception as exc:
-                log.error("model_failed", model=model.name, state=str(model.state), error=str(exc) or repr(exc))
-                await self._close(model)
-                model.reason = str(exc) or repr(exc)
-                self._to(model, State.FAILED, began)
-
-    async def unload(self, model: ServedModel) -> None:
-        """Take no more, let all that is here finish (their total timeout bounds it), then free the engine."""
-        async with model.lock:
-            if model.state is not State.READY:
-                return
-            began = monotonic()
-            self._to(model, State.DRAINING)
-            await model.idle.wait()
-            await self._close(model)
-            self._to(model, State.UNLOADED, began)
+        """Nothing is loaded and no model takes another request from now on: the worker stops."""
+        self._stopping = True
+        for place in self._places.values():
+            if place.successor is not None:
+                self._give_up(place, place.successor)
+            if place.present.state is State.READY:
+                self._loader.to(place.present, State.DRAINING)
 
     def check(self) -> None:
-        """Mark models whose engine has died as failed."""
-        for model in self._served.values():
-            reason = model.engine.dead() if model.engine and model.state is State.READY else None
-            if reason:
-                model.reason = reason
-                self._to(model, State.FAILED)
-
-    async def close(self) -> None:
-        """Close every engine. Requests must have ended."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for model in self._served.values():
-            await self._close(model)
-            if model.state is State.DRAINING:
-                self._to(model, State.UNLOADED)
-
-    async def _close(self, model: ServedModel) -> None:
-        engine, model.engine = model.engine, None
-        if engine is None:
-            return
-        try:
-            await engine.close()
-        except Exception as exc:
-            # The model is leaving anyway; what its engine says about that must not keep the others.
-            log.warning("engine_close_failed", model=model.name, error=repr(exc))
-
-    def _to(self, model: ServedModel, state: State, began: float | None = None) -> float:
-        model.state = advance(model.state, state)
-        if state is not State.FAILED:
-            model.reason = ""
+        """Look after the engines that serve: one that died has failed, and is loaded again while it has tries left."""
         now = monotonic()
-        self._on_state(model, None if began is None else now - began)
-        return now
+        for place in self.all():
+            present = place.present
+            if present.state is not State.READY or present.engine is None:
+                continue
+            reason = present.engine.dead()
+            if reason:
+                self._died(place, present, reason)
+            elif place.deaths and now - present.ready_at > HEALTHY_S:
+                place.deaths = 0
+
+    async def close(self, limit_s: float = 3.0) -> None:
+        """Close every engine. Requests must have ended. What hangs is left to itself after ``limit_s`` seconds."""
+        self._stopping = True
+        loads = set(self._loads.values())
+        for task in (*loads, *self._tasks):
+            task.cancel()
+        if loads:
+            await asyncio.wait(loads, timeout=1.0)
+        for place in self.all():
+            for edition in place.editions:
+                self._loader.discard(edition)
+                if edition.state is State.DRAINING:
+                    self._loader.to(edition, State.UNLOADED)
+        await self._loader.stop(limit_s)
+
+    def _settle(self, place: Place) -> None:
+        """Take the steps that can be taken now."""
+        wanted = place.wanted
+        while wanted is not None and not self._stopping:
+            successor = place.successor
+            step = decide(place.present.held, successor.held if successor else None, wanted)
+            if step is Step.NOTHING:
+                return
+            self._take(place, step, wanted)
+            if step is Step.FORGET:
+                return
+
+    def _take(self, place: Place, step: Step, wanted: Wanted) -> None:
+        present, successor = place.present, place.successor
+        if step is Step.ADOPT:
+            present.generation = wanted.generation
+            self._loader.on_state(present, None)
+        elif step is Step.LOAD:
+            place.present = ServedModel(place.config, wanted.generation, place.problem)
+            self._begin(place, place.present)
+        elif step is Step.LOAD_NEXT:
+            place.successor = ServedModel(place.config, wanted.generation, place.problem)
+            self._begin(place, place.successor)
+        elif step is Step.DROP_NEXT and successor is not None:
+            self._give_up(place, successor)
+        elif step is Step.ABANDON:
+            self._give_up(place, present)
+        elif step is Step.UNLOAD:
+            self._loader.to(present, State.DRAINING)
+            self._spawn(self._drain(place, present))
+        elif step is Step.REST:
+            present.generation = wanted.generation
+            if present.state is State.UNLOADED:
+                self._loader.on_state(present, None)
+            else:
+                self._loader.to(present, State.UNLOADED)
+        elif step is Step.FORGET:
+            del self._places[place.name]
+            self._on_forgotten(place.name)
+
+    def _begin(self, place: Place, edition: ServedModel) -> None:
+        self._loader.to(edition, State.VERIFYING)
+        task = asyncio.create_task(self._load(place, edition), name=f"life-{edition.name}")
+        self._loads[edition] = task
+        task.add_done_callback(lambda _: self._loads.pop(edition, None))
+
+    async def _load(self, place: Place, edition: ServedModel) -> None:
+        tries = self._loader.limits.retry_attempts + 1 - place.deaths
+        try:
+            await self._loader.load(edition, tries)
+        except LoadError as exc:
+            edition.reason = str(exc)
+            if edition is place.successor:
+                edition.reason += "; the present one goes on"
+            self._loader.to(edition, State.FAILED)
+        else:
+            edition.created, edition.ready_at = now_ms() // 1000, monotonic()
+            if edition is place.successor:
+                self._switch(place, edition)
+            self._loader.to(edition, State.READY)
+        self._settle(place)
+
+    def _switch(self, place: Place, edition: ServedModel) -> None:
+        """The next request goes to the new engine; the old one finishes what it has."""
+        old, place.present, place.successor = place.present, edition, None
+        place.deaths = 0
+        if old.state is State.READY:
+            place.leaving.append(old)
+            self._loader.to(old, State.DRAINING)
+            self._spawn(self._drain(place, old))
+
+    async def _drain(self, place: Place, edition: ServedModel) -> None:
+        """Let all that is here finish (their total timeout bounds it), then free the engine."""
+        began = monotonic()
+        self._loader.leaving(edition)
+        await edition.idle.wait()
+        await asyncio.shield(self._loader.discard(edition))
+        if edition in place.leaving:
+            place.leaving.remove(edition)
+        self._loader.to(edition, State.UNLOADED, began)
+        self._settle(place)
+
+    def _give_up(self, place: Place, edition: ServedModel) -> None:
+        """End a load, or what is left of one that failed."""
+        edition.dropped = True
+        if task := self._loads.pop(edition, None):
+            task.cancel()
+        if edition is place.successor:
+            place.successor = None
+        if edition.state in ON_THE_WAY:
+            self._loader.to(edition, State.UNLOADED)
+
+    def _died(self, place: Place, present: ServedModel, reason: str) -> None:
+        place.deaths += 1
+        tries = self._loader.limits.retry_attempts
+        again = place.deaths <= tries and not self._stopping
+        present.reason = reason
+        if not again and tries:
+            present.reason += (
+                f" ({place.deaths} times now, more than model_management.loading.retry_attempts ({tries}) allows: load "
+                "it again once the cause is mended)"
+            )
+        self._loader.to(present, State.FAILED)
+        self._spawn(self._bury(place, present, again=again))
+
+    async def _bury(self, place: Place, present: ServedModel, *, again: bool) -> None:
+        """Close an engine that has died, and load it again after a pause."""
+        with contextlib.suppress(TimeoutError):
+            # What it had ends with errors of its own, if the engine is still able to say so.
+            await asyncio.wait_for(present.idle.wait(), GRACE_S)
+        pause = pause_s(place.deaths, random.random()) if again else 0.0  # noqa: S311
+        await asyncio.gather(asyncio.shield(self._loader.discard(present)), asyncio.sleep(pause))
+        if again and place.present is present and place.wanted is not None and place.wanted.desired == "loaded":
+            place.restarts += 1
+            place.present = ServedModel(place.config, present.generation)
+            self._settle(place)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _place(config: Model, file: Model | None) -> Place:
+    return Place(config.name, file, ServedModel(config), config)

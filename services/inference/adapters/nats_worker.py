@@ -4,8 +4,6 @@ Plain nats-py callbacks: a FastStream subscriber costs ten times as much for eac
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import msgspec
 from nats.aio.msg import Msg
@@ -19,7 +17,6 @@ from schemas.v1.inference import (
     SINGLE,
     Final,
     FrameError,
-    Heartbeat,
     InferRequest,
     ReplyHead,
     SingleHead,
@@ -31,8 +28,12 @@ from schemas.v1.inference import (
 from services._runtime.bus import TRANSIENT, Bus
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
+from services.inference.adapters.beats import group_of, heartbeat
 from services.inference.adapters.job import LOST, STOPPED, Job
-from services.inference.adapters.models import Models, ServedModel
+from services.inference.adapters.machine import Machine
+from services.inference.adapters.models import Models
+from services.inference.adapters.nats_events import ModelEvents
+from services.inference.adapters.served import Place
 from services.inference.adapters.serving import Server
 from services.inference.domain.formats import error as error_body
 
@@ -40,18 +41,30 @@ log = get_logger(__name__)
 
 _CLIENT_CANCEL = Outcome.CLIENT_CANCEL.value
 _TIMEOUT = Outcome.TIMEOUT.value
+_NOT_HERE = pack(
+    SINGLE,
+    SingleHead(ReplyHead(503, retry_after=1), Final(outcome=Outcome.REJECTED.value, error="overloaded", reset=True)),
+    error_body("this worker does not have the model any more", "overloaded"),
+)
 
 
 class NatsWorker:
-    """Takes requests of every model of ``models`` under the id ``worker``."""
+    """Takes requests of every model of ``models`` under the id ``worker``, and tells how each does."""
 
-    def __init__(self, bus: Bus, models: Models, worker: str) -> None:
+    def __init__(
+        self, bus: Bus, models: Models, worker: str, *, pool: str = "default", machine: Machine | None = None,
+        events: ModelEvents | None = None,
+    ) -> None:  # fmt: skip
         self._bus = bus
         self._models = models
         self.worker = worker
+        self._pool = pool
+        self._machine = machine or Machine()
+        self._events = events
         self._server = Server(self._send)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._heard: dict[str, float] = {}
+        self._names: dict[str, str] = {}
         self._cancelled: dict[tuple[str, str], float] = {}
         self._subscriptions: list[Subscription] = []
         self._ticker: asyncio.Task[None] | None = None
@@ -65,9 +78,8 @@ class NatsWorker:
     async def start(self) -> None:
         """Subscribe and begin to beat."""
         nc = self._bus.nc
-        for model in self._models.all():
-            subject = subjects.infer(model.name, self.worker)
-            self._subscriptions.append(await nc.subscribe(subject, cb=self._requests_of(model)))
+        # One for all: models come and go while this worker runs.
+        self._subscriptions.append(await nc.subscribe(subjects.infer_all(self.worker), cb=self._on_request))
         self._subscriptions.append(await nc.subscribe(subjects.flow(self.worker), cb=self._on_flow))
         await nc.flush()
         self._ticker = asyncio.create_task(self._tick(), name="inference-heartbeat")
@@ -103,29 +115,54 @@ class NatsWorker:
             # Nobody can be told: the router counts this request as failed when it hears no more of it.
             log.warning("reply_lost", error=repr(exc))
 
-    def _requests_of(self, model: ServedModel) -> Callable[[Msg], Coroutine[Any, Any, None]]:
-        async def on_request(msg: Msg) -> None:
-            if not msg.reply:
-                return
-            now = monotonic()
-            try:
-                head, body = unpack(msg.data, InferRequest)
-            except FrameError as exc:
-                await self._refuse(msg.reply, f"not a request frame: {exc}")
-                return
-            key = (head.router, head.id)
-            if self._cancelled.pop(key, None) is not None:
-                return
-            if key in self._jobs:
-                await self._refuse(msg.reply, f"request id '{head.id}' is in flight already")
-                return
-            job = Job(model, head, body, msg.reply, now)
-            self._jobs[key] = job
-            self._heard[head.router] = now
-            job.task = asyncio.create_task(self._server.run(job))
-            job.task.add_done_callback(lambda task: self._done(key, task))
+    async def _on_request(self, msg: Msg) -> None:
+        if not msg.reply:
+            return
+        now = monotonic()
+        try:
+            head, body = unpack(msg.data, InferRequest)
+        except FrameError as exc:
+            await self._refuse(msg.reply, f"not a request frame: {exc}")
+            return
+        key = (head.router, head.id)
+        if self._cancelled.pop(key, None) is not None:
+            return
+        if key in self._jobs:
+            await self._refuse(msg.reply, f"request id '{head.id}' is in flight already")
+            return
+        place = self._place(msg.subject)
+        if place is None:
+            await self._send(msg.reply, _NOT_HERE)
+            return
+        place.used_at = now
+        job = Job(place.present, head, body, msg.reply, now)
+        self._jobs[key] = job
+        self._heard[head.router] = now
+        job.task = asyncio.create_task(self._serve(place, job))
+        job.task.add_done_callback(lambda task: self._done(key, task))
 
-        return on_request
+    def _place(self, subject: str) -> Place | None:
+        name = self._names.get(subject)
+        if name is None:
+            try:
+                name = subjects.infer_model(subject)
+            except ValueError:
+                return None
+            if (found := self._models.find(name)) is not None:
+                self._names[subject] = name  # of what is here only: anything else could be any number of names
+            return found
+        return self._models.find(name)
+
+    def forget(self, name: str) -> None:
+        """The model is here no more."""
+        self._names.pop(subjects.infer(name, self.worker), None)
+        self._server.forget(name)
+
+    async def _serve(self, place: Place, job: Job) -> None:
+        # Asked again: between its coming and its turn another engine may have taken over. From here to its place in the
+        # queue nothing comes between, so whatever drains afterwards waits for it.
+        job.model = place.present
+        await self._server.run(job)
 
     async def _refuse(self, reply: str, reason: str) -> None:
         head = SingleHead(ReplyHead(400), Final(outcome=Outcome.CLIENT_ERROR.value, error="invalid_request_error"))
@@ -161,6 +198,7 @@ class NatsWorker:
             try:
                 self._models.check()
                 self._end_overdue(monotonic())
+                self._look()
                 await self._beat()
             except Exception:
                 # A worker without heartbeats is a dead one: go on, whatever it was.
@@ -189,27 +227,16 @@ class NatsWorker:
         nc = self._bus.nc
         if not nc.is_connected:
             return
-        for model in self._models.all():
+        for place in self._models.all():
+            beat = heartbeat(place, self.worker, self._pool, self._machine.sample)
             try:
-                await nc.publish(subjects.heartbeat(model.name, self.worker), encode(self._heartbeat(model)))
+                await nc.publish(subjects.heartbeat(place.name, self.worker), encode(beat))
             except TRANSIENT as exc:
                 log.warning("heartbeat_failed", error=repr(exc))
 
-    def _heartbeat(self, model: ServedModel) -> Heartbeat:
-        config, admission = model.config, model.admission
-        return Heartbeat(
-            model=model.name,
-            worker=self.worker,
-            state=model.state.value,
-            digest=model.digest,
-            engine=config.engine,
-            capacity=admission.capacity,
-            free=admission.free,
-            queued=admission.queued,
-            running=admission.running,
-            reason=model.reason,
-            memory_bytes=model.memory_bytes(),
-            timeout_ms=round(config.timeout_seconds * 1000),
-            total_timeout_ms=round(config.total_timeout_seconds * 1000),
-            created=model.created,
-        )
+    def _look(self) -> None:
+        """Say which processes are to be looked at from now on, and how far loads have come."""
+        editions = [edition for place in self._models.all() for edition in place.editions]
+        self._machine.groups = {edition.key: group_of(edition) for edition in editions if edition.engine is not None}
+        if self._events is not None:
+            self._events.progressed(editions)

@@ -46,6 +46,14 @@ TTFT = Histogram(
 
 END_S = 0.5
 """How long an engine may take to end a stream whose last event has come."""
+TPOT = Histogram(
+    "cypria_inference_output_token_seconds", "Time between tokens after the first", ["model"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)  # fmt: skip
+QUEUED = Histogram(
+    "cypria_inference_queue_seconds", "Wait for a slot, and in the engine where it tells", ["model"],
+    buckets=(0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60),
+)  # fmt: skip
 
 
 class Server:
@@ -53,7 +61,7 @@ class Server:
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
-        self._counters: dict[tuple[str, str], tuple[Counter, Counter, Counter, Histogram]] = {}
+        self._counters: dict[tuple[str, str], tuple[Any, ...]] = {}
 
     async def run(self, job: Job) -> None:
         """Serve one job to its end; raises nothing but what a second cancellation brings."""
@@ -299,12 +307,25 @@ class Server:
                 TOKENS.labels(model, "prompt"),
                 TOKENS.labels(model, "completion"),
                 TTFT.labels(model),
+                TPOT.labels(model),
+                QUEUED.labels(model),
             )
         counters[0].inc()
         counters[1].inc(final.prompt_tokens)
         counters[2].inc(final.completion_tokens)
         if final.ttft_us >= 0:
             counters[3].observe(final.ttft_us / 1e6)
+        if final.itl_us >= 0:
+            counters[4].observe(final.itl_us / 1e6)
+        if final.queue_us >= 0:
+            counters[5].observe(final.queue_us / 1e6)
+
+    def forget(self, model: str) -> None:
+        """Show no more of a model that is not here any more, so that names which come and go do not add up."""
+        for key in [key for key in self._counters if key[0] == model]:
+            del self._counters[key]
+        for metric in (REQUESTS, TOKENS, TTFT, TPOT, QUEUED):
+            metric.remove_by_labels({"model": model})
 
 
 def _waited_enough(job: Job) -> None:

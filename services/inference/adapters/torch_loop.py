@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from services._runtime.telemetry import get_logger
+from services.inference.adapters.apart import apart
 from services.inference.adapters.torch_batch import NOT_FINITE, Results, TorchBatch
 from services.inference.domain.sequence import Delta, Sequence
 
@@ -76,13 +77,18 @@ class TorchLoop:
             self._stopping = True
 
         self._inbox.put(stop)
-        await asyncio.to_thread(self._thread.join)
+        await apart(self._thread.join, "join")
         self.model = self.tokenizer = self._batch = None
 
     @property
     def alive(self) -> bool:
         """Whether the thread takes work."""
         return self._thread.is_alive() and not self._stopping
+
+    @property
+    def thread(self) -> int:
+        """The system's number of the thread; 0 before it runs."""
+        return self._thread.native_id or 0
 
     @property
     def running(self) -> int:

@@ -114,7 +114,7 @@ class TransformersEngine:
 
     def health(self) -> EngineHealth:
         """Sequences in the batch and before it."""
-        return EngineHealth(running=self._loop.running)
+        return EngineHealth(running=self._loop.running, thread=self._loop.thread)
 
     @property
     def version(self) -> str:

@@ -2,12 +2,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import KeyNotFoundError
 
 from schemas import subjects
 from schemas.v1.inference import (
@@ -26,11 +27,13 @@ from schemas.v1.inference import (
     pack,
     unpack,
 )  # fmt: skip
+from schemas.v1.models import ModelEntry
 from services._runtime.bus import Bus
-from services.inference.adapters.integrity import Sources
-from services.inference.adapters.models import Models, ServedModel
-from services.inference.adapters.nats_events import ModelEvents
+from services.inference import settings as inference_settings
+from services.inference.adapters.engines import MakeEngine
+from services.inference.adapters.models import Models
 from services.inference.adapters.nats_worker import NatsWorker
+from services.inference.app import Parts
 from tests.fakes.openai_server import FakeOpenAI
 from tests.harness import NatsServer, eventually
 
@@ -156,14 +159,43 @@ class RouterEnd:
 @dataclass
 class Stack:
     router: RouterEnd
-    worker: NatsWorker
-    models: Models
+    parts: Parts
     bus: Bus
     fake: FakeOpenAI
 
+    @property
+    def worker(self) -> NatsWorker:
+        return self.parts.worker
+
+    @property
+    def models(self) -> Models:
+        return self.parts.models
+
     async def load(self) -> None:
-        self.models.preload()
         await eventually(lambda: self.models.missing() is None)
+
+    async def want(self, name: str, spec: dict[str, Any] | None = None, **fields: Any) -> ModelEntry:
+        """Write the registry's entry of a model, as routers do; by default to be loaded, of the next generation."""
+        kv = await self.router.nc.jetstream().key_value("models")
+        try:
+            before = ModelEntry.model_validate_json((await kv.get(subjects.token(name))).value or b"").generation
+        except KeyNotFoundError:
+            before = 0
+        full = None if spec is None else {"name": name, **spec}
+        entry = ModelEntry(**{"name": name, "spec": full, "stage": "changing", "generation": before + 1, **fields})
+        await kv.put(subjects.token(name), entry.model_dump_json().encode())
+        return entry
+
+    async def beat(self, name: str, check: Callable[[Heartbeat], Any], timeout_s: float = 20) -> Heartbeat:
+        """The first heartbeat of a model from now on that is as it should be."""
+        start = len(self.router.beats)
+
+        def find() -> Heartbeat | None:
+            return next((b for b in self.router.beats[start:] if b.model == name and check(b)), None)
+
+        beat = await eventually(find, timeout_s)
+        assert isinstance(beat, Heartbeat)
+        return beat
 
 
 StackFactory = Callable[..., Any]
@@ -177,35 +209,33 @@ async def fake() -> AsyncIterator[FakeOpenAI]:
 
 @pytest.fixture
 def stack(nats_server: NatsServer, fake: FakeOpenAI) -> StackFactory:
-    """`async with stack(max_concurrency=1) as s`: a worker with one openai model "m" (or ``models=[...]``)."""
+    """`async with stack(max_concurrency=1) as s`: a worker with one openai model "m" (or ``models=[...]``).
+
+    ``sections`` are further sections of the configuration, ``make`` makes engines other than the real ones,
+    ``wait``: until all that is preloaded is ready.
+    """
 
     @asynccontextmanager
-    async def build(*, models: list[dict[str, Any]] | None = None, preload: bool = True, **model: Any) -> AsyncIterator[Stack]:
-        configs = models or [{"name": "m", "engine": "openai", "base_url": fake.base_url, **model}]
-        async with nats_server.bus("inference", models=configs) as bus:
+    async def build(
+        *, models: list[dict[str, Any]] | None = None, wait: bool = True, sections: dict[str, Any] | None = None,
+        make: MakeEngine | None = None, worker: str = "w00000001", **model: Any,
+    ) -> AsyncIterator[Stack]:
+        configs = [{"name": "m", "engine": "openai", "base_url": fake.base_url, **model}] if models is None else models
+        async with nats_server.bus("inference", models=configs, **(sections or {})) as bus:
             nc = await nats_server.connect("router")
-            events = ModelEvents(bus, "w00000001")
-
-            def on_state(changed: ServedModel, seconds: float | None) -> None:
-                events.state_changed(changed, seconds)
-                worker.beat_soon()
-
-            served = Models(bus.settings.models, Sources(), on_state)
-            worker = NatsWorker(bus, served, "w00000001")
-            router = RouterEnd(nc, worker.worker)
+            own = replace(inference_settings.read(bus.settings), worker=worker, drain_s=0.1)
+            parts = Parts(bus, own, make)
+            router = RouterEnd(nc, worker)
             await router.start()
-            events.start()
-            await worker.start()
-            found = Stack(router, worker, served, bus, fake)
+            await parts.start()
+            found = Stack(router, parts, bus, fake)
             try:
-                if preload:
+                if wait:
                     await found.load()
                 yield found
             finally:
                 router.fall_silent()
-                await worker.stop(0.1)
-                await served.close()
-                await events.stop()
+                await parts.stop()
                 await nc.close()
 
     return build

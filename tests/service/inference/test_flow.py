@@ -230,8 +230,7 @@ async def test_states_reach_the_bus_and_failures_say_why(stack: StackFactory, na
         {"name": "good/one", "engine": "transformers", "path": str(STABLE)},
         {"name": "bad", "engine": "transformers", "path": str(STABLE), "digest": "sha256:" + "0" * 64},
     ]
-    async with stack(models=models, preload=False) as s:
-        s.models.preload()
+    async with stack(models=models, wait=False) as s:
         beat = await s.router.state("bad", "failed")
         assert "digest is sha256:" in beat.reason
         good = await s.router.state("good/one", "ready")
@@ -261,11 +260,11 @@ async def test_unload_waits_for_requests_and_load_brings_it_back(stack: StackFac
         model = s.models.get("m")
         running = await s.router.chat(stream=True, max_tokens=200, ignore_eos=True)
         await eventually(lambda: running.pieces > 0)
-        s.models.begin_unload(model)
+        s.models.begin_unload("m")
         await s.router.state("m", "unloaded")
         assert (await running.end()).done.completion_tokens == 200
         assert model.memory_bytes() == 0
-        s.models.begin_load(model)
+        s.models.begin_load("m")
         await s.router.state("m", "ready")
         assert (await (await s.router.chat(max_tokens=3)).end()).done.completion_tokens == 3
 

@@ -78,7 +78,7 @@ async def test_from_start_to_sigterm(nats_server: NatsServer, tmp_path: Path) ->
                 ("m", "openai", "ready"), ("tiny", "transformers", "ready"),
             }  # fmt: skip
             assert (await verb(nc, "unload", model="nobody")) == (
-                {"message": "no model 'nobody' on this worker: add it to 'models'", "code": "model_not_found"}, True,
+                {"message": "no model 'nobody' on this worker: add it to 'models', or register it with the router", "code": "model_not_found"}, True,
             )  # fmt: skip
             assert (await verb(nc, "load", model="m"))[0]["code"] == "conflict"
             assert (await verb(nc, "unload", model="tiny"))[0]["state"] == "draining"

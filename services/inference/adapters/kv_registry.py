@@ -1,0 +1,153 @@
+"""The registry of models as this worker sees it: what routers wrote into the KV bucket, turned into orders."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas import streams
+from schemas.v1.models import ModelEntry
+from services._runtime.bus import Bus
+from services._runtime.kv import KvMirror
+from services._runtime.settings_engines import Model, hub_source, is_allowed, not_allowed
+from services._runtime.telemetry import get_logger
+from services.inference.adapters.models import Models
+from services.inference.adapters.served import spec_of
+from services.inference.domain.registry import Wanted
+
+log = get_logger(__name__)
+
+
+class Registry:
+    """Keeps `Models` as the bucket says. While the bus is away, what is loaded stays as it is."""
+
+    def __init__(self, bus: Bus, models: Models, *, worker: str, pool: str, allow: Sequence[str] = ()) -> None:
+        self._models = models
+        self._worker = worker
+        self._pool = pool
+        self._allow = allow
+        self._reading = True
+        self._mirror = KvMirror(bus, streams.MODELS.name, self._changed)
+
+    async def start(self, timeout_s: float = 15.0) -> frozenset[str]:
+        """Read all of it, then follow it; the names that it decides about, so that nothing else loads those.
+
+        When it cannot be read in time, the worker's own configuration stands until it can.
+        """
+        try:
+            await self._mirror.start(timeout_s)
+        except TimeoutError:
+            log.warning("registry_not_read", bucket=streams.MODELS.name, after_s=timeout_s)
+        self._reading = False
+        decided = set()
+        for key, (value, _) in list(self._mirror.entries.items()):
+            if name := self._apply(key, value, first=True):
+                decided.add(name)
+        return frozenset(decided)
+
+    async def stop(self) -> None:
+        """Follow it no more."""
+        await self._mirror.stop()
+
+    def missing(self) -> str | None:
+        """For readiness checks."""
+        return self._mirror.missing()
+
+    def _changed(self, key: str, value: bytes | None, _revision: int) -> None:
+        # An entry that is gone says nothing: what is to be unloaded is said to be so first.
+        if value is not None and not self._reading:
+            self._apply(key, value, first=False)
+
+    def _apply(self, key: str, value: bytes, *, first: bool) -> str | None:
+        """Take in an entry; the model's name when it decides about it."""
+        try:
+            entry = ModelEntry.model_validate_json(value)
+        except ValidationError as exc:
+            log.error("registry_entry_unusable", key=key, error=_words(exc))
+            return None
+        if not entry.name:
+            log.error("registry_entry_unusable", key=key, error="name: is empty")
+            return None
+        if entry.stage == "claimed":
+            if not first:
+                return None
+            # Not decided yet: until it is, what was before it holds.
+            return self._apply(key, json.dumps(entry.before).encode(), first=True) if entry.before else None
+        if first and entry.spec is not None:
+            log.info("model_from_registry", model=entry.name, generation=entry.generation, desired=entry.desired)
+        self._order(entry)
+        return entry.name
+
+    def _order(self, entry: ModelEntry) -> None:
+        file = self._models.file(entry.name)
+        spec = None if entry.desired == "removed" else entry.spec
+        config, problem = file, ""
+        if spec is not None:
+            config, problem = self._read(entry.name, spec)
+        if config is None or config.pool not in {None, self._pool}:
+            # Nothing here: the model is another pool's, or nobody here knows what it is.
+            self._models.want(entry.name, Wanted("removed", generation=entry.generation), None)
+            return
+        desired = entry.desired
+        if desired == "removed":
+            desired = "loaded" if config.preload else "unloaded"
+        wanted = Wanted(
+            desired,
+            spec=spec_of(config, problem),
+            generation=entry.generation,
+            reload=entry.reload,
+            # Nobody stops serving for what cannot be loaded anyway.
+            rolling=entry.strategy == "rolling" and not problem,
+            turn=self._worker in entry.turn,
+        )
+        self._models.want(entry.name, wanted, config, problem)
+
+    def _read(self, name: str, spec: dict[str, object]) -> tuple[Model, str]:
+        """(the spec as a model, why it cannot be loaded if so)."""
+        try:
+            model = Model.model_validate(spec)
+        except ValidationError as exc:
+            stand_in = Model.model_construct(name=name, engine=str(spec.get("engine", "")))
+            return stand_in, f"the registered spec is refused: {_words(exc)}"
+        except Exception as exc:
+            # Whatever a spec can bring about, it must not end the worker.
+            return Model.model_construct(name=name, engine=""), f"the registered spec is unusable: {exc!r}"
+        try:
+            self._check(name, model)
+        except ValueError as exc:
+            return model, str(exc)
+        return model, ""
+
+    def _check(self, name: str, model: Model) -> None:
+        """Raises ValueError when the spec is not one that this worker may load."""
+        if model.name != name:
+            raise ValueError(
+                f"name: the spec is of '{model.name}' and was registered as '{name}'; give both one name"
+            )
+        for field, path in (("path", model.path), ("adapter", model.adapter)):
+            if path is None:
+                continue
+            if not path.is_absolute() and hub_source(path) is None:
+                raise ValueError(f"{field}: {path} is relative: give the whole path, workers run in many directories")
+            self._check_path(field, path)
+
+    def _check_path(self, field: str, path: Path) -> None:
+        if self._allow or hub_source(path) is not None:
+            if not is_allowed(path, self._allow):
+                raise ValueError(f"{field}: {not_allowed(path)}")
+            return
+        # An empty list allows what the configuration names, and a registered spec is not the configuration.
+        named = [p for model in self._models.files() for p in (model.path, model.adapter) if p is not None]
+        if not any(path.resolve() == own.resolve() for own in named):
+            raise ValueError(
+                f"{field}: {path} is named by no model of this worker's configuration, and model_sources.allow is "
+                "empty: add the directory to model_sources.allow"
+            )
+
+
+def _words(exc: ValidationError) -> str:
+    """The first thing that is wrong; never what was given, which may hold a key."""
+    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")
