@@ -35,7 +35,7 @@ _LEN = struct.Struct("<I")
 class InferRequest(msgspec.Struct, omit_defaults=True):
     """Head of a request. ``route``: chat, completions, embeddings or generate. ``reply`` is not here: NATS has it.
 
-    ``stream`` as the client asked; ``caller`` is an opaque name for fairness between callers; ``deadline_ms``, a duration from arrival, bounds the
+    ``stream`` as the client asked; ``caller`` is a name for fairness between callers, with `/` and a hash of whom it calls for where that is known; ``deadline_ms``, a duration from arrival, bounds the
     wait for a place.
     """
 

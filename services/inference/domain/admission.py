@@ -27,8 +27,51 @@ class Arrival(Generic[T]):
     evicted: T | None = None
 
 
+class _Party(Generic[T]):
+    """Those who wait for one caller: its members, by turns, each with its tickets in order."""
+
+    __slots__ = ("members", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.members: OrderedDict[str, deque[T]] = OrderedDict()
+
+    def add(self, member: str, ticket: T) -> None:
+        self.members.setdefault(member, deque()).append(ticket)
+        self.size += 1
+
+    def next(self) -> T:
+        """The ticket whose turn it is."""
+        member, tickets = next(iter(self.members.items()))
+        ticket = tickets.popleft()
+        self.size -= 1
+        if tickets:
+            self.members.move_to_end(member)
+        else:
+            del self.members[member]
+        return ticket
+
+    def youngest_of_greediest(self) -> T:
+        greediest = self._greediest()
+        ticket = self.members[greediest].pop()
+        self.size -= 1
+        if not self.members[greediest]:
+            del self.members[greediest]
+        return ticket
+
+    def greedier_than(self, member: str) -> bool:
+        """Whether somebody here has more places than ``member`` would have with one more."""
+        return len(self.members[self._greediest()]) > len(self.members.get(member, ())) + 1
+
+    def _greediest(self) -> str:
+        return max(self.members, key=lambda name: len(self.members[name]))
+
+
 class Admission(Generic[T]):
-    """Slots and queue of one model. Tickets are any hashable objects, unique while they are inside."""
+    """Slots and queue of one model. Tickets are any hashable objects, unique while they are inside.
+
+    A caller is `name` or `name/member`: callers take turns, and the members of one take turns for its own.
+    """
 
     def __init__(self, capacity: int, max_queue: int) -> None:
         if capacity < 1 or max_queue < 0:
@@ -37,7 +80,7 @@ class Admission(Generic[T]):
         self.max_queue = max_queue
         self.running = 0
         self.queued = 0
-        self._waiting: OrderedDict[str, deque[T]] = OrderedDict()
+        self._waiting: OrderedDict[str, _Party[T]] = OrderedDict()
         self._service_s = 0.0
 
     @property
@@ -48,23 +91,32 @@ class Admission(Generic[T]):
     def arrive(self, ticket: T, caller: str) -> Arrival[T]:
         """Take a slot, else a place in the queue, else nothing.
 
-        In a full queue a caller with fewer waiting takes the youngest place of the one with the most.
+        In a full queue a caller with fewer waiting takes the youngest place of the one with the most; failing that, a
+        member that of its own caller's greediest.
         """
         if self.running < self.capacity:
             self.running += 1
             return Arrival(admitted=True)
+        name, _, member = caller.partition("/")
         evicted: T | None = None
         if self.queued >= self.max_queue:
-            if not self._waiting:
+            loser = self._loser(name, member)
+            if loser is None:
                 return Arrival(admitted=False)
-            greediest = max(self._waiting, key=lambda name: len(self._waiting[name]))
-            if len(self._waiting[greediest]) <= len(self._waiting.get(caller, ())) + 1:
-                return Arrival(admitted=False)
-            evicted = self._waiting[greediest].pop()
+            evicted = loser.youngest_of_greediest()
             self.queued -= 1
-        self._waiting.setdefault(caller, deque()).append(ticket)
+        self._waiting.setdefault(name, _Party()).add(member, ticket)
         self.queued += 1
         return Arrival(admitted=False, queued=True, evicted=evicted)
+
+    def _loser(self, name: str, member: str) -> _Party[T] | None:
+        if not self._waiting:
+            return None
+        own = self._waiting.get(name)
+        greediest = max(self._waiting.values(), key=lambda party: party.size)
+        if greediest.size > (own.size if own is not None else 0) + 1:
+            return greediest
+        return own if own is not None and own.greedier_than(member) else None
 
     def leave(self, served_s: float | None) -> T | None:
         """Give a slot back after ``served_s`` seconds; the ticket that takes it over, if any waits.
@@ -76,24 +128,29 @@ class Admission(Generic[T]):
         if not self._waiting:
             self.running -= 1
             return None
-        caller, tickets = next(iter(self._waiting.items()))
-        ticket = tickets.popleft()
+        name, party = next(iter(self._waiting.items()))
+        ticket = party.next()
         self.queued -= 1
-        if tickets:
-            self._waiting.move_to_end(caller)
+        if party.size:
+            self._waiting.move_to_end(name)
         else:
-            del self._waiting[caller]
+            del self._waiting[name]
         return ticket
 
     def withdraw(self, ticket: T, caller: str) -> bool:
         """Take a waiting ticket out; False when it does not wait (it runs, or was evicted)."""
-        tickets = self._waiting.get(caller)
-        if tickets is None or ticket not in tickets:
+        name, _, member = caller.partition("/")
+        party = self._waiting.get(name)
+        tickets = party.members.get(member) if party is not None else None
+        if party is None or tickets is None or ticket not in tickets:
             return False
         tickets.remove(ticket)
+        party.size -= 1
         self.queued -= 1
         if not tickets:
-            del self._waiting[caller]
+            del party.members[member]
+        if not party.size:
+            del self._waiting[name]
         return True
 
     def retry_after(self) -> int:

@@ -1,7 +1,7 @@
 """Which arm a request goes to, and what its end means: assignment, breaker, lease, in-flight counts, facts."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from schemas.v1.alerts import Alert
@@ -107,6 +107,11 @@ class Arms:
         )
         guard.in_flight[call.variant] = guard.in_flight.get(call.variant, 0) + 1
         self._calls[id(call)] = call
+
+    def member(self, units: Mapping[str, bytes]) -> str:
+        """Whoever is behind a request, as a hash; callers of one key take turns by it. Empty when it does not say."""
+        unit = unit_of(self._unit_order, units)
+        return "" if unit is None else f"/{unit_hash(self._unit_salt, unit):016x}"
 
     def finish(
         self, call: Call, outcome: Outcome, *, ended: float, final: Final | None, digest: str, fallback: bool = False

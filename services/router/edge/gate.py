@@ -86,7 +86,7 @@ class Gate:
             units["client_address"] = host.encode()
         call = Call(
             request_id=request_id(own_id) or new_id(), route=route, body=body, model=model, stream=bool(peek.stream),
-            caller=principal.name, units=units, started=now,
+            caller=principal.name + self._arms.member(units), units=units, started=now,
         )  # fmt: skip
         self._arms.admit(call, now)
         if call.test:

@@ -33,6 +33,28 @@ def test_full_queue_turns_the_greediest_away() -> None:
     assert admission.queued == 2
 
 
+def test_members_of_a_caller_take_turns_for_its_own() -> None:
+    admission: Admission[str] = Admission(1, 10)
+    admission.arrive("x", "k/u")
+    for ticket, caller in (("u1", "k/u"), ("u2", "k/u"), ("u3", "k/u"), ("v1", "k/v"), ("n1", "k"), ("o1", "other"), ("o2", "other/w")):
+        assert admission.arrive(ticket, caller).queued
+    assert [admission.leave(0.1) for _ in range(8)] == ["u1", "o1", "v1", "o2", "n1", "u2", "u3", None]
+
+
+def test_in_a_full_queue_a_member_takes_a_place_of_its_own_callers_greediest() -> None:
+    admission: Admission[str] = Admission(1, 4)
+    admission.arrive("x", "k/u")
+    for n in range(4):
+        assert admission.arrive(f"u{n}", "k/u").queued
+    assert admission.arrive("v0", "k/v").evicted == "u3"
+    assert admission.arrive("v1", "k/v").evicted == "u2"
+    refused = admission.arrive("v2", "k/v")
+    assert (refused.queued, refused.evicted) == (False, None), "two each: a swap would change nothing"
+    assert admission.arrive("o0", "other").evicted == "u1"
+    assert admission.queued == 4
+    assert [admission.leave(0.1) for _ in range(5)] == ["u0", "o0", "v0", "v1", None]
+
+
 def test_no_queue_at_all() -> None:
     admission: Admission[int] = Admission(1, 0)
     assert admission.arrive(1, "a").admitted
@@ -59,7 +81,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.waiting: dict[int, str] = {}
         self.n = 0
 
-    @rule(caller=st.sampled_from("abc"))
+    @rule(caller=st.sampled_from(["a", "a/x", "a/y", "b", "c/x", "c/y"]))
     def arrive(self, caller: str) -> None:
         self.n += 1
         arrival = self.admission.arrive(self.n, caller)
