@@ -148,6 +148,11 @@ def _memory_of(process: psutil.Process) -> int:
     return 0
 
 
+def memory_of_process() -> int:
+    """Bytes that this process takes."""
+    return _memory_of(psutil.Process())
+
+
 def _seconds(process: psutil.Process) -> float:
     with contextlib.suppress(psutil.Error):
         times = process.cpu_times()

@@ -35,7 +35,7 @@ class Worker:
         """Take in a heartbeat."""
         self.beat = beat
         self.last_seen = now
-        self.ready = beat.state == "ready"
+        self.ready = beat.state == "ready" and not beat.stalled
         self.free = beat.free
 
 
