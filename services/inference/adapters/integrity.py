@@ -83,6 +83,15 @@ def verify(
     """As `verified`, here and now. Raises StoppedError as well, once ``stop`` is set."""
     if model.path is None:
         return Verified(model)
+    try:
+        return _verify(model, model.path, sources, force=force, progress=progress, stop=stop)
+    except PermissionError as exc:
+        raise IntegrityError(f"{exc.filename}: this process's user may not read it; give it the right to") from None
+
+
+def _verify(
+    model: Model, path: Path, sources: Sources, *, force: bool, progress: OnProgress, stop: threading.Event | None
+) -> Verified:
     cache = None
     if sources.data_dir is not None:
         cache = DigestCache(sources.data_dir / "cache" / "digests.json", forget=force or sources.always)
@@ -101,7 +110,7 @@ def verify(
         local = _fetched(path, expected, sources, progress, stop, code=code)
         return _directory(local, sources.allow if local is path else ())
 
-    taken = directory(model.path, model.digest, code=code)
+    taken = directory(path, model.digest, code=code)
     check_model(taken, code=code)
     found = _digest(taken, model.digest, cache, done, stop)
     local = model.model_copy(update={"path": taken.root})

@@ -113,7 +113,7 @@ class Loader:
         if edition.problem:
             raise ValueError(edition.problem)
         checked = await verified(
-            edition.config, self.sources, progress=lambda doing, done: _note(edition, doing, done)
+            edition.config, self.sources, force=edition.reread, progress=lambda doing, done: _note(edition, doing, done)
         )
         still()
         edition.digest = checked.digest

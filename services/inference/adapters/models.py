@@ -180,10 +180,10 @@ class Models:
             present.generation = wanted.generation
             self._loader.on_state(present, None)
         elif step is Step.LOAD:
-            place.present = ServedModel(place.config, wanted.generation, place.problem)
+            place.present = _edition(place, wanted)
             self._begin(place, place.present)
         elif step is Step.LOAD_NEXT:
-            place.successor = ServedModel(place.config, wanted.generation, place.problem)
+            place.successor = _edition(place, wanted)
             self._begin(place, place.successor)
         elif step is Step.DROP_NEXT and successor is not None:
             self._give_up(place, successor)
@@ -283,6 +283,13 @@ class Models:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _edition(place: Place, wanted: Wanted) -> ServedModel:
+    edition = ServedModel(place.config, wanted.generation, place.problem)
+    # Whoever orders it anew wants to know what its files are; a worker that starts finds that order as well.
+    edition.reread = wanted.reload and place.present.state is not State.REGISTERED
+    return edition
 
 
 def _place(config: Model, file: Model | None) -> Place:

@@ -34,7 +34,8 @@ class ServedModel:
     """One engine of a model: configuration, engine, state, and who runs or waits there.
 
     A request stays with the one that it came to, whatever takes its place meanwhile. ``problem`` is why there can never
-    be an engine of this configuration, if so; ``key`` is its own, whatever else has its name.
+    be an engine of this configuration, if so; ``key`` is its own, whatever else has its name. ``reread``: its
+    files are to be read again even where they seem unchanged.
     """
 
     def __init__(self, config: Model, generation: int = 0, problem: str = "") -> None:
@@ -42,6 +43,7 @@ class ServedModel:
         self.spec = spec_of(config, problem)
         self.generation = generation
         self.problem = problem
+        self.reread = False
         self.key = f"{config.name}#{next(_numbers)}"
         self.engine: Engine | None = None
         self.state = State.REGISTERED

@@ -64,9 +64,11 @@ async def test_the_same_spec_only_takes_the_generation_over_unless_told_to_reloa
         await s.want("m", torch())
         await s.beat("m", lambda b: (b.generation, b.state) == (1, "ready"))
         assert s.models.get("m").engine is engine
+        assert not s.models.get("m").reread
         await s.want("m", torch(), reload=True)
         await s.beat("m", lambda b: (b.generation, b.state, b.next_state) == (2, "ready", ""))
         assert s.models.get("m").engine is not engine
+        assert s.models.get("m").reread, "every byte, even where nothing seems to have changed"
 
 
 async def test_a_swap_whose_new_model_fails_leaves_the_old_one_serving(stack: StackFactory) -> None:

@@ -1,7 +1,9 @@
 """What may be in a model's directory and what may not."""
 
+import contextlib
 import json
 import os
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,18 @@ def test_a_configuration_that_is_none(model: Path, config: str) -> None:
     (model / "config.json").unlink()
     with pytest.raises(IntegrityError, match=r"has no config\.json"):
         check(model)
+
+
+def test_random_beginnings_are_refused_or_taken_and_nothing_else(model: Path) -> None:
+    chance = random.Random(7)
+    starts = [b"PK\x03\x04", b"\x80\x04\x95", b"(", b"cos\nsystem\n", b"{", struct.pack("<Q", 40), b""]
+    for n in range(400):
+        name = chance.choice(["a.dat", "model.safetensors", "config.json", "x.safetensors.index.json", "b.txt"])
+        (model / name).write_bytes(chance.choice(starts) + chance.randbytes(n % 60))
+        with contextlib.suppress(IntegrityError):
+            check(model)
+        (model / name).unlink()
+        (model / "config.json").write_text("{}")
 
 
 def test_no_safetensors(model: Path) -> None:
