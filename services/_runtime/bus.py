@@ -187,9 +187,9 @@ async def compare_and_set(
 ) -> tuple[bytes | None, int]:
     """Read, change and write back one KV key until nobody came between.
 
-    ``change`` gets the present value (None when there is none) and returns the new one, or None to leave it as it
-    is; its exceptions end the attempt. Returns (value now stored, its revision). Raises the last error after
-    ``patience_s``.
+    ``change`` gets the present value (None when there is none) and returns the new one, empty to delete the key, or
+    None to leave it as it is; its exceptions end the attempt. Returns (value now stored, its revision), after a
+    deletion (None, 0). Raises the last error after ``patience_s``.
     """
     deadline = monotonic() + patience_s
     delay = 0.01
@@ -201,6 +201,9 @@ async def compare_and_set(
                 new = await new
             if new is None:
                 return value, revision
+            if not new:
+                await kv.delete(key, last=revision)
+                return None, 0
             revision = await kv.update(key, new, last=revision or None)
             return new, revision
         except KeyWrongLastSequenceError:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from schemas.v1.control import FeedbackCommand
 from schemas.v1.experiment import Experiment, RollbackOrder
+from schemas.v1.inference import Heartbeat
 from services.router.domain.capacity import Load
 
 
@@ -27,8 +28,10 @@ class ModelInfo:
     engine: str = ""
     created: int = 0
     memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
     free: int = 0
     queued: int = 0
+    running: int = 0
 
 
 class Experiments(Protocol):
@@ -52,6 +55,12 @@ class RequestPath(Protocol):
 
     def models(self) -> list[ModelInfo]:
         """Every model that a worker or the configuration knows."""
+
+    def beats(self) -> list[Heartbeat]:
+        """The last heartbeat of every living worker of every model."""
+
+    def connected_for(self) -> float:
+        """Seconds since when heartbeats can have been heard without a break."""
 
     def block(self, test_id: str) -> None:
         """Serve the canary of this test nothing from now on, before any compare-and-set."""

@@ -2,27 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
-from nats.errors import Error as NatsError
-from pydantic import ValidationError
-
-from schemas import streams, subjects
+from schemas import streams
 from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment, TestResult
-from services._runtime.bus import Bus, compare_and_set
+from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
-from services._runtime.kv import KvMirror
-from services._runtime.telemetry import get_logger
+from services.router.adapters.kv_table import PATIENCE_S, KvTable
 from services.router.domain.commands import Command
 from services.router.domain.experiment import apply, without_events
 from services.router.domain.refusals import Unavailable
 
-log = get_logger(__name__)
-
 MakeCommand = Callable[[Experiment | None], Command]
-PATIENCE_S = 15.0
-"""How long a change is tried: a NATS cluster may elect a leader for 8 s."""
 
 
 class NatsExperiments:
@@ -32,9 +23,7 @@ class NatsExperiments:
     """
 
     def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._mirror = KvMirror(bus, streams.EXPERIMENTS.name, self._took)
-        self._kv: Any = None
+        self._table = KvTable(bus, streams.EXPERIMENTS.name, Experiment, self._took, _same)
         self._by_key: dict[str, Experiment] = {}
         self._live: dict[str, Experiment] = {}
         self._by_id: dict[str, Experiment] = {}
@@ -43,18 +32,18 @@ class NatsExperiments:
 
     async def start(self) -> None:
         """Read the bucket and begin to watch it. Raises TimeoutError when the bus does not answer in time."""
-        await self._mirror.start()
+        await self._table.start()
 
     async def stop(self) -> None:
         """End the watch."""
-        await self._mirror.stop()
+        await self._table.stop()
         for futures in self._waiting.values():
             for future in futures:
                 future.cancel()
 
     def missing(self) -> str | None:
         """For readiness checks."""
-        return self._mirror.missing()
+        return self._table.missing()
 
     def on_change(self, callback: Callable[[Experiment], None]) -> None:
         """Call ``callback`` with every entry that changes from now on."""
@@ -126,10 +115,14 @@ class NatsExperiments:
             new, _events = apply(state, command(state), now_ms())
             return new
 
-        changed = await self._set(model_a, act, patience_s)
+        changed = await self._table.set(model_a, act, patience_s)
         if changed is None:
             raise Unavailable(f"the entry of '{model_a}' is empty", retry_after_s=1)
         return changed
+
+    async def fresh_live(self) -> list[Experiment]:
+        """Live experiments past every copy: one that was written before the call is among them. Raises Unavailable."""
+        return [test for test in await self._table.fresh_all() if test.live]
 
     async def clear_outbox(self, model_a: str, published: list[str]) -> None:
         """Take published events out of the outbox."""
@@ -137,60 +130,17 @@ class NatsExperiments:
         def act(state: Experiment | None) -> Experiment | None:
             return None if state is None else without_events(state, published)
 
-        await self._set(model_a, act, PATIENCE_S)
-
-    async def _set(
-        self, model_a: str, act: Callable[[Experiment | None], Experiment | None], patience_s: float
-    ) -> Experiment | None:
-        written: Experiment | None = None
-        result: Experiment | None = None
-
-        def change(raw: bytes | None) -> bytes | None:
-            nonlocal written, result
-            state = Experiment.model_validate_json(raw) if raw else None
-            if written is not None and state is not None and _same(state, written):
-                result = state  # the write before, whose answer never came, got through
-                return None
-            result = act(state)
-            if result is None or result is state:
-                return None
-            written = result
-            return result.model_dump_json().encode()
-
-        key = subjects.token(model_a)
-        try:
-            kv = await self._bucket()
-            value, revision = await compare_and_set(kv, key, change, patience_s=patience_s)
-        except (NatsError, TimeoutError, OSError) as exc:
-            log.warning("experiment_not_written", error=repr(exc))
-            raise Unavailable(
-                "the bus did not take the change in time: try again; GET /ready tells what is missing",
-                retry_after_s=2,
-            ) from exc
-        if value is not None:
-            self._mirror.apply_own(key, value, revision)
-        return result
-
-    async def _bucket(self) -> Any:
-        if self._kv is None:
-            self._kv = await self._bus.js.key_value(streams.EXPERIMENTS.name)
-        return self._kv
+        await self._table.set(model_a, act)
 
     # the mirror's changes -----------------------------------------------------------------------------------
 
-    def _took(self, key: str, value: bytes | None, _revision: int) -> None:
+    def _took(self, key: str, entry: Experiment | None) -> None:
         before = self._by_key.get(key)
-        if value is None:
+        if entry is None:
             self._by_key.pop(key, None)
             if before is not None:
                 self._by_id.pop(before.test_id, None)
                 self._live.pop(before.model_a, None)
-            return
-        try:
-            entry = Experiment.model_validate_json(value)
-        except ValidationError as exc:
-            # The last good state stays in force; an entry written by a newer version must not stop traffic.
-            log.error("experiment_entry_unreadable", key=key, errors=exc.error_count())
             return
         if before is not None and before.test_id != entry.test_id:
             self._by_id.pop(before.test_id, None)

@@ -1,6 +1,5 @@
-"""Questions to metrics, monitor, alerts and inference over the bus."""
+"""Questions to metrics, monitor and alerts over the bus."""
 
-import json
 from typing import Any, TypeVar
 
 from nats.errors import Error as NatsError
@@ -21,7 +20,7 @@ log = get_logger(__name__)
 T = TypeVar("T", bound=Message)
 
 ERROR_HEADER = "Cypria-Error"
-_NOT_FOUND = {"not_found", "unknown_test", "test_not_found", "model_not_found"}
+_NOT_FOUND = {"not_found", "unknown_test", "test_not_found"}
 _INVALID = {"invalid", "invalid_request", "bad_request"}
 
 
@@ -90,17 +89,6 @@ class Queries:
     async def monitoring(self, timeout_s: float = 1.5) -> q.MonitoringStatus:
         """The health of the monitor itself."""
         return await self._ask("monitor", subjects.verdict("monitoring"), None, q.MonitoringStatus, timeout_s)
-
-    async def model(self, verb: str, name: str) -> Any:
-        """Ask inference to ``load`` or ``unload`` a model; its answer as it is."""
-        payload = json.dumps({"model": name}).encode()
-        headers, body = await ask(self._bus, "inference", subjects.models(verb), payload, 30)
-        if ERROR_HEADER in headers:
-            raise _refusal("inference", body)
-        try:
-            return json.loads(body)
-        except ValueError as exc:
-            raise Unavailable("inference gave an answer that is not JSON: look at its log") from exc
 
     async def _ask(
         self, who: str, subject: str, message: Message | None, reply_type: type[T], timeout_s: float

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection
 
 from schemas import subjects
 from schemas.v1.inference import HEARTBEAT_S, MISSED_HEARTBEATS, Heartbeat
+from schemas.v1.models import ModelEntry
+from services.router.domain.models import as_in_file
 from services.router.ports import ModelInfo
 
 GONE_S = HEARTBEAT_S * MISSED_HEARTBEATS
@@ -46,6 +48,8 @@ class WorkerTable:
         self._models: dict[str, dict[str, Worker]] = {}
         self._configured = frozenset(configured)
         self._known = set(configured)
+        self._removed: dict[str, ModelEntry] = {}
+        self._registered: set[str] = set()
         self.on_lost: Callable[[Worker], None] | None = None
         self._waiters: dict[str, set[Waiter]] = {}
         self._swept: float | None = None
@@ -55,8 +59,10 @@ class WorkerTable:
         workers = self._models.get(beat.model)
         if workers is None:
             workers = self._models[beat.model] = {}
-            if len(self._known) < MAX_REMEMBERED:
+            if beat.model not in self._removed and len(self._known) < MAX_REMEMBERED:
                 self._known.add(beat.model)
+        if self._removed:
+            self._returned(beat)
         worker = workers.get(beat.worker)
         if worker is None:
             worker = workers[beat.worker] = Worker(beat, now)
@@ -64,6 +70,27 @@ class WorkerTable:
             worker.heard(beat, now)
         if worker.ready and self._waiters:
             self.wake(beat.model)
+
+    def wanted(self, name: str, entry: ModelEntry | None) -> None:
+        """What the registry says of a model from now on; None: nothing."""
+        self._removed.pop(name, None)
+        self._registered.discard(name)
+        if entry is None or (entry.stage == "claimed" and entry.before is None):
+            return
+        if entry.desired != "removed":
+            self._registered.add(name)
+            self._known.add(name)
+            return
+        self._removed[name] = entry
+        mine = [worker.beat for worker in self._models.get(name, {}).values()]
+        if name not in self._configured and not any(as_in_file(entry, beat) for beat in mine):
+            self._known.discard(name)
+
+    def _returned(self, beat: Heartbeat) -> None:
+        """A model that was removed is known again once a worker has it of its own configuration's accord."""
+        removed = self._removed.get(beat.model)
+        if removed is not None and as_in_file(removed, beat):
+            self._known.add(beat.model)
 
     def sweep(self, now: float) -> None:
         """Give up the workers that have been silent for too long."""
@@ -103,7 +130,7 @@ class WorkerTable:
         return [worker for worker in self._models.get(model, {}).values() if worker.ready]
 
     def known(self, model: str) -> bool:
-        """Whether the configuration names the model or a worker has ever had it."""
+        """Whether a configuration or the registry names the model, or a worker has had it, and nobody removed it."""
         return model in self._known
 
     def alive(self, worker: Worker) -> bool:
@@ -152,9 +179,14 @@ class WorkerTable:
         for model in list(self._waiters):
             self.wake(model)
 
+    def beats(self) -> list[Heartbeat]:
+        """The last heartbeat of every living worker of every model."""
+        return [worker.beat for workers in self._models.values() for worker in workers.values()]
+
     def models(self) -> list[ModelInfo]:
-        """Configured models and those of living workers, by name."""
-        return [self.info(name) for name in sorted(self._configured | self._models.keys())]
+        """Configured and registered models and those of living workers, by name."""
+        names = self._configured | self._registered | self._models.keys()
+        return [self.info(name) for name in sorted(names) if name not in self._removed or name in self._known]
 
     def info(self, model: str) -> ModelInfo:
         """One model as its workers show it; state ``unavailable`` when none lives."""
@@ -172,6 +204,8 @@ class WorkerTable:
             engine=best.beat.engine,
             created=best.beat.created,
             memory_bytes=sum(w.beat.memory_bytes for w in workers),
+            gpu_memory_bytes=sum(w.beat.gpu_memory_bytes for w in workers),
             free=sum(w.beat.free for w in workers if w.ready),
             queued=sum(w.beat.queued for w in workers),
+            running=sum(w.beat.running for w in workers),
         )

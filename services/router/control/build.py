@@ -13,8 +13,10 @@ from services.router.adapters.nats_actions import Actions
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
+from services.router.adapters.nats_plans import NatsPlans
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
 from services.router.control import bus as control_bus
@@ -22,7 +24,10 @@ from services.router.control.descents import STEP_S
 from services.router.control.dispatch import Dispatcher
 from services.router.control.handlers import Handlers
 from services.router.control.http import build_app
+from services.router.control.keeper import Keeper
 from services.router.control.lifecycle import Lifecycle
+from services.router.control.models import ModelHandlers
+from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
 from services.router.domain.auth import KeyRing
 from services.router.domain.ratelimit import RateLimiter
@@ -41,7 +46,7 @@ class RoutedExperiments(NatsExperiments):
 
 @dataclass(slots=True)
 class Control:
-    """The control side: ``experiments`` for the request path, ``app`` for HTTP."""
+    """The control side: ``experiments``, ``models`` and ``keeper`` for the request path, ``app`` for HTTP."""
 
     experiments: RoutedExperiments
     app: FastAPI
@@ -49,7 +54,13 @@ class Control:
     parts: Parts
     lifecycle: Lifecycle
     actions: Actions
+    keeper: Keeper
     max_body: int
+
+    @property
+    def models(self) -> NatsModels:
+        """The registry."""
+        return self.parts.models
 
     @property
     def monitoring(self) -> MonitoringState:
@@ -66,28 +77,32 @@ class Control:
 
     def missing(self) -> str | None:
         """For readiness checks."""
-        return self.experiments.missing()
+        return self.experiments.missing() or self.models.missing()
 
     async def start(self) -> None:
         """Read the state and begin to act on it. Raises TimeoutError when the bus does not answer in time."""
         self.parts.path()
         await self.experiments.start()
+        await self.models.start()
         await self.parts.monitoring.start()
         await self.parts.rollbacks.start()
         await self.actions.start()
         self.parts.outbox.start()
         self.parts.audit.start()
         self.lifecycle.start()
+        self.keeper.start()
 
     async def stop(self) -> None:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
+        await self.keeper.stop()
         await self.lifecycle.stop()
         await self.actions.stop()
         await self.parts.rollbacks.stop()
         await self.parts.outbox.stop()
         await self.parts.audit.stop()
         await self.parts.monitoring.stop()
+        await self.models.stop()
         await self.experiments.stop()
 
 
@@ -124,13 +139,18 @@ def build_control(
         monitoring=NatsMonitoring(bus, monitoring),
         audit=AuditLog(bus),
         feed=Feed(bus),
+        models=NatsModels(bus),
         path=late,
     )
+    orders = Orders(parts, NatsPlans(bus))
+    keeper = Keeper(parts, orders)
     lifecycle = Lifecycle(parts, step_s)
     limits = settings.security.rate_limit
     limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
     client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
-    dispatcher = Dispatcher(Handlers(parts, lifecycle), ring, limiter, parts.audit, source_salt, client_limiter)
+    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders))
+    dispatcher = Dispatcher(handlers, ring, limiter, parts.audit, source_salt, client_limiter)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
-    return Control(experiments, app, dispatcher, parts, lifecycle, Actions(bus, experiments, outbox.kick), max_body)
+    actions = Actions(bus, experiments, outbox.kick)
+    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body)

@@ -12,17 +12,20 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 def masked(settings: Settings) -> dict[str, Any]:
     """Sections and names as in the file; secrets, digests of keys and passwords inside URLs are masked."""
-    shown = _mask(settings.model_dump(mode="json"))
+    shown = mask(settings.model_dump(mode="json"))
     if not isinstance(shown, dict):
         raise TypeError("settings are a mapping")
     return shown
 
 
-def _mask(value: Any, name: str = "") -> Any:
+def mask(value: Any, name: str = "") -> Any:
+    """Plain data without the secrets in it; ``name`` is the key that it stands under."""
     if isinstance(value, dict):
-        return {key: _mask(item, str(key)) for key, item in value.items()}
+        # Headers for an upstream are whatever it asks for, keys most of all.
+        hidden = name == "headers"
+        return {key: MASK if hidden and item else mask(item, str(key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mask(item, name) for item in value]
+        return [mask(item, name) for item in value]
     if isinstance(value, str):
         if value and not name.endswith("_env") and _SECRET.search(name):
             return MASK

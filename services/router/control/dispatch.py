@@ -3,9 +3,9 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
@@ -16,13 +16,15 @@ from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_audit import AuditLog
 from services.router.control.base import JSON, Done
-from services.router.control.handlers import Handlers
-from services.router.control.verbs import Verb
+from services.router.control.explain import explained
+from services.router.control.verbs import VERBS, Verb
 from services.router.domain.auth import KeyRing, Principal, authenticate, require
 from services.router.domain.ratelimit import RateLimiter
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
 log = get_logger(__name__)
+
+Handler = Callable[[Principal, Any], Awaitable[Done]]
 
 BUS = "bus"
 _AUDITED_BODY = 64 << 10
@@ -57,10 +59,13 @@ class Dispatcher:
     """Checks a call, carries it out and writes it to the audit log."""
 
     def __init__(
-        self, handlers: Handlers, ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes,
+        self, handlers: Sequence[object], ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes,
         client_limiter: RateLimiter,
     ) -> None:  # fmt: skip
-        self._handlers = handlers
+        self._handlers: dict[str, Handler] = {
+            verb.name: next(getattr(some, verb.handler) for some in handlers if hasattr(some, verb.handler))
+            for verb in VERBS
+        }
         self._ring = ring
         self._limiter = limiter
         self._client_limiter = client_limiter
@@ -77,7 +82,7 @@ class Dispatcher:
             who = self._admit(verb, call)
             require(who, verb.role)
             params = parse(verb.takes, call)
-            done = await getattr(self._handlers, verb.handler)(who, params)
+            done = await self._handlers[verb.name](who, params)
             reply = Reply(200, _encode(done.body), done.headers, done.media)
             outcome = "ok"
         except Refused as exc:
@@ -186,7 +191,7 @@ def parse(model: type[BaseModel], call: Call) -> Any:
             return model.model_validate_json(json.dumps(fields), strict=True)
         return model.model_validate(loose)
     except ValidationError as exc:
-        raise _explained(exc, model) from None
+        raise explained(exc, model) from None
 
 
 def _spelt(model: type[BaseModel], rest: Mapping[str, str]) -> dict[str, Any]:
@@ -218,43 +223,6 @@ def _body(raw: bytes) -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     return {list: "array", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
-
-
-def _explained(exc: ValidationError, model: type[BaseModel]) -> Refused:
-    """The first error, with the field's path, what is wrong, and what would be right."""
-    first = exc.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or None
-    if first["type"] == "missing":
-        return Unprocessable(f"{where} is missing: give it", param=where, code="missing_field")
-    if first["type"] == "extra_forbidden" and where in getattr(model, "later", ()):
-        return Unprocessable(f"{where} comes in a later version: leave it out", param=where, code="later_version")
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_beside(first["loc"], model))) or "no field at all"
-        return Unprocessable(
-            f"{where} is not a field that this version knows: check its spelling or leave it out (known here: {known})",
-            param=where, code="unknown_field",
-        )  # fmt: skip
-    text = first["msg"].removeprefix("Value error, ")
-    return Unprocessable(f"{where}: {text[:1].lower()}{text[1:]}", param=where)
-
-
-def _fields_beside(path: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """The fields that the object holding the last part of ``path`` may have."""
-    for part in path[:-1]:
-        field = model.model_fields.get(str(part))
-        nested = _model_in(field.annotation) if field else None
-        if nested is not None:
-            model = nested
-        elif not isinstance(part, int):
-            break
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, also as an option or in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner)) is not None), None)
 
 
 def _named(call: Call, name: str) -> str | None:

@@ -1,26 +1,32 @@
 """Carry out commands: decode, ask the domain, write. No policy here."""
 
+import asyncio
+import contextlib
 import secrets
 
 from schemas.v1 import control as c
 from schemas.v1 import query as q
 from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment, RollbackOrder
-from services._runtime.clock import now_ms
+from schemas.v1.models import ModelEntry
+from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_model import Settings
 from services.router.control.base import Done
 from services.router.control.lifecycle import Lifecycle
-from services.router.control.params import ModelParams, NoParams, RedriveParams
+from services.router.control.params import NoParams, RedriveParams
 from services.router.control.parts import Parts
 from services.router.control.records import Records
 from services.router.domain import commands
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import new_test_id
-from services.router.domain.refusals import Conflict, NotFound
+from services.router.domain.models import may_start, still
+from services.router.domain.refusals import NotFound, Refused
 from services.router.domain.shares import share_bp
 from services.router.domain.starting import StartDefaults, future_ms, resolve
 
 OPERATOR_RULE = "operator"
+CLAIM_S = 3.0
+"""How long a start waits for a change of its models that has been claimed and not yet confirmed."""
 
 
 class Handlers(Records):
@@ -31,20 +37,34 @@ class Handlers(Records):
         self._lifecycle = lifecycle
 
     async def start(self, who: Principal, params: c.StartRequest) -> Done:
-        """409 when one runs on that model_a, 404 for an unknown model, 400 for the same model twice, 422."""
+        """409 when one runs on that model_a or a model is being changed, 404 for an unknown model, 400 for the same
+        model twice, 422.
+        """
         now = now_ms()
+        names = {"model_a": params.model_a, "model_b": params.model_b}
+        entries = {param: await self._parts.models.fresh(name) for param, name in names.items()}
         monitoring = self._parts.monitoring.state
         command = resolve(
             params,
             defaults(self._parts.settings, monitoring.check_interval_seconds),
-            {model.name: model.digest for model in self._parts.path().models()},
+            {model.name: model.digest for model in self._parts.known_models()},
             test_id=new_test_id(now, secrets.token_bytes(4)),
             salt=secrets.token_hex(16),
             actor=who.name,
             now_ms=now,
         )
+        for param, name in names.items():
+            may_start(param, name, entries[param])
         test = await self._parts.experiments.change(params.model_a, lambda _state: command)
         self._parts.outbox.kick(test.model_a)
+        # Whoever changes a model looks for tests after writing that down, so one of the two sees the other.
+        try:
+            for param, name in names.items():
+                still(param, name, entries[param], await self._undecided(name))
+        except Refused as exc:
+            with contextlib.suppress(NotFound):  # stopped in the meantime
+                await self._change(test, commands.Fail(test.test_id, exc.message, who.name))
+            raise
         status = "scheduled" if test.status is TestStatus.SCHEDULED else "started"
         return Done(c.StartReply(test_id=test.test_id, status=status), test.test_id, params.model_a)
 
@@ -133,21 +153,16 @@ class Handlers(Records):
             target=params.destination,
         )
 
-    async def models_load(self, _who: Principal, params: ModelParams) -> Done:
-        """Ask the workers to load a model."""
-        return await self._model("load", params.name)
-
-    async def models_unload(self, _who: Principal, params: ModelParams) -> Done:
-        """Ask the workers to unload a model; 409 while a test runs on it."""
-        for test in self._parts.experiments.live():
-            if params.name in {test.model_a, test.model_b}:
-                raise Conflict(
-                    f"test '{test.test_id}' runs on model '{params.name}': stop it first", param="name",
-                    code="model_in_use",
-                )  # fmt: skip
-        return await self._model("unload", params.name)
-
     # ------------------------------------------------------------------------------------------------------
+
+    async def _undecided(self, name: str) -> ModelEntry | None:
+        """The entry past every copy; a claim on it is given time to be confirmed or taken back."""
+        end = monotonic() + CLAIM_S
+        while True:
+            entry = await self._parts.models.fresh(name)
+            if entry is None or entry.stage != "claimed" or monotonic() > end:
+                return entry
+            await asyncio.sleep(0.05)
 
     async def _change(self, test: Experiment, command: commands.Command) -> Experiment:
         changed = await self._parts.experiments.change(test.model_a, lambda _state: command)
@@ -164,14 +179,6 @@ class Handlers(Records):
             "check_interval_seconds": state.check_interval_seconds,
         }
         return Done(body, target="monitoring")
-
-    async def _model(self, verb: str, name: str) -> Done:
-        if all(model.name != name for model in self._parts.path().models()):
-            raise NotFound(
-                f"model '{name}' is unknown: GET /v1/ab-testing/models lists the models", param="name",
-                code="model_not_found",
-            )  # fmt: skip
-        return Done(await self._parts.queries.model(verb, name), target=name)
 
 
 def defaults(settings: Settings, check_interval_seconds: float) -> StartDefaults:

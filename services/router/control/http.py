@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Feed
@@ -193,14 +194,23 @@ async def _http_error(request: Request, exc: Exception) -> Response:
             message = f"there is nothing at {request.url.path}: /docs lists what there is"
             refused = NotFound(message, code="unknown_path")
     elif exc.status_code == 405:
-        allowed = ", ".join(sorted((headers.pop("Allow", None) or headers.pop("allow", "")).split(", ")))
-        headers["Allow"] = allowed
+        headers.pop("allow", None)
+        headers["Allow"] = allowed = _allowed(request)
         refused = MethodNotAllowed(f"{request.method} is not offered at {request.url.path}: use {allowed}")
     else:
         body = error_body(str(exc.detail), "invalid_request_error", None, "http_error")
         return _response(Reply(exc.status_code, json.dumps(body).encode(), headers), _request_id(request))
     reply = refusal(refused)
     return _response(Reply(reply.status, reply.body, {**headers, **reply.headers}), _request_id(request))
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route there; one path may have several."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(found))
 
 
 async def _broken(request: Request, exc: Exception) -> Response:

@@ -77,8 +77,11 @@ def documented(verb: Verb) -> dict[str, Any]:
     in_query = others if verb.method == "GET" else verb.in_query
     parameters += [_parameter("query", name, schema, required=name in required) for name in in_query]
     if verb.method != "GET" and others:
-        content = {"application/json": {"schema": schema}}
-        extra["requestBody"] = {"required": bool(required), "content": content}
+        bare = {key: value for key, value in schema.items() if key != "required"}
+        body = {**bare, "properties": {n: s for n, s in schema["properties"].items() if n not in in_path}}
+        if required - in_path:
+            body["required"] = sorted(required - in_path)
+        extra["requestBody"] = {"required": bool(required - in_path), "content": {"application/json": {"schema": body}}}
     if parameters:
         extra["parameters"] = parameters
     return extra

@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.v1.control import Command
 from schemas.v1.query import MonitoringStatus
-from services.router.ports import ModelInfo
 
 
 class NoParams(Command):
@@ -72,12 +71,6 @@ class AuditParams(Command):
         return value
 
 
-class ModelParams(Command):
-    """One model by name."""
-
-    name: str = Field(min_length=1, max_length=512)
-
-
 class Anything(BaseModel):
     """An object whose fields are not the control API's."""
 
@@ -109,9 +102,3 @@ class MonitoringShown(MonitoringStatus):
     """The monitor's own word; ``degraded`` says that it gave none."""
 
     degraded: list[str] | None = None
-
-
-class ModelsShown(BaseModel):
-    """Every model that a worker or the configuration knows."""
-
-    models: list[ModelInfo]

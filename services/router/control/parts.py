@@ -6,11 +6,13 @@ from services._runtime.settings_model import Settings
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
-from services.router.ports import RequestPath
+from services.router.domain.models import Seen
+from services.router.ports import ModelInfo, RequestPath
 
 
 class NotAttached(RuntimeError):  # noqa: N818 - a wiring mistake, named as such
@@ -42,4 +44,17 @@ class Parts:
     monitoring: NatsMonitoring
     audit: AuditLog
     feed: Feed
+    models: NatsModels
     path: Late
+
+    def known_models(self) -> list[ModelInfo]:
+        """Every model that there is, by name: for a configuration, a worker or the registry."""
+        infos = {info.name: info for info in self.path().models()}
+        for name, entry in self.models.entries().items():
+            if entry.desired != "removed" and entry.stage != "claimed":
+                infos.setdefault(name, ModelInfo(name=name, state="unavailable", workers=0, ready_workers=0))
+            elif entry.desired == "removed" and name in infos:
+                beats = [beat for beat in self.path().beats() if beat.model == name]
+                if not Seen(beats, self.settings.model(name) is not None).there(entry):
+                    del infos[name]
+        return [infos[name] for name in sorted(infos)]

@@ -1,7 +1,6 @@
 """Answer questions: what runs, what was, what the monitor and the models are doing."""
 
 import asyncio
-import dataclasses
 from typing import Any
 
 from schemas.v1 import control as c
@@ -95,10 +94,6 @@ class Reads:
         """Audit records, newest first."""
         query = q.AuditQuery(since=params.since, actor=params.actor, limit=params.limit)
         return Done(await self._parts.queries.audit(query))
-
-    async def models(self, _who: Principal, _params: p.NoParams) -> Done:
-        """Every model that a worker or the configuration knows."""
-        return Done({"models": [dataclasses.asdict(model) for model in self._parts.path().models()]})
 
     # ------------------------------------------------------------------------------------------------------
 

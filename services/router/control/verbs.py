@@ -8,6 +8,7 @@ from schemas.v1 import control as c
 from schemas.v1 import query as q
 from schemas.v1 import record as r
 from schemas.v1.experiment import TestResult
+from services.router.control import model_params as m
 from services.router.control import params as p
 from services.router.domain.auth import Role
 
@@ -18,11 +19,11 @@ PREFIX = "/v1/ab-testing"
 class Verb:
     """One verb; ``name`` is also its token on `cypria.control.<verb>`.
 
-    ``handler`` names a method of `Handlers`; ``aliases`` are further tokens on the bus. Path parameters, query and
+    ``handler`` names a method of the handlers; ``aliases`` are further tokens on the bus. Path parameters, query and
     body together make one ``takes``; ``in_query`` names what a command is usually given as a query, ``of_headers`` what
     comes as a header. ``errors`` are the statuses of its refusals beyond those that any verb may answer. What is
     ``of_clients`` comes as often as inference: it has inference's limit, and only refusals for want of a key or role
-    are audited.
+    are audited. What ``asks`` changes nothing, though its question comes in a body.
     """
 
     name: str
@@ -38,16 +39,17 @@ class Verb:
     errors: tuple[int, ...] = ()
     in_query: tuple[str, ...] = ()
     of_headers: tuple[str, ...] = ()
+    asks: bool = False
 
     @property
     def handler(self) -> str:
-        """The method of `Handlers` that carries it out."""
+        """The method that carries it out."""
         return self.name.replace("-", "_")
 
     @property
     def changes(self) -> bool:
         """Whether it is an operator's command; those are always audited."""
-        return self.method != "GET" and not self.of_clients
+        return self.method != "GET" and not self.of_clients and not self.asks
 
     @property
     def http_path(self) -> str:
@@ -120,11 +122,19 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("audit", "GET", "/audit", Role.ADMIN, p.AuditParams, q.AuditReply, "Who did what, newest first", "system",
          errors=(504,)),
-    Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, p.ModelsShown, "Models and their state", "models"),
-    Verb("models-load", "POST", "/models/{name:path}/load", Role.ADMIN, p.ModelParams, p.Anything, "Load a model",
-         "models", errors=(404, 409, 504)),
-    Verb("models-unload", "POST", "/models/{name:path}/unload", Role.ADMIN, p.ModelParams, p.Anything, "Unload",
-         "models", errors=(404, 409, 504)),
+    Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, m.ModelsShown, "Models and their state", "models"),
+    Verb("models-register", "POST", "/models", Role.ADMIN, m.RegisterParams, m.ModelChanged,
+         "Register a model and load it, or replace one", "models", errors=(409,)),
+    Verb("models-plan", "POST", "/models/plan", Role.VIEWER, m.PlanParams, m.PlanShown,
+         "Whether models would fit, on every worker; nothing is loaded", "models", errors=(404,), asks=True),
+    Verb("models-load", "POST", "/models/{name:path}/load", Role.ADMIN, m.LoadParams, m.ModelChanged, "Load a model",
+         "models", errors=(404, 409)),
+    Verb("models-unload", "POST", "/models/{name:path}/unload", Role.ADMIN, m.ModelParams, m.ModelChanged,
+         "Drain a model and unload it", "models", errors=(404, 409)),
+    Verb("model", "GET", "/models/{name:path}", Role.VIEWER, m.ModelParams, m.ModelDetail,
+         "One model, with a row for each worker", "models", errors=(404,)),
+    Verb("models-remove", "DELETE", "/models/{name:path}", Role.ADMIN, m.ModelParams, m.ModelChanged,
+         "Unload a model and forget it", "models", errors=(404, 409)),
 )  # fmt: skip
 
 EVENTS = Verb(

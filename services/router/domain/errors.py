@@ -20,6 +20,12 @@ def no_worker(model: str, state: str) -> Reply:
     return refusal(Unavailable(message, param="model", code="no_worker", retry_after_s=RETRY_AFTER_S))
 
 
+def unloaded(model: str, why: str) -> Reply:
+    """Somebody has unloaded the model on purpose: waiting brings nothing."""
+    message = f"the model '{model}' is not loaded: {why}"
+    return refusal(Unavailable(message, param="model", code="model_unloaded", retry_after_s=RETRY_AFTER_S))
+
+
 def bus_away() -> Reply:
     """The bus did not come back in time."""
     message = "the message bus is away: try again later"

@@ -57,6 +57,8 @@ class InferencePath:
         self.meters = Meters()
         self.alerts = AlertSink(bus)
         self.table = WorkerTable(configured)
+        self._registry = control.models
+        control.models.on_change(self.table.wanted)
         self.loads = Loads(self.table)
         self.client = InferClient(infer_bus, router_id, self.table.remove)
         self.table.on_lost = self.client.lost
@@ -65,12 +67,12 @@ class InferencePath:
             experiments=control.experiments, batcher=batcher, facts=self.facts, unit_salt=secrets.unit_salt,
             unit_order=settings.assignment.unit, enabled=settings.ab_testing.enabled,
             default_on_monitor_down=settings.policies.on_monitor_down,
-            monitoring_active=lambda: control.monitoring.active, connected_for=self._connected_for,
+            monitoring_active=lambda: control.monitoring.active, connected_for=self.connected_for,
             raise_alert=self.alerts.raise_alert, answered=self.loads.answered,
         )  # fmt: skip
         self.server = Server(
             table=self.table, client=self.client, arms=self.arms, meters=self.meters,
-            fallback=settings.policies.fallback_to_stable,
+            fallback=settings.policies.fallback_to_stable, want=control.keeper.want,
         )  # fmt: skip
         self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts)
         per_minute = settings.security.rate_limit.inference_per_minute
@@ -108,6 +110,10 @@ class InferencePath:
         """Every model that a worker or the configuration knows."""
         return self.table.models()
 
+    def beats(self) -> list[Heartbeat]:
+        """The last heartbeat of every living worker of every model."""
+        return self.table.beats()
+
     def load(self, model: str) -> Load:
         """What the model carries now and has shown that it can carry."""
         return self.loads.load(model, monotonic())
@@ -142,9 +148,9 @@ class InferencePath:
     def models_missing(self) -> str | None:
         """For readiness: at first every preloaded model must be ready, later any one of them will do.
 
-        A canary that dies must not take the router out of service.
+        A canary that dies must not take the router out of service, nor a model that is unloaded on purpose.
         """
-        wanted = [model.name for model in self._settings.models if model.preload]
+        wanted = [model.name for model in self._settings.models if model.preload and not self._unloaded(model.name)]
         lacking = [name for name in wanted if self.table.choose(name) is None]
         if not lacking:
             self._served_once = True
@@ -155,10 +161,15 @@ class InferencePath:
             return None
         return f"no ready worker for: {', '.join(lacking)}"
 
+    def _unloaded(self, name: str) -> bool:
+        entry = self._registry.entry(name)
+        return entry is not None and entry.desired == "unloaded"
+
     def _heard(self, beat: Heartbeat) -> None:
         self.table.heard(beat, monotonic())
 
-    def _connected_for(self) -> float:
+    def connected_for(self) -> float:
+        """Seconds since when heartbeats can have been heard without a break."""
         return 0.0 if self._connected_since is None else monotonic() - self._connected_since
 
     def _max_body(self) -> int:

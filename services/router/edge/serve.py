@@ -1,6 +1,7 @@
 """Serves one request: worker after worker, then the stable model, then an error; never two answers."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from nats.errors import Error as NatsError
@@ -59,7 +60,11 @@ class Sink(Protocol):
 class Server:
     """Everything between an admitted request and its answer."""
 
-    def __init__(self, *, table: WorkerTable, client: InferClient, arms: Arms, meters: Meters, fallback: bool) -> None:
+    def __init__(
+        self, *, table: WorkerTable, client: InferClient, arms: Arms, meters: Meters, fallback: bool,
+        want: Callable[[str], str | None],
+    ) -> None:  # fmt: skip
+        self._want = want
         self._table = table
         self._client = client
         self._arms = arms
@@ -123,6 +128,8 @@ class Server:
             if worker is None:
                 if last is not None and last.reset:
                     return last  # all that live have refused: waiting would not change that
+                if (why := self._want(model)) is not None:
+                    return last or self._unloaded(model, why)
                 worker = await self._hold(call, model)
             if call.gone:
                 return Ended(Outcome.CLIENT_CANCEL, status=499)
@@ -144,6 +151,11 @@ class Server:
             if lost >= MAX_LOST:
                 break
         return last or self._nobody(model)
+
+    @staticmethod
+    def _unloaded(model: str, why: str) -> Ended:
+        reply = errors.unloaded(model, why)
+        return Ended(Outcome.REJECTED, status=reply.status, reply=reply)
 
     def _nobody(self, model: str) -> Ended:
         reply = errors.no_worker(model, self._table.info(model).state) if self._client.connected else errors.bus_away()

@@ -18,6 +18,7 @@ from schemas.v1.common import Decision
 from schemas.v1.control import FeedbackCommand
 from schemas.v1.events import ActionRequested
 from schemas.v1.experiment import Experiment, RollbackOrder, VariantSummary, VerdictRecord
+from schemas.v1.inference import Heartbeat
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
 from services._runtime.clock import monotonic
@@ -49,9 +50,18 @@ class SmallPath:
     busy: dict[str, int] = field(default_factory=dict)
     said: list[FeedbackCommand] = field(default_factory=list)
     loads: Loads | None = None
+    table: WorkerTable | None = None
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names]
+
+    def beats(self) -> list[Heartbeat]:
+        if self.table is not None:
+            return self.table.beats()
+        return [Heartbeat(name, "w0", "ready", digest=f"sha256:{name}", engine="openai") for name in self.names]
+
+    def connected_for(self) -> float:
+        return 60.0
 
     def block(self, test_id: str) -> None:
         if test_id not in self.blocked:
@@ -138,7 +148,7 @@ async def side(
 async def _listen(bus: Bus, path: SmallPath, slot_s: float) -> None:
     """What the request path does about workers: hear them, drop the silent ones, look at their load."""
     table = WorkerTable(())
-    path.loads = Loads(table, slot_s)
+    path.loads, path.table = Loads(table, slot_s), table
     await hear_heartbeats(bus, lambda beat: table.heard(beat, monotonic()))
     while True:
         table.sweep(monotonic())

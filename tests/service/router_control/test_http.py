@@ -17,7 +17,7 @@ from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.query import AlertsReply, AuditReply, HistoryReply
 from services.router.control.verbs import EVENTS, VERBS
 from tests.harness import NatsServer, eventually
-from tests.service.router_control.sides import Others, Side, others, side, stream_messages
+from tests.service.router_control.sides import Side, others, side, stream_messages
 
 
 @contextlib.asynccontextmanager
@@ -201,8 +201,8 @@ async def test_configuration_models_alerts_and_audit(nats_server: NatsServer) ->
         assert config["security"]["rate_limit"]["control_per_minute"] == 0
         assert "secret" not in json.dumps(config).replace("secret_", "")
         models = (await router.get("/models", role="viewer"))["models"]
-        assert [m["name"] for m in models] == ["stable", "canary", "other"]
-        assert models[0]["digest"] == "sha256:stable"
+        assert [m["name"] for m in models] == ["canary", "other", "stable"]
+        assert models[2]["digest"] == "sha256:stable"
         rest.answers[subjects.query("alerts")] = lambda q: AlertsReply(alerts=[{"n": q["limit"]}], total_alerts=9)
         rest.answers[subjects.query("audit")] = lambda q: AuditReply(records=[{"actor": q["actor"]}])
         alerts = await router.get("/monitoring/alerts", params={"limit": 7}, role="viewer")
@@ -210,18 +210,6 @@ async def test_configuration_models_alerts_and_audit(nats_server: NatsServer) ->
         assert (await router.get("/audit", params={"actor": "ops"}))["records"] == [{"actor": "ops"}]
         rest.answers[subjects.query("history")] = lambda q: HistoryReply(tests=[], total_tests=q["limit"])
         assert (await router.get("/history", params={"limit": 20, "offset": 1000}))["total_tests"] == 20
-
-
-async def test_a_model_is_loaded_by_inference(nats_server: NatsServer) -> None:
-    async with side(nats_server) as router:
-        reply = await router.call("POST", "/models/canary/load")
-        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "inference_away")
-        inference = Others()
-        inference.answers[subjects.models("load")] = lambda q: AlertsReply(total_alerts=len(q["model"]))
-        await inference.open(nats_server, ("inference", subjects.MODELS))
-        assert (await router.post("/models/canary/load"))["total_alerts"] == 6
-        assert (await router.call("POST", "/models/nobody/load")).status_code == 404
-        await inference.close()
 
 
 async def test_the_callers_request_id_is_kept_and_bad_ones_replaced(nats_server: NatsServer) -> None:

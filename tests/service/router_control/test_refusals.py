@@ -10,11 +10,13 @@ from tests.service.router_control.sides import KEYS, ROLES, SECURITY, Side, othe
 
 NEEDS = {
     "viewer": [("GET", "/status"), ("GET", "/history"), ("GET", "/tests/x"), ("GET", "/models"), ("GET", "/events"),
+               ("GET", "/models/meta-llama/x"), ("POST", "/models/plan"),
                ("GET", "/monitoring/status"), ("GET", "/monitoring/alerts")],
     "operator": [("POST", "/start"), ("POST", "/stop"), ("POST", "/rollback"), ("PATCH", "/traffic-split"),
                  ("POST", "/pause"), ("POST", "/resume"), ("POST", "/approve"), ("POST", "/monitoring/start"),
                  ("POST", "/monitoring/stop")],
-    "admin": [("GET", "/config"), ("GET", "/audit"), ("POST", "/models/meta-llama/x/load"), ("POST", "/models/x/unload")],
+    "admin": [("GET", "/config"), ("GET", "/audit"), ("POST", "/models/meta-llama/x/load"), ("POST", "/models/x/unload"),
+              ("POST", "/models"), ("DELETE", "/models/meta-llama/x")],
 }  # fmt: skip
 
 
