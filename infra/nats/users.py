@@ -32,7 +32,10 @@ _PUBLISH: dict[str, tuple[str, ...]] = {
         "cypria.event.model.registered", subjects.ALERT, subjects.ALERTS,
         "cypria.audit.router",
     ),
-    "inference": (subjects.HEARTBEAT, "cypria.event.model.*", "cypria.audit.inference", subjects.ALERT),
+    "inference": (
+        subjects.HEARTBEAT, "cypria.event.model.state", "cypria.event.model.progress", "cypria.audit.inference",
+        subjects.ALERT,
+    ),
     "metrics": (subjects.WINDOW, subjects.ALERT),
     "monitor": (subjects.LEASE, subjects.ROLLBACK, "cypria.event.verdict.*", subjects.ALERT, subjects.QUERY),
     "alerts": (subjects.ALERT, "cypria.dlq.ALERTS.alerts.*"),

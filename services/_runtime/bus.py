@@ -219,8 +219,6 @@ async def compare_and_set(
 async def _read(kv: Any, key: str) -> tuple[bytes | None, int]:
     try:
         entry = await kv.get(key)
-    except nats.js.errors.KeyDeletedError as exc:
-        return None, int(exc.entry.revision)
-    except nats.js.errors.KeyNotFoundError:
-        return None, 0
+    except nats.js.errors.KeyNotFoundError as exc:
+        return None, int(exc.entry.revision) if exc.entry else 0  # a deleted key keeps its place in the order
     return bytes(entry.value or b""), int(entry.revision)

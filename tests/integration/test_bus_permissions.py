@@ -28,7 +28,7 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
     "cypria.infer.m.w1": ({"router"}, {"inference"}),
     "cypria.heartbeat.m.w1": ({"inference"}, {"router"}),
     "cypria.flow.w1": ({"router"}, {"inference"}),
-    "cypria.models.load": ({"router"}, {"inference"}),
+    "cypria.models.plan": ({"router"}, {"inference"}),
     "cypria.query.totals": ({"router", "monitor"}, {"metrics"}),
     "cypria.query.alerts": ({"router", "monitor"}, {"alerts"}),
     "cypria.alerts.test": ({"router"}, {"alerts"}),
@@ -41,6 +41,8 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
     "cypria.event.test.started": ({"router"}, {"router"}),
     "cypria.event.monitoring.changed": ({"router"}, {"router"}),
     "cypria.event.model.state": ({"inference"}, {"router"}),
+    "cypria.event.model.progress": ({"inference"}, {"router"}),
+    "cypria.event.model.registered": ({"router"}, {"router"}),
     "cypria.event.verdict.decided": ({"monitor"}, {"router"}),
     "cypria.event.alert.sent": (set(), {"router"}),
     "cypria.alert.critical": (set(SERVICES), {"router"}),
@@ -69,6 +71,7 @@ BUCKETS: dict[str, tuple[set[str], set[str]]] = {
     "monitor": ({"monitor"}, {"monitor"}),
     "alert_state": ({"alerts"}, {"alerts"}),
     "secrets": ({"router"}, {"router"}),
+    "models": ({"router"}, {"router", "inference"}),
 }
 ANSWERS: dict[str, set[str]] = {
     "router": {"caller"},

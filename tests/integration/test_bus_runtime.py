@@ -34,6 +34,14 @@ async def test_compare_and_set_loses_no_update(nats_server: NatsServer) -> None:
 
         await asyncio.gather(*(count(kv) for kv in buckets))
         assert (await buckets[0].get("n")).value == b"60"
+        mirror = KvMirror(two, "experiments")
+        await mirror.start()
+        for kv in buckets:  # what is deleted is as if it had never been, and what comes after it counts
+            assert await compare_and_set(kv, "n", lambda _old: b"") == (None, 0)
+            await eventually(lambda: "n" not in mirror.entries)
+            await compare_and_set(kv, "n", lambda old: b"1" if old is None else b"2")
+            await eventually(lambda: mirror.entries.get("n", (None,))[0] == b"1")
+        await mirror.stop()
 
 
 async def test_a_reader_gives_each_message_once_across_a_restart(nats_server: NatsServer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from schemas import subjects
 from schemas.v1.inference import HEARTBEAT_S, MISSED_HEARTBEATS, Heartbeat
 from schemas.v1.models import ModelEntry
-from services.router.domain.models import as_in_file
+from services.router.domain.models import as_in_file, standing
 from services.router.ports import ModelInfo
 
 GONE_S = HEARTBEAT_S * MISSED_HEARTBEATS
@@ -75,7 +75,8 @@ class WorkerTable:
         """What the registry says of a model from now on; None: nothing."""
         self._removed.pop(name, None)
         self._registered.discard(name)
-        if entry is None or (entry.stage == "claimed" and entry.before is None):
+        entry = standing(entry)
+        if entry is None:
             return
         if entry.desired != "removed":
             self._registered.add(name)

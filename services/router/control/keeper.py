@@ -56,8 +56,8 @@ class Keeper:
 
         Why the request need not wait, or None. Returns at once.
         """
-        entry = self._parts.models.entry(name)
-        if entry is None or entry.desired != "unloaded" or entry.stage == "claimed":
+        entry = models.standing(self._parts.models.entry(name))
+        if entry is None or entry.desired != "unloaded":
             return None
         if entry.actor != KEEPER:
             why = f" ({entry.reason})" if entry.reason else ""

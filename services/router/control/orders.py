@@ -59,6 +59,8 @@ class Orders:
 
     async def change(self, command: Command) -> Claim:
         """Claim, look at the tests afresh, confirm; or take the claim back."""
+        if not isinstance(command, Load):
+            refuse_under(command.name, self._parts.experiments.live())
         made = await self._parts.models.claim(command, self.seen(command.name))
         claimed = made.entry
         if claimed is None:

@@ -11,7 +11,7 @@ from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
-from services.router.domain.models import Seen
+from services.router.domain.models import Seen, standing
 from services.router.ports import ModelInfo, RequestPath
 
 
@@ -50,10 +50,11 @@ class Parts:
     def known_models(self) -> list[ModelInfo]:
         """Every model that there is, by name: for a configuration, a worker or the registry."""
         infos = {info.name: info for info in self.path().models()}
-        for name, entry in self.models.entries().items():
-            if entry.desired != "removed" and entry.stage != "claimed":
+        for name, claimed in self.models.entries().items():
+            entry = standing(claimed)
+            if entry is not None and entry.desired != "removed":
                 infos.setdefault(name, ModelInfo(name=name, state="unavailable", workers=0, ready_workers=0))
-            elif entry.desired == "removed" and name in infos:
+            elif entry is not None and name in infos:
                 beats = [beat for beat in self.path().beats() if beat.model == name]
                 if not Seen(beats, self.settings.model(name) is not None).there(entry):
                     del infos[name]

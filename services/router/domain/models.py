@@ -124,6 +124,13 @@ def take_back(entry: ModelEntry | None, claimed: ModelEntry) -> ModelEntry | Non
     return ModelEntry.model_validate({**entry.before, "outbox": entry.outbox})
 
 
+def standing(entry: ModelEntry | None) -> ModelEntry | None:
+    """What counts: the entry, or while it is only claimed the one before, if there was one."""
+    if entry is None or entry.stage != "claimed":
+        return entry
+    return None if entry.before is None else ModelEntry.model_validate(entry.before)
+
+
 def settle(entry: ModelEntry, now_ms: int) -> ModelEntry:
     """What was wanted has been reached."""
     fields: dict[str, Any] = {"stage": "settled", "turn": [], "previous": None, "has_previous": False}

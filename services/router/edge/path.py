@@ -25,6 +25,7 @@ from services.router.control import Control
 from services.router.domain.auth import KeyRing
 from services.router.domain.capacity import Load
 from services.router.domain.facts import Batcher
+from services.router.domain.models import standing
 from services.router.domain.ratelimit import RateLimiter
 from services.router.edge.arms import Arms
 from services.router.edge.feedback import FeedbackDesk
@@ -162,7 +163,7 @@ class InferencePath:
         return f"no ready worker for: {', '.join(lacking)}"
 
     def _unloaded(self, name: str) -> bool:
-        entry = self._registry.entry(name)
+        entry = standing(self._registry.entry(name))
         return entry is not None and entry.desired == "unloaded"
 
     def _heard(self, beat: Heartbeat) -> None:

@@ -53,7 +53,11 @@ class SmallPath:
     table: WorkerTable | None = None
 
     def models(self) -> list[ModelInfo]:
-        return [ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names]
+        heard = self.table.models() if self.table else []
+        return [
+            *(ModelInfo(name, "ready", 1, 1, digest=f"sha256:{name}", engine="openai") for name in self.names),
+            *(info for info in heard if info.name not in self.names),
+        ]
 
     def beats(self) -> list[Heartbeat]:
         if self.table is not None:
@@ -119,16 +123,25 @@ class Side:
 
 @contextlib.asynccontextmanager
 async def side(
-    server: NatsServer, *, step_s: float = 10.0, slot_s: float | None = None, **sections: Any
-) -> AsyncIterator[Side]:
-    """With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds."""
+    server: NatsServer, *, step_s: float = 10.0, slot_s: float | None = None, names: tuple[str, ...] | None = None,
+    **sections: Any,
+) -> AsyncIterator[Side]:  # fmt: skip
+    """With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds.
+
+    ``names``: models that it takes for ready without having heard of them.
+    """
     settings = server.settings("router", **{"security": SECURITY, **sections})
     bus = Bus(settings, "router")
     await bus.connect()
     broker = make_broker(settings, "router")
     control = build_control(settings, bus, load_keys(settings.security.api_keys, KEYS), source_salt=b"pepper", step_s=step_s)
-    path = SmallPath()
-    listening = None if slot_s is None else asyncio.create_task(_listen(bus, path, slot_s))
+    path = SmallPath() if names is None else SmallPath(names)
+    listening = None
+    if slot_s is not None:
+        path.table = WorkerTable([model.name for model in settings.models])
+        path.loads = Loads(path.table, slot_s)
+        control.models.on_change(path.table.wanted)
+        listening = asyncio.create_task(_listen(bus, path.table, path.loads))
     control.attach(path)
     control.subscribe(broker)
     await control.start()
@@ -145,14 +158,12 @@ async def side(
         await bus.close()
 
 
-async def _listen(bus: Bus, path: SmallPath, slot_s: float) -> None:
+async def _listen(bus: Bus, table: WorkerTable, loads: Loads) -> None:
     """What the request path does about workers: hear them, drop the silent ones, look at their load."""
-    table = WorkerTable(())
-    path.loads, path.table = Loads(table, slot_s), table
     await hear_heartbeats(bus, lambda beat: table.heard(beat, monotonic()))
     while True:
         table.sweep(monotonic())
-        path.loads.sample(monotonic())
+        loads.sample(monotonic())
         await asyncio.sleep(0.05)
 
 
