@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, later, record, rollout, show
+from services._cli import alerts, api, later, models, record, rollout, show
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
@@ -75,6 +75,7 @@ def _service(name: str) -> None:
 for _name in ("router", "inference", "metrics", "monitor"):
     _service(_name)
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(models.app, name="models")
 later.register(app)
 
 
@@ -223,14 +224,6 @@ def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None
         show.as_json(data)
     else:
         show.rows(data["tests"], ["test_id", "status", "decision", "end_time", "reason"])
-
-
-@app.command()
-def models(json_: JsonOption = False) -> None:
-    """List models, their state and digest."""
-    data = api.call("GET", "/v1/ab-testing/models")
-    columns = ["name", "state", "engine", "workers", "digest", "reason"]
-    show.as_json(data) if json_ else show.rows(data["models"], columns)
 
 
 @app.command()

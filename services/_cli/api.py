@@ -18,9 +18,10 @@ DEFAULT_URL = "http://127.0.0.1:2242"
 class ApiError(RuntimeError):
     """What the edge refused, in its own words."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -80,7 +81,10 @@ async def acall(
         if response.status >= 400:
             error = data.get("error", {}) if isinstance(data, dict) else {}
             stranger = f"{base or url()} answered HTTP {response.status}, and not as Cypria does: check CYPRIA_URL"
-            raise ApiError(response.status, error.get("message") or stranger)
+            wait = response.headers.get("Retry-After", "")
+            raise ApiError(
+                response.status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0
+            )
         return data
 
 

@@ -67,12 +67,32 @@ async def _edge() -> list[Check]:
 def _models(models: list[dict[str, Any]]) -> Check:
     """Models that nobody serves are wrong, unless nobody has asked for them to be loaded."""
     idle = [model for model in models if not model["ready_workers"]]
-    resting = [model["name"] for model in idle if model["state"] in RESTING]
-    away = [f"{m['name']} ({m.get('reason') or m['state']})" for m in idle if m["state"] not in RESTING]
+    resting = [model["name"] for model in idle if _rests(model)]
+    away = [f"{m['name']} ({m.get('reason') or m['state']})" for m in idle if not _rests(m)]
     if away:
         return Check("models", "failed", f"no worker serves {', '.join(away)}: look at the log of inference")
     unloaded = f", not loaded: {', '.join(resting)}" if resting else ""
     return Check("models", "ok", f"{len(models) - len(idle)} served{unloaded}")
+
+
+def _rests(model: dict[str, Any]) -> bool:
+    wanted = (model.get("entry") or {}).get("desired")
+    return wanted == "unloaded" or (wanted is None and model["state"] in RESTING)
+
+
+def _registry(models: list[dict[str, Any]]) -> Check:
+    """Changes of models that are not done everywhere, and workers on which a model has failed."""
+    said = [
+        f"{m['name']} is not {m['entry']['desired']} everywhere yet ({m.get('reason') or m['state']})"
+        for m in models
+        if m.get("entry") and m["entry"]["stage"] != "settled"
+    ]
+    partly = [model for model in models if model["ready_workers"] and model.get("reason")]
+    said += [f"{model['name']} failed on a worker ({model['reason']})" for model in partly]
+    if said:
+        return Check("registry", "warning", f"{'; '.join(said)}: `cypria models show NAME` tells which worker and why")
+    registered = sum(1 for model in models if model.get("entry"))
+    return Check("registry", "ok", f"{registered} registered, all settled" if registered else "nothing registered")
 
 
 async def _key() -> list[Check]:
@@ -84,7 +104,7 @@ async def _key() -> list[Check]:
         status = await api.acall("GET", "/v1/ab-testing/status")
     except api.ApiError as exc:
         return [Check("key", "failed", str(exc))]
-    found = [Check("key", "ok", "good for reading"), _models(shown["models"])]
+    found = [Check("key", "ok", "good for reading"), _models(shown["models"]), _registry(shown["models"])]
     lag = monitoring.get("lag_seconds")
     if monitoring.get("degraded"):
         found.append(Check("monitor", "failed", "; ".join(monitoring["degraded"])))

@@ -88,10 +88,9 @@ class ModelHandlers:
         entry = self._parts.models.entry(item)
         if entry is not None and entry.desired != "removed" and entry.spec is not None:
             return entry.spec
-        configured = self._parts.settings.model(item)
-        if configured is None:
+        if all(info.name != item for info in self._parts.known_models()):
             raise _unknown(item, f"models.{index}")
-        return configured.model_dump(mode="json", exclude_unset=True)
+        return self._orders.configured(item)
 
 
 def _unknown(name: str, param: str = "name") -> NotFound:

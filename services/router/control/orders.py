@@ -57,6 +57,11 @@ class Orders:
         workers = {beat.worker for beat in self._parts.path().beats()}
         return await self._plans.plan(specs, workers)
 
+    def configured(self, name: str) -> dict[str, Any]:
+        """The configuration's entry of a model; its name alone means that of each worker."""
+        own = self._parts.settings.model(name)
+        return own.model_dump(mode="json", exclude_unset=True) if own else {"name": name}
+
     async def change(self, command: Command) -> Claim:
         """Claim, look at the tests afresh, confirm; or take the claim back."""
         if not isinstance(command, Load):
@@ -93,10 +98,8 @@ class Orders:
     async def _find_room(self, entry: ModelEntry, idle_s: float) -> str:
         spec = entry.spec
         if spec is None:
-            known = self._parts.settings.model(entry.name)
-            # What only the workers' own configuration has, only they can plan: they do before they load it.
-            spec = known.model_dump(mode="json", exclude_unset=True) if known else None
-        if spec is None or spec.get("engine") == "openai":
+            spec = self.configured(entry.name)
+        if spec.get("engine") == "openai":
             return ""
         pool = spec.get("pool")
         plans = [plan for plan in await self.plan([spec]) if pool in {None, plan.pool}]

@@ -128,8 +128,6 @@ class Server:
             if worker is None:
                 if last is not None and last.reset:
                     return last  # all that live have refused: waiting would not change that
-                if (why := self._want(model)) is not None:
-                    return last or self._unloaded(model, why)
                 worker = await self._hold(call, model)
             if call.gone:
                 return Ended(Outcome.CLIENT_CANCEL, status=499)
@@ -152,17 +150,19 @@ class Server:
                 break
         return last or self._nobody(model)
 
-    @staticmethod
-    def _unloaded(model: str, why: str) -> Ended:
-        reply = errors.unloaded(model, why)
-        return Ended(Outcome.REJECTED, status=reply.status, reply=reply)
-
     def _nobody(self, model: str) -> Ended:
-        reply = errors.no_worker(model, self._table.info(model).state) if self._client.connected else errors.bus_away()
+        if not self._client.connected:
+            reply = errors.bus_away()
+        elif (why := self._want(model)) is not None:
+            reply = errors.unloaded(model, why)
+        else:
+            reply = errors.no_worker(model, self._table.info(model).state)
         return Ended(Outcome.REJECTED, status=reply.status, reply=reply)
 
     async def _hold(self, call: Call, model: str) -> Worker | None:
-        """Wait for a worker that is ready, until the request has waited HOLD_S in all."""
+        """Wait for a worker that is ready, until the request has waited HOLD_S in all, if one is to be expected."""
+        if self._want(model) is not None:
+            return None
         changed = asyncio.Event()
         call.wake = changed.set
         self._table.wait(model, changed.set)
