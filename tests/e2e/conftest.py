@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.openai_server import FakeOpenAI
-from tests.system import System, running
+from tests.system import ROOT, System, running
 
 
 def engine_config(stable: FakeOpenAI, canary: FakeOpenAI, **sections: Any) -> dict[str, Any]:
@@ -16,7 +16,8 @@ def engine_config(stable: FakeOpenAI, canary: FakeOpenAI, **sections: Any) -> di
         for name, upstream in (("stable", stable), ("canary", canary))
     ]
     limits = {"control_per_minute": 0, "control_burst": 1000}
-    return {"models": models, "security": {"rate_limit": limits}, **sections}
+    sources = {"allow": [str(ROOT / "infra" / "models")]}
+    return {"models": models, "model_sources": sources, "security": {"rate_limit": limits}, **sections}
 
 
 @pytest.fixture
