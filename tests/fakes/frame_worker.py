@@ -51,6 +51,7 @@ class FrameWorker:
         self.mode = mode
         self.timeout_ms = timeout_ms
         self.state = state
+        self.generation = 0
         self.free = 8
         self.capacity = 8
         self.load: int | None = None
@@ -91,6 +92,7 @@ class FrameWorker:
                     model=self.model, worker=self.worker, state=self.state, digest="sha256:fake", engine="fake",
                     capacity=self.capacity, free=self.free, queued=self.queued,
                     running=self.running if self.load is None else self.load, timeout_ms=self.timeout_ms, total_timeout_ms=600_000,
+                    generation=self.generation,
                 )  # fmt: skip
                 await self.nc.publish(subjects.heartbeat(self.model, self.worker), encode(beat))
             await asyncio.sleep(HEARTBEAT_S)
