@@ -14,7 +14,7 @@ from services.cli import app
 from tests.harness import environment
 from tests.system import ROOT, System
 
-PAGES = ("README.md", "docs/rollouts.md", "docs/models.md")
+PAGES = ("README.md", "docs/models.md", "docs/rollouts.md")
 """Whose snippets run, in this order."""
 ALL = [ROOT / "README.md", *(p for d in ("docs", "services", "infra") for p in (ROOT / d).rglob("*.md"))]
 STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")

@@ -48,7 +48,10 @@ _VERDICTS = {
 
 
 _ALERTS = {"test": (RAW, "AlertTestReply"), "redrive": ("RedriveQuery", "RedriveReply")}
-_MODELS = {"list": ("ModelQuery", RAW), "plan": ("ModelQuery", "ModelPlan")}
+_MODELS = {
+    "list": ("ModelQuery", RAW), "plan": ("ModelQuery", "ModelPlan"), "load": ("ModelQuery", RAW),
+    "unload": ("ModelQuery", RAW),
+}  # fmt: skip
 _ASKED: dict[str, tuple[Callable[[str], str], str, dict[str, tuple[str, str]]]] = {
     "models": (subjects.models, "Asked of the workers", _MODELS),
     "query": (subjects.query, "Asked about the past", _QUERIES),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from schemas.v1.inference import Heartbeat
-from schemas.v1.models import ModelEntry, ModelNeed, ModelPlan
+from schemas.v1.models import ModelEntry, ModelPlan
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_plans import NatsPlans
@@ -106,8 +106,8 @@ class Orders:
         if not plans:
             return NO_WORKER
         field = self.field()
-        found = keeping.room(entry.name, [plan for plan in plans if _is_full(plan)], field, idle_s)
-        self._somebody_takes(entry.name, plans, found)
+        found = keeping.room(entry.name, plans, field, idle_s)
+        self._somebody_takes(entry, plans, found)
         for victim in found.victims:
             await self.change(Unload(victim, KEEPER, f"to make room for '{entry.name}'"))
         if found.victims and not await _eventually(lambda: self._gone(found.victims)):
@@ -117,22 +117,26 @@ class Orders:
             )  # fmt: skip
         return f"unloaded to make room: {_names(found.victims)}" if found.victims else ""
 
-    @staticmethod
-    def _somebody_takes(name: str, plans: list[ModelPlan], found: Room) -> None:
+    def _somebody_takes(self, entry: ModelEntry, plans: list[ModelPlan], found: Room) -> None:
         """Raises Conflict with the workers' own words where none of them can take the model."""
+        # By turns, each worker gives up the old one before it loads the new one.
+        rolls = entry.strategy == "rolling"
+        old = {b.worker: b.memory_bytes + b.gpu_memory_bytes for b in self.seen(entry.name).beats if rolls}
         said: list[str] = []
-        code = "model_not_loadable"
+        codes: set[str] = set()
         for plan in plans:
-            need = next((need for need in plan.needs if need.model == name), None)
-            if need is None or need.fits or (_is_full(plan) and plan.worker not in found.full and not _too_large(need)):
+            need = next((need for need in plan.needs if need.model == entry.name), None)
+            code = keeping.refusal(plan, need, found, old.get(plan.worker, 0))
+            if need is None or code is None:
                 return
-            if _too_large(need):
-                code = "insufficient_memory"
-            elif plan.worker in found.full:
-                code = "too_many_models" if code != "insufficient_memory" else code
+            codes.add(code)
             holders = found.full.get(plan.worker)
             said.append(f"{plan.worker}: {need.message}" + (f" (in use: {holders})" if holders else ""))
-        raise Conflict(f"no worker can take model '{name}': " + "; ".join(said), param="name", code=code)
+        hint = "; strategy rolling needs no memory for both" if entry.has_previous and not rolls else ""
+        raise Conflict(
+            f"no worker can take model '{entry.name}': {'; '.join(said)}{hint}", param="name",
+            code=next(code for code in keeping.REFUSALS if code in codes),
+        )  # fmt: skip
 
     def _gone(self, names: Iterable[str]) -> bool:
         entries = self._parts.models.entries()
@@ -151,14 +155,6 @@ class Orders:
         except Refused as exc:
             # Whoever sees it when it is old enough takes it back.
             log.warning("claim_not_taken_back", model=claimed.name, error=exc.message)
-
-
-def _is_full(plan: ModelPlan) -> bool:
-    return 0 < plan.max_models <= plan.loaded_models
-
-
-def _too_large(need: ModelNeed) -> bool:
-    return need.total_bytes > need.available_bytes
 
 
 def _names(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from schemas.v1.experiment import Experiment
 from schemas.v1.inference import Heartbeat
-from schemas.v1.models import ModelEntry, ModelPlan
+from schemas.v1.models import ModelEntry, ModelNeed, ModelPlan
 from services.router.domain.models import ABANDONED_MS, as_in_file, failed, user_of
 
 ORPHAN_MS = 5000
@@ -229,6 +229,27 @@ def room(name: str, plans: Iterable[ModelPlan], seen: Field, idle_s: float = 0.0
         else:
             victims += fresh[: max(0, lacking - len(chosen))]
     return Room(tuple(victims), full)
+
+
+REFUSALS = ("insufficient_memory", "too_many_models", "model_not_loadable")
+"""Why no worker takes a model; the first that holds for any of them is said."""
+
+
+def refusal(plan: ModelPlan, need: ModelNeed | None, found: Room, freed: int = 0) -> str | None:
+    """Why a worker does not take a model, one of REFUSALS; None where it does.
+
+    ``freed``: bytes that the worker has got back by the time that it loads.
+    """
+    if need is None or need.fits:
+        return None
+    if need.source == "none":
+        return REFUSALS[2]
+    if need.total_bytes > need.available_bytes:
+        return None if need.total_bytes <= need.available_bytes + freed else REFUSALS[0]
+    if plan.worker in found.full:
+        return REFUSALS[1]
+    # Its places are why it said no, and there will be one, or the model has its own already.
+    return None if 0 < plan.max_models <= plan.loaded_models else REFUSALS[2]
 
 
 def _holds_place(beat: Heartbeat) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Experiment
 from schemas.v1.inference import Heartbeat
-from schemas.v1.models import ModelEntry, ModelPlan
+from schemas.v1.models import ModelEntry, ModelNeed, ModelPlan
 from services.router.domain import models
 from services.router.domain.keeping import (
     EndTest,
@@ -15,9 +15,11 @@ from services.router.domain.keeping import (
     GiveTurn,
     GoBack,
     LetGo,
+    Room,
     Settle,
     TakeBack,
     reached,
+    refusal,
     room,
     steps,
 )
@@ -291,6 +293,22 @@ def test_room_is_made_of_what_was_used_longest_ago() -> None:
     full = room("new", [plan()], world(old, young), idle_s=200)
     assert full.victims == ()
     assert "'old' (ready, 0 running)" in full.full["w1"]
+
+
+@pytest.mark.parametrize(
+    ("need", "loaded", "full", "freed", "code"),
+    [
+        (None, 0, {}, 0, None), (ModelNeed(model="m", fits=True), 2, {"w1": "x"}, 0, None),
+        (ModelNeed(model="m", fits=False, total_bytes=9, available_bytes=5), 0, {}, 0, "insufficient_memory"),
+        (ModelNeed(model="m", fits=False, total_bytes=9, available_bytes=5), 0, {}, 4, None),
+        (ModelNeed(model="m", fits=False, total_bytes=9, available_bytes=9), 2, {"w1": "x"}, 0, "too_many_models"),
+        (ModelNeed(model="m", fits=False, total_bytes=9, available_bytes=9), 2, {}, 0, None),
+        (ModelNeed(model="m", fits=False, total_bytes=9, available_bytes=9), 1, {}, 0, "model_not_loadable"),
+        (ModelNeed(model="m", fits=False, source="none"), 2, {}, 0, "model_not_loadable"),
+    ],
+)  # fmt: skip
+def test_why_a_worker_does_not_take_a_model(need: ModelNeed | None, loaded: int, full: dict, freed: int, code: str | None) -> None:
+    assert refusal(plan(loaded=loaded), need, Room((), full), freed) == code
 
 
 def test_full_of_what_is_in_use_says_who_holds_the_places() -> None:
