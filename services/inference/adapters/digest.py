@@ -32,10 +32,20 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The regular files below a directory at one moment, by relative path. It says nothing of what is in them."""
+    """The regular files below a directory at one moment, by relative path. It says nothing of what is in them.
+
+    Not ``exact``: a file system where the same file may show another inode and times of its own at the next look, so
+    that only its size and the time of its last change of content count.
+    """
 
     root: Path
     files: Mapping[str, Stat] = field(default_factory=dict)
+    exact: bool = True
+
+    def same(self, name: str, now: Stat | None) -> bool:
+        """Whether the file is as it was."""
+        was = self.files.get(name)
+        return was == now or (not self.exact and was is not None and now is not None and was[2:4] == now[2:4])
 
     @property
     def size(self) -> int:
@@ -103,37 +113,41 @@ def digest_of(
     meanwhile, StoppedError when ``stop`` is set (looked at between blocks), and OSError.
     """
     total, size, done = hashlib.sha256(), taken.size, 0
+
+    def told(read: int) -> None:
+        if progress is not None:
+            progress(read, size)
+
     for name in sorted(taken.files, key=str.encode):
-        key, file = taken.files[name], taken.root / name
+        key = taken.files[name]
         content = cache.get(key) if cache is not None else None
         if content is None:
-            content = _read(file, key, done, size, progress, stop, cache)
+            content = _read(taken, name, done, told, stop, cache)
         done += key[2]
-        if progress is not None:
-            progress(done, size)
+        told(done)
         total.update(name.encode() + f"\0{key[2]}\0{content}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
 def _read(
-    file: Path, key: Stat, before: int, size: int, progress: Progress | None, stop: threading.Event | None,
+    taken: Snapshot, name: str, before: int, told: Callable[[int], None], stop: threading.Event | None,
     cache: DigestCache | None,
 ) -> str:  # fmt: skip
+    file, key = taken.root / name, taken.files[name]
     content, done, began_ns = hashlib.sha256(), 0, time.time_ns()
     with opened(file) as descriptor:
         # Bytes that a memory map has changed show in the times only once they are written back.
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
-        same = _key(os.fstat(descriptor)) == key
+        same = taken.same(name, _key(os.fstat(descriptor)))
         buffer = memoryview(bytearray(_BLOCK))
         while same and (read := os.readv(descriptor, [buffer])):
             if stop is not None and stop.is_set():
                 raise StoppedError
             content.update(buffer[:read])
             done += read
-            if progress is not None:
-                progress(before + done, size)
-        if not same or done != key[2] or _key(os.fstat(descriptor)) != key:
+            told(before + done)
+        if not same or done != key[2] or not taken.same(name, _key(os.fstat(descriptor))):
             raise IntegrityError(f"{file}: changed while it was read; load the model again when its files are at rest")
     found = content.hexdigest()
     if cache is not None:
@@ -157,7 +171,7 @@ def unchanged(taken: Snapshot) -> None:
     """Raises IntegrityError, naming the first file, unless the directory is as it was when ``taken`` was."""
     now = snapshot(taken.root)
     for name in sorted(taken.files.keys() | now.files.keys()):
-        if taken.files.get(name) != now.files.get(name):
+        if not taken.same(name, now.files.get(name)):
             raise IntegrityError(
                 f"{taken.root / name}: changed between the check of the model and the end of loading it; load the "
                 "model again when its files are at rest"

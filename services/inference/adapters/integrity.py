@@ -8,7 +8,7 @@ import hashlib
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services._runtime.settings_engines import Model, hub_source, is_allowed, not_allowed
@@ -146,6 +146,7 @@ def _directory(path: Path, allow: Sequence[str]) -> Snapshot:
     if not is_allowed(path, allow):
         raise IntegrityError(not_allowed(path))
     taken = snapshot(path.resolve())
+    taken = replace(taken, exact=shows_changes(taken.root))
     _warn_of_writers(taken)
     return taken
 
@@ -180,7 +181,7 @@ def _digest(
     taken: Snapshot, expected: str | None, cache: DigestCache | None, done: digest.Progress,
     stop: threading.Event | None,
 ) -> str:  # fmt: skip
-    kept = cache if cache is not None and shows_changes(taken.root) else None
+    kept = cache if taken.exact else None
     try:
         found = digest_of(taken, kept, progress=done, stop=stop)
         if kept is not None and found != (expected or found):

@@ -187,7 +187,7 @@ class Server:
                     flow.put(legacy.event(event) if legacy is not None else event)
             job.content = inspector.has_content
             # Until there is content nothing goes out, so that a failure before it can still be served elsewhere.
-            if flow.buffered and (job.content or inspector.finished):
+            if flow.buffered and (job.content or (inspector.finished and inspector.error is None)):
                 await self.flush(job)
                 if flow.full:
                     await self._credit(job)

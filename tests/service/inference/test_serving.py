@@ -169,6 +169,33 @@ async def test_an_error_that_comes_first_keeps_its_own_words(stack: StackFactory
         assert reply.json["error"] == error
 
 
+@pytest.mark.parametrize(
+    ("event", "status", "outcome", "words"),
+    [
+        (b'data: {"object":"error","message":"too long","type":"BadRequestError","code":400}', 400, "client_error", "too long"),
+        (b'error: {"code":503,"message":"no slot"}', 503, "rejected", "no slot"),
+        (b'event: error\ndata: {"type":"overloaded_error","message":"busy"}', 500, "error_before_first_token", "busy"),
+        (b'data:{"error":"failed","error_type":"generation"}', 500, "error_before_first_token", "failed"),
+        (b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"abort"}]}', 500, "error_before_first_token", "the engine gave the request up (abort)"),
+    ],
+)  # fmt: skip
+async def test_errors_in_every_server_s_form_are_errors(stack: StackFactory, event: bytes, status: int, outcome: str, words: str) -> None:
+    async with stack() as s:
+        s.fake.behaviour.raw = answer(event + b"\n\ndata: [DONE]\n\n", headers=SSE)
+        reply = await (await s.router.chat(stream=True)).end()
+        assert reply.head is not None
+        assert (reply.kinds, reply.head.status, reply.done.outcome) == ([SINGLE], status, outcome)
+        assert reply.json["error"]["message"] == words
+
+
+async def test_an_answer_nested_too_deeply_is_no_json_and_no_failure(stack: StackFactory) -> None:
+    async with stack() as s:
+        s.fake.behaviour.text = "".join(f"[{n}," for n in range(20_000))
+        for stream in (False, True):
+            reply = await (await s.router.chat(stream=stream, response_format={"type": "json_schema"})).end()
+            assert (reply.head and reply.head.status, reply.done.outcome) == (200, "invalid_json")
+
+
 async def test_dying_before_and_after_the_first_token(stack: StackFactory) -> None:
     async with stack() as s:
         s.fake.behaviour.die_after = 0

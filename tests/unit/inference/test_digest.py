@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from infra.models import digest as published
 from services._runtime.settings_engines import Model
 from services.inference.adapters import digest, digest_cache
-from services.inference.adapters.digest import IntegrityError, StoppedError, digest_dir, digest_of, snapshot
+from services.inference.adapters.digest import IntegrityError, Snapshot, StoppedError, digest_dir, digest_of, snapshot
 from services.inference.adapters.digest_cache import DigestCache, shows_changes
 from services.inference.adapters.integrity import Sources, unchanged, verified, verify
 from tests.unit.inference.conftest import check, safetensors
@@ -151,6 +151,23 @@ def test_what_changes_during_the_load_is_noticed(model: Path, adapter: Path) -> 
             unchanged(checked)
 
 
+def test_a_file_system_that_numbers_files_anew_is_taken_by_size_and_time(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("services.inference.adapters.integrity.shows_changes", lambda _: False)
+    checked = verify(Model(name="m", engine="vllm", path=model), Sources(data_dir=tmp_path / "data"))
+    file = model / "config.json"
+    times = file.stat()
+    (model / "copy").write_bytes(file.read_bytes())
+    (model / "copy").rename(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    unchanged(checked)
+    assert not (tmp_path / "data").exists(), "nothing is remembered of it"
+    file.write_text("{ }")
+    with pytest.raises(IntegrityError, match=r"config\.json: changed between"):
+        unchanged(checked)
+
+
 class Opened:
     """Counts the files that are read for their content."""
 
@@ -158,9 +175,9 @@ class Opened:
         self.names: list[str] = []
         read = digest._read
 
-        def counted(file: Path, *args: Any) -> str:
-            self.names.append(file.name)
-            return read(file, *args)
+        def counted(taken: Snapshot, name: str, *args: Any) -> str:
+            self.names.append(name.rpartition("/")[2])
+            return read(taken, name, *args)
 
         monkeypatch.setattr(digest, "_read", counted)
 
