@@ -6,8 +6,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-
 from schemas import subjects
 from schemas.v1.common import rfc3339
 from services._runtime.clock import now_ms
@@ -129,9 +127,7 @@ async def test_names_with_slashes_do_not_collide_with_verbs(nats_server: NatsSer
         assert (await here.call("PATCH", "/models")).headers["allow"] == "GET, HEAD, POST"
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "says"),
-    [
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
         ({"name": "m"}, "engine", "is missing"),
         ({**SPEC, "engine": "magic"}, "engine", "'openai'"),
         ({"name": "m", "engine": "vllm"}, "path", "needs path"),
@@ -145,17 +141,20 @@ async def test_names_with_slashes_do_not_collide_with_verbs(nats_server: NatsSer
         ({**SPEC, "strategy": "bold"}, "strategy", "'rolling'"),
         ({**SPEC, "cost": {"gpu_hour": 1}}, "cost.gpu_hour", "known here"),
         ({**OPENAI, "engine_args": {"headers": {"X-Key": "**********"}}}, "engine_args", "headers.X-Key is the mask"),
-    ],
-)  # fmt: skip
-async def test_specs_are_refused_naming_the_field(nats_server: NatsServer, body: dict, param: str, says: str) -> None:
+]  # fmt: skip
+"""(entry, the field that is named, what is said of it)."""
+
+
+async def test_specs_are_refused_naming_the_field(nats_server: NatsServer) -> None:
     async with router(nats_server) as here:
-        refused = error(await here.call("POST", "/models", json=body), 422)
-        assert refused["param"] == param
-        assert says in refused["message"]
-        planned = {name: value for name, value in body.items() if name != "strategy"}
-        if param not in {"strategy", "engine_args"} and "from the root" not in says:
-            reply = error(await here.call("POST", "/models/plan", json={"models": [SPEC, planned]}), 422)
-            assert reply["param"] == f"models.1.{param}"
+        for body, param, says in REFUSED:
+            refused = error(await here.call("POST", "/models", json=body), 422)
+            assert refused["param"] == param
+            assert says in refused["message"]
+            planned = {name: value for name, value in body.items() if name != "strategy"}
+            if param not in {"strategy", "engine_args"} and "from the root" not in says:
+                reply = error(await here.call("POST", "/models/plan", json={"models": [SPEC, planned]}), 422)
+                assert reply["param"] == f"models.1.{param}"
         assert here.control.models.entries() == {}
 
 
@@ -301,6 +300,7 @@ async def test_nothing_is_changed_under_a_test(nats_server: NatsServer) -> None:
         await heard(here, 1)
         await here.post("/models", SPEC)
         await settled(here)
+        await eventually(lambda: not here.control.models.entries()["m"].outbox)
         before = here.control.models.entries()["m"]
         for fields in ({}, {"schedule": rfc3339(now_ms() + 3_600_000)}):
             test_id = await here.start_test(model_a="hosted", model_b="m", **fields)
