@@ -60,7 +60,7 @@ async def states(system: System) -> dict[str, dict[str, Any]]:
     return {model["name"]: model for model in (await system.api("GET", "models"))["models"]}
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(240)
 async def test_each_bad_model_fails_with_its_reason_and_the_good_ones_serve(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     names = ["good", *BAD, "moved"]
@@ -89,7 +89,7 @@ async def test_each_bad_model_fails_with_its_reason_and_the_good_ones_serve(tmp_
             found = await states(system)
             return found if all(found[name]["state"] == "failed" for name in [*BAD, "moved"]) else None
 
-        found = await eventually(settled, 60, 0.2)
+        found = await eventually(settled, 90, 0.2)
         for name, (_, what, remedy) in BAD.items():
             assert what in found[name]["reason"]
             assert remedy in found[name]["reason"]

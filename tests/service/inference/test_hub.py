@@ -17,6 +17,7 @@ from services.inference.adapters.digest import digest_dir
 from services.inference.adapters.integrity import HubUnreachableError, IntegrityError, Sources, verified
 from tests.fakes.hub_server import COMMIT, FakeHub, Repository
 from tests.harness import eventually
+from tests.service.inference.conftest import StackFactory
 
 HEADER = json.dumps({"w": {"dtype": "U8", "shape": [25_000_000], "data_offsets": [0, 25_000_000]}}).encode()
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + os.urandom(1_000_000) * 25
@@ -63,6 +64,16 @@ async def test_fetched_once_checked_and_kept(hub: FakeHub, tmp_path: Path) -> No
     (found.model.path / "config.json").write_text("{ }")
     with pytest.raises(IntegrityError, match=r"digest is .*configured is"):
         await verified(entry(digest=found.digest), sources)
+
+
+async def test_a_worker_serves_a_model_of_a_hub(hub: FakeHub, stack: StackFactory) -> None:
+    stable = Path(__file__).parents[3] / "infra" / "models" / "stable"
+    hub.repositories["org/model"].files = {file.name: file.read_bytes() for file in stable.iterdir()}
+    models = [{"name": "m", "engine": "transformers", "path": f"hf://org/model@{COMMIT}", "digest": digest_dir(stable)}]
+    async with stack(models=models, sections={"model_sources": {"allow": ["hf://org/"]}}, wait=False) as s:
+        await eventually(lambda: s.models.missing() is None, 90)
+        reply = await (await s.router.chat(max_tokens=3)).end()
+        assert (reply.done.outcome, reply.done.digest) == ("length", digest_dir(stable))
 
 
 async def test_its_code_comes_only_where_it_may_run(hub: FakeHub, tmp_path: Path) -> None:
