@@ -7,17 +7,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from schemas.v1.common import Outcome
-from schemas.v1.inference import (
-    CHUNK,
-    FINAL,
-    HEAD,
-    MAX_PIECE,
-    SINGLE,
-    Final,
-    ReplyHead,
-    SingleHead,
-    pack,
-)  # fmt: skip
+from schemas.v1.inference import CHUNK, FINAL, HEAD, MAX_PIECE, SINGLE, Final, ReplyHead, SingleHead, pack
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
 from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest
