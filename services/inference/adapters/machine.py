@@ -195,12 +195,8 @@ def _cgroups(root: Path) -> list[tuple[int, int]]:
 
 
 def _cgroup_folders(root: Path) -> list[tuple[Path, str, str, str]]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
     found = []
-    for line in lines:
+    for line in _own_groups():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base, names = root, ("memory.max", "memory.current", "inactive_file")
@@ -215,6 +211,13 @@ def _cgroup_folders(root: Path) -> list[tuple[Path, str, str, str]]:
             if each == base:
                 break
     return found
+
+
+def _own_groups() -> list[str]:
+    try:
+        return Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _number(file: Path) -> int | None:
