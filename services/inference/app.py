@@ -14,7 +14,7 @@ from services._runtime.health import Readiness, routes
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.inference import settings as own_settings
-from services.inference.adapters import gauges
+from services.inference.adapters.counts import count_try
 from services.inference.adapters.engines import MakeEngine, make_engine
 from services.inference.adapters.gauges import ModelGauges
 from services.inference.adapters.kv_registry import Registry
@@ -43,7 +43,7 @@ class Parts:
         self.planner = Planner(self.machine, own.management, figures_of(own.planning), worker=own.worker, pool=own.pool)
         self.loader = Loader(
             self._on_state, self.planner, own.sources, own.management.loading,
-            make or partial(make_engine, surroundings=own.surroundings), on_try=gauges.count_try,
+            make or partial(make_engine, surroundings=own.surroundings), on_try=count_try,
         )  # fmt: skip
         self.models = Models(own.models, self.loader, self._on_forgotten)
         self.worker = NatsWorker(bus, self.models, own.worker, pool=own.pool, machine=self.machine, events=self.events)
@@ -81,7 +81,6 @@ class Parts:
 
     def _on_forgotten(self, name: str) -> None:
         self.worker.forget(name)
-        gauges.forget(name)
 
     async def _plan(self, configs: Any, loaded: dict[str, bool]) -> Any:
         return await asyncio.to_thread(self.planner.plan, configs, loaded)

@@ -36,8 +36,10 @@ class BadEngine:
         self.silent_s = 0.0
         self.closed = False
         self.released = asyncio.Event()
+        self.progress: OnProgress = ignore_progress
 
     async def load(self, progress: OnProgress = ignore_progress) -> None:
+        self.progress = progress
         progress("weights", 0.25)
         if self.fail_load is not None:
             raise self.fail_load

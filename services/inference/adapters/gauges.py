@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -11,12 +11,6 @@ from services.inference.adapters.beats import heartbeat
 from services.inference.adapters.machine import Machine
 from services.inference.adapters.models import Models
 from services.inference.domain.lifecycle import State
-
-LOADS = Counter("cypria_inference_loads_total", "Tries to load a model that ended, by result", ["model", "result"])
-LOAD_SECONDS = Histogram(
-    "cypria_inference_load_seconds", "How long loading a model took, to the end of its warm-up", ["model"],
-    buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200),
-)  # fmt: skip
 
 _FIGURES = (
     ("running", "Requests on the engine", "running"),
@@ -31,19 +25,6 @@ _FIGURES = (
     ("engine_waiting", "Sequences that the engine says wait in it", "engine_waiting"),
     ("model_generation", "Generation of the registry's entry that the engine was loaded for", "generation"),
 )
-
-
-def count_try(model: str, result: str, seconds: float) -> None:
-    """A try to load a model ended; ``result`` is ok, failed or timeout."""
-    LOADS.labels(model, result).inc()
-    if result == "ok":
-        LOAD_SECONDS.labels(model).observe(seconds)
-
-
-def forget(model: str) -> None:
-    """The model is here no more."""
-    for metric in (LOADS, LOAD_SECONDS):
-        metric.remove_by_labels({"model": model})
 
 
 class ModelGauges(Collector):

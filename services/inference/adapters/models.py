@@ -14,6 +14,7 @@ from services.inference.adapters.engines import import_engine
 from services.inference.adapters.loading import GRACE_S, Loader, LoadError
 from services.inference.adapters.served import Place, ServedModel, spec_of
 from services.inference.domain.lifecycle import HEALTHY_S, LOADABLE, ON_THE_WAY, LifecycleError, State, pause_s
+from services.inference.domain.planning import PlanError
 from services.inference.domain.registry import Step, Wanted, decide
 
 log = get_logger(__name__)
@@ -216,6 +217,8 @@ class Models:
             edition.reason = str(exc)
             if edition is place.successor:
                 edition.reason += "; the present one goes on"
+                if isinstance(exc.__cause__, PlanError):
+                    edition.reason += ", which the strategy rolling would unload first"
             self._loader.to(edition, State.FAILED)
         else:
             edition.created, edition.ready_at = now_ms() // 1000, monotonic()

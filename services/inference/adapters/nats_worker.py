@@ -156,7 +156,7 @@ class NatsWorker:
     def forget(self, name: str) -> None:
         """The model is here no more."""
         self._names.pop(subjects.infer(name, self.worker), None)
-        self._server.forget(name)
+        self._server.counts.forget(name)
 
     async def _serve(self, place: Place, job: Job) -> None:
         # Asked again: between its coming and its turn another engine may have taken over. From here to its place in the

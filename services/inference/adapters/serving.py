@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from prometheus_client import Counter, Histogram
-
 from schemas.v1.common import Outcome
 from schemas.v1.inference import CHUNK, FINAL, HEAD, MAX_PIECE, SINGLE, Final, ReplyHead, SingleHead, pack
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
+from services.inference.adapters.counts import Counts
 from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest
 from services.inference.adapters.job import LOST, STOPPED, Job
 from services.inference.domain import outcome as outcomes
@@ -27,23 +26,8 @@ log = get_logger(__name__)
 
 Publish = Callable[[str, bytes], Awaitable[Any]]
 
-REQUESTS = Counter("cypria_inference_requests_total", "Requests finished, by outcome", ["model", "outcome"])
-TOKENS = Counter("cypria_inference_tokens_total", "Tokens read and written", ["model", "kind"])
-TTFT = Histogram(
-    "cypria_inference_first_token_seconds", "Arrival to first token", ["model"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-)  # fmt: skip
-
 END_S = 0.5
 """How long an engine may take to end a stream whose last event has come."""
-TPOT = Histogram(
-    "cypria_inference_output_token_seconds", "Time between tokens after the first", ["model"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
-)  # fmt: skip
-QUEUED = Histogram(
-    "cypria_inference_queue_seconds", "Wait for a slot, and in the engine where it tells", ["model"],
-    buckets=(0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60),
-)  # fmt: skip
 
 
 class Server:
@@ -51,7 +35,7 @@ class Server:
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
-        self._counters: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self.counts = Counts()
 
     async def run(self, job: Job) -> None:
         """Serve one job to its end; raises nothing but what a second cancellation brings."""
@@ -76,7 +60,7 @@ class Server:
         finally:
             self._free(job)
         final = _final(job, outcome, error)
-        self._count(model.name, final)
+        self.counts.add(model.name, final)
         if job.end == LOST:
             return
         try:
@@ -287,35 +271,6 @@ class Server:
             if flow.full:
                 await self._credit(job)
         await self._publish(job.reply, pack(FINAL, final, rest))
-
-    def _count(self, model: str, final: Final) -> None:
-        key = (model, final.outcome)
-        counters = self._counters.get(key)
-        if counters is None:
-            counters = self._counters[key] = (
-                REQUESTS.labels(*key),
-                TOKENS.labels(model, "prompt"),
-                TOKENS.labels(model, "completion"),
-                TTFT.labels(model),
-                TPOT.labels(model),
-                QUEUED.labels(model),
-            )
-        counters[0].inc()
-        counters[1].inc(final.prompt_tokens)
-        counters[2].inc(final.completion_tokens)
-        if final.ttft_us >= 0:
-            counters[3].observe(final.ttft_us / 1e6)
-        if final.itl_us >= 0:
-            counters[4].observe(final.itl_us / 1e6)
-        if final.queue_us >= 0:
-            counters[5].observe(final.queue_us / 1e6)
-
-    def forget(self, model: str) -> None:
-        """Show no more of a model that is not here any more, so that names which come and go do not add up."""
-        for key in [key for key in self._counters if key[0] == model]:
-            del self._counters[key]
-        for metric in (REQUESTS, TOKENS, TTFT, TPOT, QUEUED):
-            metric.remove_by_labels({"model": model})
 
 
 def _waited_enough(job: Job) -> None:

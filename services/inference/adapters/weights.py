@@ -46,6 +46,8 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise IntegrityError(f"{index}: names files outside of {folder}: restore the file")
             return [folder / name for name in names][:_MOST_FILES]
     found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise IntegrityError(f"{folder}: has no *.safetensors weights: give the directory of a model")
     # Some models come twice, once for another library.
     return ([file for file in found if not file.name.startswith("consolidated")] or found)[:_MOST_FILES]
 

@@ -14,8 +14,8 @@ TRANSFORMERS_BYTES = 32 * MIB
 """What a transformers model takes in the worker's process besides its weights and its cache."""
 TORCH_BYTES = 384 * MIB
 """What importing torch and transformers takes, once for a worker."""
-VLLM_CPU_BYTES = 2 * GIB
-"""What vLLM's processes take on a CPU besides weights and cache."""
+VLLM_CPU_BYTES = GIB + GIB // 2
+"""What vLLM's processes take on a CPU besides weights and cache: 0.9 GiB with enforce_eager, more where it compiles."""
 VLLM_GPU_BYTES = GIB + GIB // 2
 """What vLLM takes on each device besides weights and cache: the context, activations, captured graphs."""
 VLLM_HOST_BYTES = 4 * GIB

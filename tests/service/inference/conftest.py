@@ -172,7 +172,7 @@ class Stack:
         return self.parts.models
 
     async def load(self) -> None:
-        await eventually(lambda: self.models.missing() is None)
+        await eventually(lambda: self.models.missing() is None, 60)
 
     async def want(self, name: str, spec: dict[str, Any] | None = None, **fields: Any) -> ModelEntry:
         """Write the registry's entry of a model, as routers do; by default to be loaded, of the next generation."""
@@ -186,7 +186,7 @@ class Stack:
         await kv.put(subjects.token(name), entry.model_dump_json().encode())
         return entry
 
-    async def beat(self, name: str, check: Callable[[Heartbeat], Any], timeout_s: float = 20) -> Heartbeat:
+    async def beat(self, name: str, check: Callable[[Heartbeat], Any], timeout_s: float = 60) -> Heartbeat:
         """The first heartbeat of a model from now on that is as it should be."""
         start = len(self.router.beats)
 
