@@ -55,6 +55,16 @@ def test_the_way_to_ready_is_told_in_lines(monkeypatch: pytest.MonkeyPatch, scre
     assert screen.export_text().splitlines() == ["w1 verifying 1%", "w1 verifying 55%", "w1 ready"]
 
 
+def test_on_a_terminal_there_is_a_bar_for_each_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=100, record=True, force_terminal=True)
+    monkeypatch.setattr(show, "console", console)
+    loading = row("w2", "loading", progress=0.4)
+    assert followed(monkeypatch, model(row(), loading), model(row(), row("w2"), stage="settled")) == ("ready", "")
+    shown = console.export_text()
+    assert "w1 ready" in shown
+    assert "w2 loading" in shown or "w2 ready" in shown
+
+
 @pytest.mark.usefixtures("screen")
 def test_how_orders_end(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = row(state="failed", reason="no such file")
