@@ -42,13 +42,13 @@ class System:
     def key(self) -> str:
         return (self.data_dir / "admin.key").read_text().strip()
 
-    async def start(self) -> None:
+    async def start(self, ready_s: float = 90) -> None:
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.cli", "up", "--config", str(self.config), "--data-dir", str(self.data_dir), "--port", str(self.port)],
                 stdout=sink, stderr=sink, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT), CYPRIA_LOGGING__FORMAT="json"),
             )  # fmt: skip
-        await eventually(self.ready, 90, 0.1)
+        await eventually(self.ready, ready_s, 0.1)
         self.client.headers["Authorization"] = f"Bearer {self.key}"
 
     async def ready(self) -> bool:
@@ -102,11 +102,11 @@ class System:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, config: dict[str, Any]) -> AsyncIterator[System]:
-    """A system that is up; it is stopped, and its log's tail shown when the test failed."""
+async def running(folder: Path, config: dict[str, Any], ready_s: float = 90) -> AsyncIterator[System]:
+    """A system that is up, after at most ``ready_s`` seconds; it is stopped, and its log's tail shown when the test failed."""
     system = System(folder, config)
     try:
-        await system.start()
+        await system.start(ready_s)
         yield system
     except BaseException:
         if system.log.exists():

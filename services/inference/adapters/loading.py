@@ -15,7 +15,7 @@ from services.inference.adapters.engines import MakeEngine, make_engine
 from services.inference.adapters.integrity import Sources, unchanged, verified
 from services.inference.adapters.planner import Planner, Promise
 from services.inference.adapters.served import ServedModel
-from services.inference.domain.lifecycle import State, advance, pause_s
+from services.inference.domain.lifecycle import ON_THE_WAY, State, advance, pause_s
 
 log = get_logger(__name__)
 
@@ -176,7 +176,7 @@ class Loader:
         """Change the state and say so; the time now, which is when the next step begins."""
         edition.state = advance(edition.state, state)
         if state is not State.FAILED:
-            edition.reason = ""
+            edition.reason = edition.after if state in ON_THE_WAY else ""
         edition.doing, edition.progress = "", -1.0
         now = monotonic()
         self.on_state(edition, None if began is None else now - began)

@@ -280,6 +280,7 @@ class Models:
         if again and place.present is present and place.wanted is not None and place.wanted.desired == "loaded":
             place.restarts += 1
             place.present = ServedModel(place.config, present.generation)
+            place.present.after = f"loaded again, as the engine before it ended: {present.reason}"
             self._settle(place)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -290,6 +291,7 @@ class Models:
 
 def _edition(place: Place, wanted: Wanted) -> ServedModel:
     edition = ServedModel(place.config, wanted.generation, place.problem)
+    edition.after = place.present.after
     # Whoever orders it anew wants to know what its files are; a worker that starts finds that order as well.
     edition.reread = wanted.reload and place.present.state is not State.REGISTERED
     return edition

@@ -35,7 +35,8 @@ class ServedModel:
 
     A request stays with the one that it came to, whatever takes its place meanwhile. ``problem`` is why there can never
     be an engine of this configuration, if so; ``key`` is its own, whatever else has its name. ``reread``: its
-    files are to be read again even where they seem unchanged.
+    files are to be read again even where they seem unchanged. ``after``: what became of the engine before it, which is
+    the reason that is given until it is ready.
     """
 
     def __init__(self, config: Model, generation: int = 0, problem: str = "") -> None:
@@ -48,6 +49,7 @@ class ServedModel:
         self.engine: Engine | None = None
         self.state = State.REGISTERED
         self.reason = ""
+        self.after = ""
         self.digest = config.digest or ""
         self.version = ""
         self.attempt: object = None

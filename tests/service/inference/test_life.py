@@ -204,8 +204,10 @@ async def test_an_engine_that_dies_is_loaded_again_while_it_has_tries_left(stack
         made[0].died = "killed by signal 9"
         beat = await s.beat("m", lambda b: b.state == "failed")
         assert beat.reason == "killed by signal 9"
+        coming = await s.beat("m", lambda b: b.state == "loading")
+        assert coming.reason == "loaded again, as the engine before it ended: killed by signal 9"
         again = await s.beat("m", lambda b: b.state == "ready")
-        assert again.restarts == 1
+        assert (again.restarts, again.reason) == (1, "")
         assert made[0].closed
         made[1].died = "killed by signal 9"
         last = await s.beat("m", lambda b: b.state == "failed")
