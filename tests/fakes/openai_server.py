@@ -191,6 +191,8 @@ class FakeOpenAI:
             if chat and self.behaviour.tool_call:
                 part["message"] = {"role": "assistant", "content": None, "tool_calls": [_call(*self.behaviour.tool_call)]}
                 finish = "tool_calls"
+            if chat and body.get("logprobs"):
+                part["logprobs"] = {"content": [_logprob(token, body.get("top_logprobs") or 0) for token in tokens]}
             found.append({"index": index, "finish_reason": finish, **part})
         reply = {**self._base("chat.completion" if chat else "text_completion", body), "choices": found}
         if self.behaviour.usage:
@@ -257,6 +259,11 @@ class FakeOpenAI:
 
 def _prompt(body: dict[str, Any], *, chat: bool) -> str:
     return " ".join(str(m.get("content")) for m in body["messages"]) if chat else str(body["prompt"])
+
+
+def _logprob(token: str, alternatives: int) -> dict[str, Any]:
+    top = [{"token": token if n == 0 else WORDS[n], "logprob": -0.5 - n} for n in range(alternatives)]
+    return {"token": token, "logprob": -0.5, "top_logprobs": top}
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ get round the digest of the weights. vLLM has some 300 arguments and more with e
 listed, and what is not listed is refused.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ _FREE = frozenset({
     "scheduling_policy", "stream_interval", "optimization_level", "performance_mode", "attention_backend",
     "moe_backend", "linear_backend", "cudagraph_capture_sizes", "max_cudagraph_capture_size",
     "disable_sliding_window", "disable_hybrid_kv_cache_manager", "kv_sharing_fast_prefill", "logprobs_mode",
-    "safetensors_load_strategy", "disable_custom_all_reduce",
+    "safetensors_load_strategy", "disable_custom_all_reduce", "enable_dbo", "dbo_decode_token_threshold",
+    "dbo_prefill_token_threshold", "enable_flashinfer_autotune", "kv_cache_dtype_skip_layers", "mamba_cache_mode",
+    "mamba_block_size", "mamba_backend", "max_num_active_seqs", "use_fp64_gumbel", "video_pruning_rate",
     # on which devices
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size",
     "prefill_context_parallel_size", "enable_expert_parallel", "enable_eplb", "all2all_backend",
@@ -30,7 +33,7 @@ _FREE = frozenset({
     "mm_encoder_tp_mode", "mm_encoder_only", "interleave_mm_strings", "skip_mm_profiling", "override_generation_config",
     "allowed_media_domains",
     # LoRA
-    "enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras", "fully_sharded_loras", "lora_dtype",
+    "enable_lora", "lora_target_modules", "max_lora_rank", "max_loras", "max_cpu_loras", "fully_sharded_loras", "lora_dtype",
     # the front of it
     "chat_template_content_format", "default_chat_template_kwargs", "response_role", "return_tokens_as_token_ids",
     "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_strict_level",
@@ -164,7 +167,9 @@ def _checked(name: str, value: Any, path: Path, *, remote_code: bool) -> Any:
         return _fields(where, name, value)
     if reason := _REFUSED.get(name):
         raise ValueError(f"{where} cannot be set: {reason}")
-    raise ValueError(f"{where}: is not among the arguments of vLLM that may be set here: remove it")
+    near = difflib.get_close_matches(name, [*_FREE, *_CHOICES, *_FIELDS], 1)
+    hint = f"did you mean {near[0]}?" if near else "remove it"
+    raise ValueError(f"{where}: vLLM has no such argument, or it may not be set here: {hint}")
 
 
 def _fields(where: str, name: str, value: Any) -> Any:

@@ -124,6 +124,12 @@ class VllmEngine:
         route = _ROUTES.get(request.route)
         if route is None:
             raise EngineError(404, f"no route '{request.route}'", kind="invalid_request_error")
+        if host.ready is not None and not (host.ready.embeds if route == frames.EMBEDDINGS else host.ready.generates):
+            made = "embeddings" if route == frames.EMBEDDINGS else "text"
+            raise EngineError(
+                400, f"model '{self._name}' makes no {made}: its engine_args.runner and convert say what it is for",
+                kind="invalid_request_error", param="model",
+            )  # fmt: skip
         body = requests.for_upstream(request.body, request.wants, self._name, ask_usage=request.stream)
         stream = await host.open(route, body)
         try:

@@ -14,7 +14,7 @@ _TAIL = 40
 _LINE = 4096
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR = re.compile(r"(?:^|[\s\]])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)): (\S.*)$")
-_POINTER = "initialization failed"
+_POINTER = re.compile(r"initialization failed|[Ss]ee (root cause|stack trace)|EngineDeadError")
 """In what vLLM says where the cause is further up."""
 _DOING = (
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine", 0.3),
@@ -54,7 +54,7 @@ class HostLog:
     def root_cause(self, reason: str) -> str:
         """The reason in vLLM's own words; that of the engine core where vLLM only points at it."""
         self._read()
-        return self._error() or reason if _POINTER in reason else reason
+        return self._error() or reason if _POINTER.search(reason) else reason
 
     def last_words(self, what: str) -> str:
         """``what`` has happened, with the last error that was written."""
@@ -65,7 +65,7 @@ class HostLog:
     def _error(self) -> str | None:
         for line in reversed(self._tail):
             found = _ERROR.search(line)
-            if found and _POINTER not in line:
+            if found and not _POINTER.search(line):
                 return f"{found[1]}: {found[2]}"
         return None
 

@@ -204,10 +204,13 @@ class HostProcess(asyncio.Protocol):
 
     def _kill(self, host: int) -> None:
         """Kill the host and all below it; those last that give back shared memory, once nobody is left to use it."""
-        for pid in (host, *self.health.pids):
-            if not _is_tracker(pid):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+        trackers = [pid for pid in self.health.pids if _is_tracker(pid)]
+        if not trackers:
+            self._kill_group(host)
+            return
+        for pid in {host, *self.health.pids}.difference(trackers):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         asyncio.get_running_loop().call_later(_TRACKER_S, self._kill_group, host)
 
     def _kill_group(self, host: int) -> None:
@@ -302,7 +305,7 @@ class HostProcess(asyncio.Protocol):
     @property
     def memory_bytes(self) -> int:
         """Memory of all its processes that they do not share with others."""
-        return self._memory
+        return self._memory if self.dead is None else 0
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -23,12 +23,22 @@ class Loaded(NamedTuple):
     app: Any
     version: str
     generates: bool
+    embeds: bool
     tidy: bool
     """Whether it holds what outlives a killed process: memory of devices and memory shared between processes."""
 
 
 class ArgumentError(ValueError):
     """An engine argument that vLLM does not have, or whose value it does not take; the message names it."""
+
+
+def said(exc: BaseException) -> str:
+    """The line that says something, of an error whose text may have many."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:
+        # Pydantic's: a heading, the name of the field unless it is of several, and then what is wrong.
+        lines = lines[1:] if " " in lines[1] else lines[2:]
+    return lines[0].removeprefix("Value error, ").partition(" [type=")[0] if lines else repr(exc)
 
 
 def parse(start: Start) -> Any:
@@ -70,7 +80,8 @@ def _value(parser: Any, action: argparse.Action, value: Any) -> Any:
     try:
         values = [_converted(parser, action, item) for item in (value if many else [value])]
     except (argparse.ArgumentError, ValueError, TypeError) as exc:
-        raise ArgumentError(f"engine_args.{action.dest}: {getattr(exc, 'message', exc)}") from exc
+        text = exc.message if isinstance(exc, argparse.ArgumentError) else said(exc)
+        raise ArgumentError(f"engine_args.{action.dest}: {said(ValueError(text))}") from exc
     return values if many else values[0]
 
 
@@ -128,7 +139,7 @@ async def load(start: Start, stats: EngineStats) -> Loaded:
         raise
     own_stats.watch(engine, stats)
     alone = arguments.distributed_executor_backend == "uni" and current_platform.is_cpu()
-    return Loaded(engine, app, vllm.__version__, "generate" in tasks, tidy=not alone)
+    return Loaded(engine, app, vllm.__version__, "generate" in tasks, "embed" in tasks, tidy=not alone)
 
 
 def _add_lora(arguments: Any, start: Start) -> None:

@@ -50,10 +50,11 @@ class Progress(msgspec.Struct):
 
 
 class Ready(msgspec.Struct):
-    """The engine answers requests. ``generates``: texts, and not only vectors."""
+    """The engine answers requests. ``generates``: texts; ``embeds``: vectors."""
 
     version: str
     generates: bool
+    embeds: bool
     devices: int
     pids: list[int]
 

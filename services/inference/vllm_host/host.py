@@ -14,7 +14,7 @@ import msgspec
 
 from . import frames
 from .calls import Call
-from .engine import ArgumentError, Loaded, load
+from .engine import ArgumentError, Loaded, load, said
 from .frames import Health, Progress, Ready, Splitter, Start
 from .stats import EngineStats
 
@@ -72,6 +72,22 @@ class Link(asyncio.Protocol):
 def die() -> None:
     """Kill this process and all that it has started."""
     os.killpg(0, signal.SIGKILL)
+
+
+def end_children() -> None:
+    """Kill what this process has started, and reap it: not everywhere does somebody reap orphans."""
+    import multiprocessing.resource_tracker
+
+    import psutil
+
+    tracker = multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001 - it has no public end
+    others = [child for child in psutil.Process().children(recursive=True) if child.pid != tracker._pid]  # noqa: SLF001
+    for child in others:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(others, _DRAIN_S)
+    with contextlib.suppress(Exception):
+        tracker._stop()  # noqa: SLF001
 
 
 class Host:
@@ -185,17 +201,6 @@ def _read_start(sock: socket.socket) -> Start:
     raise AssertionError("unreachable")
 
 
-def _reason(exc: BaseException) -> str:
-    """The first line that says something, of an exception whose text may have many."""
-    if isinstance(exc, ArgumentError):
-        return str(exc)
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    if len(lines) > 1 and "validation error" in lines[0]:
-        lines = lines[1:] if "," in lines[1] or " " in lines[1] else lines[2:]
-    text = lines[0] if lines else repr(exc)
-    return f"{type(exc).__name__}: {text.removeprefix('Value error, ').partition(' [type=')[0]}"
-
-
 async def _main(sock: socket.socket) -> None:
     # Until the engine is there nothing else goes on in this loop: what is told of it is written directly.
     start = _read_start(sock)
@@ -208,12 +213,13 @@ async def _main(sock: socket.socket) -> None:
     try:
         loaded = await load(start, stats)
     except (Exception, SystemExit) as exc:
-        tell(frames.FAILED, _reason(exc).encode())
-        if not isinstance(exc, ArgumentError):
+        own = isinstance(exc, ArgumentError)
+        tell(frames.FAILED, (str(exc) if own else f"{type(exc).__name__}: {said(exc)}").encode())
+        if not own:
             traceback.print_exc()
         return
     host = Host(loaded, stats)
-    ready = Ready(loaded.version, loaded.generates, stats.devices, children())
+    ready = Ready(loaded.version, loaded.generates, loaded.embeds, stats.devices, children())
     tell(frames.READY, frames.encode(ready))
     stats.life_at = time.monotonic()
     sock.setblocking(False)  # noqa: FBT003 - the socket API
@@ -250,4 +256,6 @@ def run(sock: socket.socket) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            end_children()
         die()

@@ -1,11 +1,15 @@
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import pytest_asyncio
 
 from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import Engine, EngineHead, EngineRequest
@@ -46,11 +50,12 @@ class Answer:
 
 @dataclass
 class Subject:
-    """An engine under test; ``cancelled`` tells how many generations it has stopped early."""
+    """An engine under test; ``running`` counts the generations that go on in it, ``kill`` ends it as a crash would."""
 
     engine: Engine
     running: Callable[[], int]
     fake: FakeOpenAI | None = None
+    kill: Callable[[], Awaitable[None]] | None = None
 
     def request(self, route: str, **body: Any) -> EngineRequest:
         raw = json.dumps({"model": "m", **body}).encode()
@@ -72,18 +77,56 @@ class Subject:
         return await self.ask("chat", messages=[{"role": "user", "content": content}], **body)
 
 
-@pytest.fixture(params=["openai", "transformers"])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+VLLM_ARGS = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+KINDS = ["openai", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+
+
+@asynccontextmanager
+async def engine_of(kind: str, **options: Any) -> AsyncIterator[Subject]:
+    """A loaded engine of a kind; ``options`` go into vLLM's entry."""
     async with AsyncExitStack() as stack:
-        if request.param == "openai":
+        if kind == "openai":
             fake = await stack.enter_async_context(FakeOpenAI())
             fake.behaviour.chunk_delay_s = 0.002
             engine = make_engine(Model(name="m", engine="openai", base_url=fake.base_url, timeout_seconds=20))
-            found = Subject(engine, lambda: fake.seen.running, fake)
-        else:
+            found = Subject(engine, lambda: fake.seen.running, fake, fake.stop)
+        elif kind == "transformers":
             engine = make_engine(Model(name="m", engine="transformers", path=MODELS / "stable"))
-            found = Subject(engine, lambda: engine.running)  # type: ignore[attr-defined]
+            found = Subject(engine, lambda: engine.health().running, kill=engine.close)
+        else:
+            # As fast for models of this size, and it leaves the other core to other tests.
+            stack.enter_context(pytest.MonkeyPatch.context()).setenv("OMP_NUM_THREADS", "1")
+            options = {"path": MODELS / "stable", "engine_args": VLLM_ARGS, **options}
+            engine = make_engine(Model(name="m", engine="vllm", **options))
+            found = Subject(engine, lambda: engine.health().running)
+
+            async def kill() -> None:
+                os.kill(engine.health().pids[0], signal.SIGKILL)
+
+            found.kill = kill
+        stack.push_async_callback(engine.close)
         await engine.load()
         await engine.warm()
-        stack.push_async_callback(engine.close)
+        pids = engine.health().pids
+        yield found
+        await engine.close()
+        assert not alive(pids)
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that have not ended."""
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest_asyncio.fixture(params=KINDS, scope="module", loop_scope="module")
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """An engine that all tests of a file share: vLLM takes half a minute to load."""
+    async with engine_of(request.param) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(params=KINDS, loop_scope="module")
+async def own(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """An engine of the test's own, which it may close or kill."""
+    async with engine_of(request.param) as found:
         yield found
