@@ -33,7 +33,8 @@ _FREE = frozenset({
     "mm_encoder_tp_mode", "mm_encoder_only", "interleave_mm_strings", "skip_mm_profiling", "override_generation_config",
     "allowed_media_domains",
     # LoRA
-    "enable_lora", "lora_target_modules", "max_lora_rank", "max_loras", "max_cpu_loras", "fully_sharded_loras", "lora_dtype",
+    "enable_lora", "lora_target_modules", "max_lora_rank", "max_loras", "max_cpu_loras", "fully_sharded_loras",
+    "lora_dtype",
     # the front of it
     "chat_template_content_format", "default_chat_template_kwargs", "response_role", "return_tokens_as_token_ids",
     "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_strict_level",

@@ -92,12 +92,12 @@ def _converted(parser: Any, action: argparse.Action, value: Any) -> Any:
     return converted
 
 
-def _settle(arguments: Any, start: Start) -> None:
-    """What the machine decides, where nobody has said otherwise."""
+def _settle(arguments: Any, start: Start) -> bool:
+    """What the machine decides, where nobody has said otherwise; whether one process on a CPU is the whole engine."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return
+        return False
     given = start.args
     if "kv_cache_memory_bytes" not in given and "gpu_memory_utilization" not in given:
         arguments.kv_cache_memory_bytes = _KV_CACHE_BYTES
@@ -110,23 +110,29 @@ def _settle(arguments: Any, start: Start) -> None:
         # vLLM takes a process more, only so that it can bind its threads to cores, unless this variable is 0.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments.distributed_executor_backend = "uni"
+        return True
+    return False
 
 
 async def load(start: Start, stats: EngineStats) -> Loaded:
     """Load the model; blocks the event loop until it is there. Raises what vLLM raises, and ArgumentError."""
     import vllm
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    how = "VLLM_WORKER_MULTIPROC_METHOD"
+    chosen = os.environ.get(how)
+    os.environ.setdefault(how, "spawn")
     arguments = parse(start)
-    _settle(arguments, start)
+    alone = _settle(arguments, start)
     if start.lora:
         _add_lora(arguments, start)
     _validate(arguments)
     config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    # vLLM sets this for CPUs, so that libraries for binding threads can be preloaded. Forked, the engine need not
+    # import everything again, which is half of the time and of the work of loading a small model.
+    os.environ[how] = chosen or ("fork" if alone else "spawn")
     # With a logger of our own, the engine counts, but nothing is made of it but what we need.
     engine = AsyncLLM.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, stat_loggers=[_stat_logger(stats)], disable_log_stats=True
@@ -138,7 +144,6 @@ async def load(start: Start, stats: EngineStats) -> Loaded:
         engine.shutdown()
         raise
     own_stats.watch(engine, stats)
-    alone = arguments.distributed_executor_backend == "uni" and current_platform.is_cpu()
     return Loaded(engine, app, vllm.__version__, "generate" in tasks, "embed" in tasks, tidy=not alone)
 
 

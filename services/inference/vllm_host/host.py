@@ -80,7 +80,7 @@ def end_children() -> None:
 
     import psutil
 
-    tracker = multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001 - it has no public end
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker  # noqa: SLF001 - it has no public end
     others = [child for child in psutil.Process().children(recursive=True) if child.pid != tracker._pid]  # noqa: SLF001
     for child in others:
         with contextlib.suppress(psutil.Error):

@@ -4,12 +4,14 @@ FD is one end of a stream socket pair; PARENT the process id of the worker at th
 starts run this file as well, as their `__mp_main__`, before they do anything else.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 _PACKAGE = "vllm_host"
@@ -23,6 +25,26 @@ def _die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def _bind_forked(descriptor: int) -> None:
+    """Have forked processes die with this one too, and not hold on to its socket."""
+    by_main = False
+
+    def before() -> None:
+        nonlocal by_main
+        # The kernel takes the end of the thread that forked for the end of the parent.
+        by_main = threading.current_thread() is threading.main_thread()
+
+    def in_child() -> None:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        if by_main:
+            _die_with_parent()
+            if os.getpgid(os.getppid()) != os.getpgrp():
+                os._exit(1)
+
+    os.register_at_fork(before=before, after_in_child=in_child)
 
 
 def _make_package() -> None:
@@ -42,6 +64,7 @@ def main(descriptor: int, parent: int) -> None:
     _die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+    _bind_forked(descriptor)
     _make_package()
     from vllm_host.host import run  # type: ignore[import-not-found]
 

@@ -78,7 +78,7 @@ class Subject:
 
 
 VLLM_ARGS = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-KINDS = ["openai", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+KINDS = ["openai", "transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(600)])]
 
 
 @asynccontextmanager

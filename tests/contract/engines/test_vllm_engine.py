@@ -25,7 +25,7 @@ from services.inference.vllm_host import frames
 from tests.contract.engines.conftest import MODELS, VLLM_ARGS, Subject, alive, engine_of
 from tests.harness import eventually
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
 SCHEMA = {
     "type": "object", "additionalProperties": False, "required": ["sure", "colour"],
@@ -282,8 +282,8 @@ asyncio.run(main())
 async def test_a_worker_that_is_killed_takes_its_engine_with_it() -> None:
     with subprocess.Popen([sys.executable, "-c", WORKER, MODELS / "stable"]) as worker:
         below = psutil.Process(worker.pid).children
-        # The host, the resource tracker and the engine core.
-        await eventually(lambda: len(below(recursive=True)) >= 3, 60)
+        # The host and the engine core.
+        await eventually(lambda: len(below(recursive=True)) >= 2, 60)
         pids = [child.pid for child in below(recursive=True)]
         os.kill(pids[0], signal.SIGSTOP)
         worker.kill()
