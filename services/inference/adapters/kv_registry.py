@@ -97,8 +97,8 @@ class Registry:
             spec=spec_of(config, problem),
             generation=entry.generation,
             reload=entry.reload,
-            # Nobody stops serving for what cannot be loaded anyway.
-            rolling=entry.strategy == "rolling" and not problem,
+            # Turns are for those who change over now; and nobody stops serving for what cannot be loaded anyway.
+            rolling=entry.strategy == "rolling" and entry.stage == "changing" and not problem,
             turn=self._worker in entry.turn,
         )
         self._models.want(entry.name, wanted, config, problem)

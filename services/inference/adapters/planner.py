@@ -119,7 +119,12 @@ class Planner:
     def plan(self, configs: Sequence[Model], loaded: Mapping[str, bool]) -> ModelPlan:
         """Would these fit, beside what is here? Blocks: use a thread. ``loaded``: the names of those that are here."""
         requests = [request_of(config, loaded=loaded.get(config.name, False)) for config in configs]
-        return planning.plan(self.worker, self.pool, requests, self.room(self.machine.look()), self.figures)
+        sample = self.machine.look()
+        # What is to be swapped has a place already.
+        swapped = {request.name for request in requests if not request.loaded}
+        room = self.room(sample, without=[promise for promise in self.promises if promise.config.name in swapped])
+        found = planning.plan(self.worker, self.pool, requests, room, self.figures)
+        return found.model_copy(update={"loaded_models": self.room(sample).loaded})
 
     def room(self, sample: Sample, without: Iterable[Promise] = ()) -> Room:
         """What there is now. ``without``: promises whose models are not counted."""

@@ -118,7 +118,7 @@ async def test_plans_load_nothing(stack: StackFactory) -> None:
         assert "max_concurrent_models (2)" in several.needs[2].message
         assert several.needs[1].weights_bytes == several.needs[1].parameters * 4
         swap = ModelPlan.model_validate((await ask(s, "plan", specs=[{"name": "m", **torch("canary")}]))[0])
-        assert (swap.needs[0].loaded, swap.needs[0].fits) == (False, True), "it takes the place of what is there"
+        assert (swap.needs[0].loaded, swap.needs[0].fits, swap.loaded_models) == (False, True, 1), "it takes the place of what is there"
         assert (await ask(s, "plan", specs=[{"name": "nobody"}]))[0]["code"] == "model_not_found"
         wrong, failed = await ask(s, "plan", specs=[{"name": "m"}, {"name": "x", "engine": "vllm"}])
         assert (failed, wrong["code"]) == (True, "invalid_request")
