@@ -18,6 +18,9 @@ from services.inference.domain.registry import Wanted
 
 log = get_logger(__name__)
 
+READ_S = 15.0
+"""How long a worker that starts waits for the registry before it goes by its own configuration."""
+
 
 class Registry:
     """Keeps `Models` as the bucket says. While the bus is away, what is loaded stays as it is."""
@@ -30,15 +33,15 @@ class Registry:
         self._reading = True
         self._mirror = KvMirror(bus, streams.MODELS.name, self._changed)
 
-    async def start(self, timeout_s: float = 15.0) -> frozenset[str]:
+    async def start(self) -> frozenset[str]:
         """Read all of it, then follow it; the names that it decides about, so that nothing else loads those.
 
         When it cannot be read in time, the worker's own configuration stands until it can.
         """
         try:
-            await self._mirror.start(timeout_s)
+            await self._mirror.start(READ_S)
         except TimeoutError:
-            log.warning("registry_not_read", bucket=streams.MODELS.name, after_s=timeout_s)
+            log.warning("registry_not_read", bucket=streams.MODELS.name, after_s=READ_S)
         self._reading = False
         decided = set()
         for key, (value, _) in list(self._mirror.entries.items()):

@@ -5,7 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from services._runtime.settings_engines import Model
+from services.inference.adapters import kv_registry
 from services.inference.adapters.engine import Engine
 from services.inference.adapters.engines import NOWHERE, make_engine
 from tests.fakes.engines import BadEngine
@@ -114,6 +117,36 @@ async def test_a_restarted_worker_has_the_registrys_spec(stack: StackFactory) ->
         await s.want("m", torch("canary"), desired="removed")
         file = await s.beat("m", lambda b: b.generation == 2)
         assert file.digest != swapped.digest
+
+
+async def test_what_is_only_claimed_changes_nothing_not_even_at_start(stack: StackFactory) -> None:
+    files = [{"name": "m", **torch()}]
+    async with stack(models=files, sections=ALLOW) as s:
+        before = await s.want("m", torch("canary"), stage="settled")
+        served = await s.beat("m", lambda b: b.generation == 1)
+        await s.want("m", torch(), stage="claimed", before=before.model_dump(mode="json"))
+        await s.want("new", torch(), stage="claimed")
+        await s.router.beaten(4)
+        assert (s.models.get("m").generation, s.models.find("new")) == (1, None)
+    async with stack(models=files, sections=ALLOW, worker="w00000002") as s:
+        beat = await s.beat("m", lambda b: b.state == "ready")
+        assert (beat.generation, beat.digest) == (1, served.digest)
+        await s.want("new", torch(), generation=2)
+        await s.beat("new", lambda b: b.state == "ready")
+
+
+async def test_without_a_registry_the_configuration_stands_until_there_is_one(
+    stack: StackFactory, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_registry, "READ_S", 0.3)
+    admin = await nats_server.connect("provision")
+    await admin.jetstream().delete_stream("KV_models")
+    async with stack(models=[{"name": "m", **torch()}], sections=ALLOW) as s:
+        assert (await s.beat("m", lambda b: b.state == "ready")).generation == 0
+        await nats_server.provision()
+        await s.want("m", torch("canary"))
+        await s.beat("m", lambda b: (b.generation, b.state) == (1, "ready"))
+    await admin.close()
 
 
 async def test_what_no_worker_can_load_fails_with_the_reason(stack: StackFactory, tmp_path: Path) -> None:
