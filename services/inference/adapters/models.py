@@ -291,9 +291,10 @@ class Models:
 
 def _edition(place: Place, wanted: Wanted) -> ServedModel:
     edition = ServedModel(place.config, wanted.generation, place.problem)
-    edition.after = place.present.after
+    new = place.present.state is State.REGISTERED
+    edition.after = place.present.after if new else ""
     # Whoever orders it anew wants to know what its files are; a worker that starts finds that order as well.
-    edition.reread = wanted.reload and place.present.state is not State.REGISTERED
+    edition.reread = wanted.reload and not new
     return edition
 
 

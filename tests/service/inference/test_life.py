@@ -242,11 +242,16 @@ async def test_an_engine_that_dies_is_loaded_again_while_it_has_tries_left(stack
         again = await s.beat("m", lambda b: b.state == "ready")
         assert (again.restarts, again.reason) == (1, "")
         assert made[0].closed
-        made[1].died = "killed by signal 9"
+        await s.want("m", torch("canary"))
+        await s.beat("m", lambda b: b.generation == 1)
+        assert {b.next_reason for b in s.router.beats} == {""}, "a new engine has nothing to do with that"
+        made[2].died = "killed by signal 9"
+        await s.beat("m", lambda b: b.restarts == 2 and b.state == "ready")
+        made[3].died = "killed by signal 9"
         last = await s.beat("m", lambda b: b.state == "failed")
         assert "retry_attempts (1)" in last.reason
         await s.router.beaten(8)
-        assert len(made) == 2
+        assert len(made) == 4
         s.models.begin_load("m")
         await s.beat("m", lambda b: b.state == "ready")
 
