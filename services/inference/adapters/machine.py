@@ -18,6 +18,8 @@ log = get_logger(__name__)
 SAMPLE_S = 1.0
 _CGROUP = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
+_PATIENCE = 100
+_FORGET_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Machine:
         self._lock = threading.Lock()
         self._gpus = Gpus()
         self._cpu: dict[str, tuple[float, float]] = {}
+        self._sizes = Sizes()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.sample = Sample()
@@ -93,7 +96,8 @@ class Machine:
             groups = {name: self._usage(name, group, gpus) for name, group in self.groups.items()}
             for name in [name for name in self._cpu if name not in groups]:
                 del self._cpu[name]
-            return Sample(capacity, used, cores(), _memory_of(psutil.Process()), gpus, groups)
+            self._sizes.forget()
+            return Sample(capacity, used, cores(), memory_of_process(), gpus, groups)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -110,7 +114,7 @@ class Machine:
         size = 0
         if group.pids:
             seconds = sum(_seconds(process) for process in found)
-            size = sum(_memory_of(process) for process in found)
+            size = sum(self._sizes.of(process) for process in found)
         now = monotonic()
         before = self._cpu.get(name)
         cpu = -1.0
@@ -135,6 +139,33 @@ def tree(pids: tuple[int, ...]) -> list[psutil.Process]:
             for each in (process, *process.children(recursive=True)):
                 found.setdefault(each.pid, each)
     return list(found.values())
+
+
+class Sizes:
+    """Memory of processes; where asking is slow, since much is mapped, it is asked less often.
+
+    The kernel walks all pages of the process for it and keeps the process from mapping more meanwhile: that may take no
+    more than a hundredth of its time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, float, int]] = {}
+
+    def of(self, process: psutil.Process) -> int:
+        """Bytes of a process, as of the last time that it was asked."""
+        began = monotonic()
+        created, until, size = self._known.get(process.pid, (0.0, 0.0, 0))
+        if began < until and created == process.create_time():
+            return size
+        size = _memory_of(process)
+        now = monotonic()
+        self._known[process.pid] = (process.create_time(), now + _PATIENCE * (now - began), size)
+        return size
+
+    def forget(self) -> None:
+        """Drop what has not been asked for in a long time."""
+        now = monotonic()
+        self._known = {pid: known for pid, known in self._known.items() if now < known[1] + _FORGET_S}
 
 
 def _memory_of(process: psutil.Process) -> int:
@@ -300,6 +331,9 @@ def _chosen(nvml: Any, handles: list[Any], text: str) -> Any:
         return handles[int(text)] if int(text) < len(handles) else None
     if not text:
         return None
+    if text.startswith("MIG-"):
+        with contextlib.suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(text)
     return next((handle for handle in handles if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(text)), None)
 
 

@@ -116,7 +116,7 @@ class Models:
         if present.state not in LOADABLE:
             raise LifecycleError(f"model '{name}' is {present.state}: only an unloaded or failed one can be loaded")
         place.deaths = 0
-        place.present = ServedModel(place.config, present.generation)
+        place.present = ServedModel(place.config, present.generation, place.problem)
         self.want(name, Wanted("loaded", place.present.spec, present.generation), place.config, place.problem)
 
     def begin_unload(self, name: str) -> None:
@@ -130,8 +130,9 @@ class Models:
         """Nothing is loaded and no model takes another request from now on: the worker stops."""
         self._stopping = True
         for place in self._places.values():
-            if place.successor is not None:
-                self._give_up(place, place.successor)
+            for edition in (place.successor, place.present):
+                if edition is not None and edition.state in ON_THE_WAY:
+                    self._give_up(place, edition)
             if place.present.state is State.READY:
                 self._loader.to(place.present, State.DRAINING)
 
@@ -291,6 +292,7 @@ class Models:
 
 def _edition(place: Place, wanted: Wanted) -> ServedModel:
     edition = ServedModel(place.config, wanted.generation, place.problem)
+    edition.spec = wanted.spec  # what it is loaded for, or it would be loaded again and again
     new = place.present.state is State.REGISTERED
     edition.after = place.present.after if new else ""
     # Whoever orders it anew wants to know what its files are; a worker that starts finds that order as well.

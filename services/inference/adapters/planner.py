@@ -108,7 +108,7 @@ class Planner:
             return need.message
         promise = Promise(need, config, group, self._baseline(sample))
         self.promises.append(promise)
-        return promise, _with_share(config, request, room, self.management)
+        return promise, _with_share(config, request, room)
 
     def release(self, promise: Promise | None) -> None:
         """The engine has given its memory back."""
@@ -154,9 +154,16 @@ class Planner:
                 total += max(promise.need.total_bytes - _taken(sample, promise).memory_bytes, 0)
         return total
 
-    def _gpu_reserved(self, sample: Sample) -> int:
-        on = [promise for promise in self.promises if promise.need.device == "gpu"]
-        return sum(max(p.need.total_bytes - _taken(sample, p).gpu_memory_bytes, 0) for p in on)
+    def _gpu_reserved(self, sample: Sample) -> tuple[int, ...]:
+        """By device: what vLLM runs on is the first ones, as many as its tensor_parallel_size."""
+        kept = [0] * len(sample.gpus)
+        for promise in self.promises:
+            if promise.need.device == "gpu":
+                several = planning.devices_of(promise.config.engine_args)
+                missing = max(promise.need.total_bytes - _taken(sample, promise).gpu_memory_bytes, 0)
+                for index in range(min(several, len(kept))):
+                    kept[index] += missing // several
+        return tuple(kept)
 
 
 def plan_here(settings: Settings, configs: Sequence[Model] | None = None) -> ModelPlan:
@@ -170,17 +177,13 @@ def plan_here(settings: Settings, configs: Sequence[Model] | None = None) -> Mod
     return planner.plan(configs, {})
 
 
-def _with_share(config: Model, request: Request, room: Room, management: ModelManagement) -> Model:
+def _with_share(config: Model, request: Request, room: Room) -> Model:
     """On a GPU vLLM takes a share of the whole device: the one that the plan counted with."""
     if config.engine != "vllm" or not room.devices or "kv_cache_memory_bytes" in config.engine_args:
         return config
-    several = int(config.engine_args.get("tensor_parallel_size") or 1)
-    devices = room.devices[:several]
-    capacity = min(device.capacity for device in devices)
-    threshold = management.memory_threshold_percent / 100
-    left = min(int(device.capacity * threshold) - device.used for device in devices) - room.gpu_reserved // len(
-        room.devices
-    )
+    several = planning.devices_of(config.engine_args)
+    capacity = min(device.capacity for device in room.devices[:several])
+    left = min(room.left_on_gpus()[:several])
     share = planning.gpu_share(request.args, capacity, left)
     if share is None:
         return config

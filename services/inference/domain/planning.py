@@ -18,8 +18,6 @@ VLLM_CPU_BYTES = GIB + GIB // 2
 """What vLLM's processes take on a CPU besides weights and cache: 0.9 GiB with enforce_eager, more where it compiles."""
 VLLM_GPU_BYTES = GIB + GIB // 2
 """What vLLM takes on each device besides weights and cache: the context, activations, captured graphs."""
-VLLM_HOST_BYTES = 4 * GIB
-"""What vLLM's processes take of the host's memory when the model is on a GPU."""
 VLLM_GPU_SHARE = 0.92
 """vLLM's own default of gpu_memory_utilization, as of 0.32."""
 VLLM_CPU_KV_BYTES = GIB
@@ -79,7 +77,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a worker has. ``reserved`` is promised to models that are being loaded and not yet in ``used``.
+    """What a worker has. ``reserved``, and ``gpu_reserved`` by device, is promised to models and not yet in ``used``.
 
     ``loaded`` counts models that hold memory here, ``classes`` those of them by size; ``imported`` says that torch is
     in the worker's process already.
@@ -90,7 +88,7 @@ class Room:
     threshold_percent: float = 90.0
     devices: tuple[Device, ...] = ()
     reserved: int = 0
-    gpu_reserved: int = 0
+    gpu_reserved: tuple[int, ...] = ()
     loaded: int = 0
     max_models: int = 8
     classes: Mapping[str, int] = field(default_factory=dict)
@@ -101,6 +99,18 @@ class Room:
     def limit(self) -> int:
         """Bytes of RAM that may be taken in all."""
         return int(self.capacity * self.threshold_percent / 100)
+
+    def gpu_limit(self, device: Device) -> int:
+        """Bytes of a GPU that may be taken in all."""
+        return int(device.capacity * self.threshold_percent / 100)
+
+    def left_on_gpus(self) -> list[int]:
+        """Bytes that are left on each GPU below its limit; negative where it is over it."""
+        promised = (*self.gpu_reserved, *(0 for _ in self.devices))
+        return [
+            self.gpu_limit(device) - device.used - already
+            for device, already in zip(self.devices, promised, strict=False)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +137,8 @@ def plan(worker: str, pool: str, requests: Sequence[Request], room: Room, figure
     return ModelPlan(
         worker=worker, pool=pool, capacity_bytes=room.capacity, limit_bytes=room.limit,
         used_bytes=room.used + room.reserved, gpu_capacity_bytes=sum(device.capacity for device in room.devices),
-        gpu_limit_bytes=sum(ledger.gpu_limit(device) for device in room.devices),
-        gpu_used_bytes=sum(device.used for device in room.devices) + room.gpu_reserved, loaded_models=room.loaded,
+        gpu_limit_bytes=sum(room.gpu_limit(device) for device in room.devices),
+        gpu_used_bytes=sum(device.used for device in room.devices) + sum(room.gpu_reserved), loaded_models=room.loaded,
         max_models=room.max_models, fits=all(need.fits for need in needs), needs=needs,
     )  # fmt: skip
 
@@ -140,16 +150,10 @@ class _Ledger:
         self._room = room
         self._figures = figures
         self._ram = room.limit - room.used - room.reserved
-        self._devices = [self.gpu_limit(device) - device.used for device in room.devices]
-        if self._devices:
-            share = room.gpu_reserved // len(self._devices)
-            self._devices = [left - share for left in self._devices]
+        self._devices = room.left_on_gpus()
         self._loaded = room.loaded
         self._classes = Counter(room.classes)
         self._imported = room.imported
-
-    def gpu_limit(self, device: Device) -> int:
-        return int(device.capacity * self._room.threshold_percent / 100)
 
     def take(self, request: Request) -> ModelNeed:
         """What one model needs; it is taken off what is left when it fits."""
@@ -205,7 +209,7 @@ class _Ledger:
         return max(int(self._room.capacity * share) - weights - VLLM_CPU_BYTES, 0) if share else VLLM_CPU_KV_BYTES
 
     def _on_gpu(self, request: Request, files: Files) -> ModelNeed:
-        several = max(_int(request.args.get("tensor_parallel_size")), 1)
+        several = devices_of(request.args)
         if several > len(self._devices):
             message = (
                 f"model '{request.name}' wants tensor_parallel_size {several}, and this worker sees "
@@ -221,6 +225,8 @@ class _Ledger:
         if figure > least:
             source, least = "resource_planning", figure
         takes = gpu_takes(request.args, capacity, left)
+        if said := _int(request.args.get("kv_cache_memory_bytes")):  # then vLLM does not look at the share
+            takes = least = max(weights + VLLM_GPU_BYTES + said, least)
         asked = _float(request.args.get("gpu_memory_utilization"))
         if asked and takes < least:
             message = (
@@ -293,6 +299,11 @@ class _Ledger:
             f"model '{need.model}' needs {gib(need.total_bytes)} of {where} ({parts}), and {gib(need.available_bytes)} "
             f"is left below {self._room.threshold_percent:g} % ({gib(limit)}) of {gib(capacity)}: {remedy}"
         )
+
+
+def devices_of(args: Mapping[str, object]) -> int:
+    """How many GPUs a model of vLLM is spread over."""
+    return max(_int(args.get("tensor_parallel_size")), 1)
 
 
 def gpu_takes(args: Mapping[str, object], capacity: int, left: int) -> int:

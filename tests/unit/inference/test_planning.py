@@ -83,6 +83,9 @@ def test_vllm_on_a_gpu_takes_the_share_that_is_configured_or_what_is_left() -> N
     assert not little.fits
     assert "needs at least 17.40 GiB of each GPU, and engine_args.gpu_memory_utilization 0.1 gives it 8.00 GiB" in little.message
     assert not need(vllm(), replace(room, devices=(Device(80 * GIB, 60 * GIB),))).fits
+    cache = need(vllm(kv_cache_memory_bytes=10 * GIB, gpu_memory_utilization=0.01), room)
+    assert (cache.fits, cache.kv_cache_bytes) == (True, 10 * GIB)
+    assert cache.total_bytes == cache.weights_bytes + cache.overhead_bytes + 10 * GIB
 
 
 def test_several_gpus() -> None:
@@ -92,7 +95,7 @@ def test_several_gpus() -> None:
     assert found.weights_bytes == 16 * 10**9
     refused = need(vllm(tensor_parallel_size=4), room)
     assert "tensor_parallel_size 4, and this worker sees 2 GPU(s)" in refused.message
-    assert not need(vllm(), replace(room, gpu_reserved=142 * GIB)).fits, "what others were promised counts"
+    assert not need(vllm(), replace(room, gpu_reserved=(71 * GIB,))).fits, "what others were promised counts"
 
 
 def test_each_model_is_planned_beside_those_before_it() -> None:
@@ -170,7 +173,7 @@ args = st.fixed_dictionaries(
 requests = st.builds(Request, st.just("m"), st.sampled_from(["vllm", "transformers", "openai"]), files, args, st.integers(1, 64), loaded=st.booleans())
 devices = st.lists(st.builds(lambda capacity, share: Device(capacity, int(capacity * share)), sizes, st.floats(0, 1)), max_size=3)
 rooms = st.builds(
-    Room, st.integers(1, 400 * GIB), sizes, st.floats(1, 100), devices.map(tuple), sizes, sizes, st.integers(0, 3), st.integers(1, 8)
+    Room, st.integers(1, 400 * GIB), sizes, st.floats(1, 100), devices.map(tuple), sizes, st.lists(sizes, max_size=3).map(tuple), st.integers(0, 3), st.integers(1, 8)
 )
 
 
