@@ -57,13 +57,13 @@ async def test_metrics_of_a_model_come_and_go_with_it(stack: StackFactory) -> No
         assert found["cypria_inference_requests_total", "m/1"] == {"length": 1}
         assert found["cypria_inference_loads_total", "m/1"] == {"ok": 1}
         assert ("cypria_inference_kv_cache_usage_ratio", "m/1") not in found, "nobody knows it, which is not 0"
-        await s.want("bad", torch(digest="sha256:" + "0" * 64))
-        await s.beat("bad", lambda b: b.state == "failed")
-        assert series()["cypria_inference_loads_total", "bad"] == {"failed": 1}
-        for name in ("m/1", "bad"):
+        await s.want("spoiled", torch(digest="sha256:" + "0" * 64))
+        await s.beat("spoiled", lambda b: b.state == "failed")
+        assert series()["cypria_inference_loads_total", "spoiled"] == {"failed": 1}
+        for name in ("m/1", "spoiled"):
             await s.want(name, None, desired="removed")
             await eventually(lambda name=name: s.models.find(name) is None)
-        assert not [key for key in series() if key[1] in {"m/1", "bad"}]
+        assert not [key for key in series() if key[1] in {"m/1", "spoiled"}]
 
 
 async def test_metrics_are_named_as_prometheus_wants_them(stack: StackFactory) -> None:
