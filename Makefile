@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint soak bench bench-peers schemas clean
+.PHONY: install install-vllm demo test lint soak bench bench-peers schemas clean
 
 install:
 	@$(PYTHON) infra/install.py $(VENV)
+
+# what engine vllm runs in: an environment of its own, several GB
+install-vllm:
+	@$(PYTHON) -m infra.install_vllm .venv-vllm
 
 demo: install
 	@$(BIN)/python -m infra.demo $(if $(KEEP),--keep,)
@@ -18,6 +22,7 @@ lint: install
 	$(BIN)/python -m schemas.generate --check
 
 test: lint
+	@$(PYTHON) -m infra.install_vllm --if-possible .venv-vllm
 	@sh infra/install_debian.sh
 	@# two at a time: most tests wait for processes; by file, so that a file's system serves all of its tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -36,4 +41,4 @@ schemas: install
 	$(BIN)/python -m schemas.generate
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ STAMP = ".installed"
 LOG_EVERY_S = 10.0
 TAIL = 40
 """Lines of pip's output that are shown when it fails."""
-_INSTALL = ("install", "--no-compile")
+INSTALL = ("install", "--no-compile")
 USED = (
     "services.inference.adapters.transformers_engine",
     "services.cli, services.router.app, services.metrics.app, services.monitor.app, services.alerts.app, openai",
@@ -37,10 +37,10 @@ USED = (
 """What is imported once, by two processes, so that it is compiled: compiling all 17,000 files would take a minute."""
 
 
-def fingerprint(venv: Path) -> str:
+def fingerprint(venv: Path, *files: Path) -> str:
     """What an installation depends on: the folder, Python, and the files that say what to install."""
     content = hashlib.sha256()
-    for file in (ROOT / "pyproject.toml", Path(__file__)):
+    for file in (*(files or (ROOT / "pyproject.toml",)), Path(__file__)):
         content.update(file.read_bytes())
     return f"{venv} {sys.version_info.major}.{sys.version_info.minor} {content.hexdigest()}"
 
@@ -141,28 +141,50 @@ def pip(venv: Path, progress: Progress, arguments: list[str]) -> tuple[int, list
     return process.returncode, list(tail)
 
 
+def installed(venv: Path, name: str) -> str:
+    """The version of a distribution in the environment, empty when it is not there."""
+    return next((found.version for found in importlib.metadata.distributions(name=name, path=[str(site(venv))])), "")
+
+
 def install_torch(venv: Path, progress: Progress) -> None:
-    """Put in torch's CPU build, from pip's own sources or else PyTorch's index; the default build if neither has it."""
-    if list(importlib.metadata.distributions(name="torch", path=[str(_site(venv))])):
+    """Put in torch's CPU build; the default build if no source has it."""
+    if installed(venv, "torch") or install_torch_cpu(venv, progress):
         return
-    progress.doing = "looking for torch's CPU build"
-    for where in ([], ["--index-url", TORCH_CPU_INDEX]):
-        status, _ = pip(venv, progress, [*_INSTALL, f"torch=={TORCH}+cpu", *where])
-        if status == 0:
-            return
     progress.say(f"no CPU build of torch {TORCH} was found; taking the default one, which may be several GB")
-    _must(pip(venv, progress, [*_INSTALL, f"torch=={TORCH}"]))
+    must(pip(venv, progress, [*INSTALL, f"torch=={TORCH}"]))
 
 
-def _must(result: tuple[int, list[str]]) -> None:
+def install_torch_cpu(venv: Path, progress: Progress) -> bool:
+    """Put in torch's CPU build, from pip's own sources or else PyTorch's index; whether one had it."""
+    progress.doing = "looking for torch's CPU build"
+    return any(
+        pip(venv, progress, [*INSTALL, f"torch=={TORCH}+cpu", *where])[0] == 0
+        for where in ([], ["--index-url", TORCH_CPU_INDEX])
+    )
+
+
+def must(result: tuple[int, list[str]]) -> None:
+    """Exit with the end of pip's output when it failed."""
     status, tail = result
     if status:
         print("\n".join(tail), file=sys.stderr)
         sys.exit("installing failed, see above; running it again goes on from here")
 
 
-def _site(venv: Path) -> Path:
+def site(venv: Path) -> Path:
+    """Where an environment of this Python has its packages."""
     return venv / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
+
+def prepare(venv: Path) -> None:
+    """An environment that works, made or mended; without what an interruption left half done."""
+    if not usable(venv):
+        if venv.exists():
+            print("the environment there is broken, moved or of another Python: making it anew", flush=True)
+            shutil.rmtree(venv)
+        if subprocess.run([sys.executable, "-m", "venv", venv], check=False).returncode:
+            sys.exit("python3 cannot make a virtual environment: see above (on Debian: apt-get install python3-venv)")
+    drop_halves(site(venv))
 
 
 def install(venv: Path) -> None:
@@ -174,22 +196,16 @@ def install(venv: Path) -> None:
     began = time.monotonic()
     print(f"installing into {venv}, once; a few minutes, of which torch is the largest part", flush=True)
     stamp.unlink(missing_ok=True)
-    if not usable(venv):
-        if venv.exists():
-            print("the environment there is broken, moved or of another Python: making it anew", flush=True)
-            shutil.rmtree(venv)
-        if subprocess.run([sys.executable, "-m", "venv", venv], check=False).returncode:
-            sys.exit("python3 cannot make a virtual environment: see above (on Debian: apt-get install python3-venv)")
-    drop_halves(_site(venv))
-    progress = Progress(_site(venv))
+    prepare(venv)
+    progress = Progress(site(venv))
     with progress.shown():
         install_torch(venv, progress)
         progress.packages = 0
         progress.doing = "resolving the other packages"
-        _must(pip(venv, progress, [*_INSTALL, "--editable", f".[{EXTRAS}]"]))
+        must(pip(venv, progress, [*INSTALL, "--editable", f".[{EXTRAS}]"]))
         progress.packages = 0
         progress.doing = "checking"
-        _must(pip(venv, progress, ["check"]))
+        must(pip(venv, progress, ["check"]))
         progress.doing = "importing everything once"
         imports = [subprocess.Popen([venv / "bin" / "python", "-c", f"import {used}"], cwd=ROOT) for used in USED]
         if sum(process.wait() != 0 for process in imports):

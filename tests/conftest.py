@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from services.inference.adapters import vllm_environment
 from tests.harness import NatsServer
 
 # No timed assertions: how long an example takes says more about the machine than about the code.
@@ -23,3 +24,25 @@ async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
         yield server
     finally:
         server.kill()
+
+
+def _without_vllm() -> str | None:
+    """Why tests of the vLLM engine cannot run here, if so."""
+    try:
+        vllm_environment.interpreter(None)
+    except ValueError as exc:
+        return str(exc)
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs vLLM where it cannot be had: `make test` has installed it where it can."""
+    if _without_vllm() and (left_out := [item for item in items if item.get_closest_marker("vllm")]):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("vllm")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so in one line."""
+    if reason := _without_vllm():
+        terminalreporter.write_line(f"tests of engine vllm were left out: {reason}")

@@ -14,7 +14,7 @@ def venv(tmp_path: Path) -> Path:
     """An environment as `python -m venv` makes it; its pip is but a name."""
     made = tmp_path / "project" / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
-    (install._site(made) / "pip.py").touch()
+    (install.site(made) / "pip.py").touch()
     (made / "bin" / "pip").write_text(f"#!{made}/bin/python3\n")
     return made
 
@@ -39,7 +39,7 @@ def test_an_environment_that_lost_a_part_is_not_usable(venv: Path, lost: str) ->
 
 
 def test_an_environment_without_its_packages_is_not_usable(venv: Path) -> None:
-    (install._site(venv) / "pip.py").unlink()
+    (install.site(venv) / "pip.py").unlink()
     assert not install.usable(venv)
     assert not install.usable(venv.parent / "none")
 
@@ -79,18 +79,18 @@ def test_without_a_cpu_build_of_torch_the_default_one_is_taken_and_said(
         return int("+cpu" in arguments[2]), ["no matching distribution"]
 
     monkeypatch.setattr(install, "pip", pip)
-    install.install_torch(venv, install.Progress(install._site(venv)))
+    install.install_torch(venv, install.Progress(install.site(venv)))
     cpu = f"torch=={install.TORCH}+cpu"
     assert asked == [cpu, f"{cpu} --index-url {install.TORCH_CPU_INDEX}", f"torch=={install.TORCH}"]
     assert "may be several GB" in capsys.readouterr().out
 
 
 def test_pips_own_words_are_shown_when_it_fails(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (install._site(venv) / "pip.py").write_text(
+    (install.site(venv) / "pip.py").write_text(
         "print('Collecting x'); print('ERROR: no space left'); raise SystemExit(1)"
     )
-    progress = install.Progress(install._site(venv))
+    progress = install.Progress(install.site(venv))
     with pytest.raises(SystemExit, match="running it again goes on from here"):
-        install._must(install.pip(venv, progress, ["install", "x"]))
+        install.must(install.pip(venv, progress, ["install", "x"]))
     assert progress.doing == "collecting x"
     assert "ERROR: no space left" in capsys.readouterr().err

@@ -20,7 +20,7 @@ _NEVER = frozenset({
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",  # it would log completions
     "VLLM_ENABLE_V1_MULTIPROCESSING",  # the host decides
 })  # fmt: skip
-_INSTALLED = Path(services.__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
+_INSTALLED = Path(services.__file__).resolve().parents[1] / ".venv-vllm"
 
 
 def interpreter(configured: Path | None) -> Path:
@@ -29,8 +29,8 @@ def interpreter(configured: Path | None) -> Path:
         if not configured.exists():
             raise ValueError(f"inference.vllm_python: {configured} does not exist: name the Python that has vLLM")
         return configured
-    if _INSTALLED.exists():
-        return _INSTALLED
+    if any(_INSTALLED.glob("lib/python*/site-packages/vllm")):
+        return _INSTALLED / "bin" / "python"
     if importlib.util.find_spec("vllm") is not None:
         return Path(sys.executable)
     raise ValueError(
