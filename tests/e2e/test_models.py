@@ -49,7 +49,7 @@ async def settled(system: System, generation: int, desired: str = "loaded", name
         there = (now.get("stage"), now.get("desired"), now.get("generation")) == ("settled", desired, generation)
         return shown if there else None
 
-    return dict(await eventually(is_settled, 60, 0.1))
+    return dict(await eventually(is_settled, 120, 0.1))
 
 
 class Traffic:

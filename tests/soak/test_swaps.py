@@ -1,0 +1,49 @@
+"""Twenty swaps of a served model on a running system, under the load of the openai SDK: `pytest -m soak tests/soak/test_swaps.py`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.test_models import Traffic, settled
+from tests.harness import eventually
+from tests.service.inference.swapping import write_model
+from tests.system import System, running
+
+ARGS: dict[str, dict[str, Any]] = {"transformers": {}, "vllm": {"max_model_len": 512, "enforce_eager": True}}
+SWAPS = 20
+
+
+def memory(system: System) -> int:
+    """Bytes of the worker and of every process that it has started, what they share counted once."""
+    (pid,) = system.pids("inference")
+    worker = psutil.Process(pid)
+    return sum(one.memory_full_info().pss for one in (worker, *worker.children(recursive=True)))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def test_twenty_swaps_under_load(tmp_path: Path, engine: str) -> None:
+    specs = [
+        {"name": "m", "engine": engine, "path": str(write_model(tmp_path / name, seed)), "engine_args": ARGS[engine]}
+        for seed, name in enumerate("ab")
+    ]
+    limits = {"control_per_minute": 0, "control_burst": 1000}
+    config = {"models": [specs[0]], "security": {"rate_limit": limits}, "model_sources": {"allow": [str(tmp_path)]}}
+    (tmp_path / "system").mkdir()
+    async with running(tmp_path / "system", config, ready_s=300) as system:
+        async with Traffic(system, "m") as traffic:
+            await traffic.more(30)
+        before = memory(system)
+        async with Traffic(system, "m") as traffic:
+            for number in range(1, SWAPS + 1):
+                await system.api("POST", "models", {**specs[number % 2], "replace": True})
+                await settled(system, number, name="m")
+                await traffic.more(30)
+        assert not traffic.failed
+
+        await eventually(lambda: memory(system) <= 1.05 * before, 30, 0.5)
+        sys.stderr.write(f"{engine}: {traffic.served} served, {before >> 20} MiB, then {memory(system) >> 20} MiB\n")
