@@ -29,6 +29,9 @@ _MAGICS = {
     b"MZ\x90\x00": "a program",
 }  # fmt: skip
 _CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
+_OTHER_MODELS = frozenset({"speculators_config", "text_model_id", "audio_model_id"})
+"""What vLLM follows to another model, in another directory."""
+_IMPLEMENTATIONS = frozenset({"attn_implementation", "_attn_implementation", "_experts_implementation"})
 _NOT_CONFIGS = frozenset({"tokenizer.json", "vocab.json"})
 _MAX_CONFIG = 32 << 20
 _SAFE_LIBRARIES = ("transformers", "torch", "peft", "diffusers")
@@ -43,6 +46,11 @@ def check_model(taken: Snapshot, *, code: bool = False) -> None:
     Reads the beginning of every file.
     """
     _check_files(taken, code=code)
+    if "adapter_config.json" in taken.files:
+        # Libraries would load the base model that it names, wherever that is, in the place of this one.
+        raise IntegrityError(
+            f"{taken.root / 'adapter_config.json'}: is an adapter's; give its directory as adapter, and path its model"
+        )
     if not any(name.endswith(".safetensors") for name in taken.files):
         raise IntegrityError(f"{taken.root}: has no *.safetensors weights; convert the model to safetensors")
     if "config.json" in taken.files:
@@ -84,8 +92,8 @@ def _check_files(taken: Snapshot, *, code: bool) -> None:
         base = name.rpartition("/")[2]
         if base.endswith(".safetensors.index.json"):
             _check_index(file, taken, name)
-        elif suffix == ".json" and base not in _NOT_CONFIGS and not code:
-            _check_config(file, taken.files[name][2])
+        elif suffix == ".json" and base not in _NOT_CONFIGS:
+            _check_config(file, taken.files[name][2], code=code)
 
 
 def _check_content(file: Path, size: int) -> None:
@@ -141,7 +149,7 @@ def _check_index(file: Path, taken: Snapshot, name: str) -> None:
             raise IntegrityError(f"{file}: names '{shard}', which is not there; fetch the missing file")
 
 
-def _check_config(file: Path, size: int) -> None:
+def _check_config(file: Path, size: int, *, code: bool) -> None:
     if size > _MAX_CONFIG:
         raise IntegrityError(f"{file}: is over {_MAX_CONFIG} bytes, too large for a configuration; remove it")
     try:
@@ -151,9 +159,27 @@ def _check_config(file: Path, size: int) -> None:
             return  # what no library can read tells it nothing
         raise IntegrityError(f"{file}: is not JSON; restore it") from None
     for found in _mappings(config):
-        for key in _CODE_KEYS & found.keys():
+        if not code:
+            _check_code(file, found)
+        for key in _OTHER_MODELS & found.keys():
             if found[key]:
-                raise IntegrityError(f"{file}: {key} names code to run; {_UNLESS_NAMED}")
+                raise IntegrityError(f"{file}: {key} names another model, whose files nobody checks; remove it")
+        if file.name == "modules.json" and _leads_out(found.get("path")):
+            raise IntegrityError(f"{file}: path leads out of the model's directory; put the module there")
+
+
+def _check_code(file: Path, found: dict[str, Any]) -> None:
+    for key in _CODE_KEYS & found.keys():
+        if found[key]:
+            raise IntegrityError(f"{file}: {key} names code to run; {_UNLESS_NAMED}")
+    for key in _IMPLEMENTATIONS & found.keys():
+        # ORG/NAME is code of a hub's.
+        if any("/" in str(name) for name in (found[key].values() if isinstance(found[key], dict) else [found[key]])):
+            raise IntegrityError(f"{file}: {key} names code to run; {_UNLESS_NAMED}")
+
+
+def _leads_out(path: Any) -> bool:
+    return isinstance(path, str) and (path.startswith("/") or ".." in path.split("/"))
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

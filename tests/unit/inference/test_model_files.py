@@ -95,6 +95,40 @@ def test_code_by_configuration(model: Path, name: str) -> None:
     check(model)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"speculators_config": {"verifier": {"name_or_path": "/elsewhere"}}}, "speculators_config names another model"),
+        ({"thinker": {"text_model_id": "/elsewhere"}}, "text_model_id names another model"),
+        ({"audio_model_id": "org/other"}, "audio_model_id names another model"),
+        ({"text_config": {"attn_implementation": "org/kernel"}}, "attn_implementation names code"),
+        ({"_attn_implementation": {"": "org/kernel@main:f"}}, "_attn_implementation names code"),
+    ],
+)
+def test_a_configuration_that_leads_elsewhere(model: Path, config: dict[str, Any], words: str) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=rf"config\.json: {words}.*remove it"):
+        check(model)
+    (model / "config.json").write_text('{"attn_implementation": "sdpa", "text_model_id": null, "_name_or_path": "/there"}')
+    check(model)
+
+
+def test_modules_of_a_model_are_in_it(model: Path) -> None:
+    dense = {"idx": 1, "type": "sentence_transformers.models.Dense"}
+    (model / "modules.json").write_text(json.dumps([{**dense, "path": "2_Dense"}, {**dense, "path": ""}]))
+    check(model)
+    for path in ("../2_Dense", "/2_Dense", "2_Dense/../../x"):
+        (model / "modules.json").write_text(json.dumps([{**dense, "path": path}]))
+        with pytest.raises(IntegrityError, match=r"modules\.json: path leads out of the model's directory"):
+            check(model)
+
+
+def test_an_adapter_is_no_model(model: Path) -> None:
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(IntegrityError, match=r"adapter_config\.json: is an adapter's; give its directory as adapter"):
+        check(model)
+
+
 @pytest.mark.parametrize("config", ["", "{", "[]", "\xff", "3"])
 def test_a_configuration_that_is_none(model: Path, config: str) -> None:
     (model / "config.json").write_text(config, encoding="latin-1")
