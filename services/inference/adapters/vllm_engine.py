@@ -19,7 +19,7 @@ from services.inference.adapters.engine import (
     ignore_progress,
 )
 from services.inference.adapters.vllm_process import HostProcess, Stream
-from services.inference.domain import requests
+from services.inference.domain import requests, vllm_limits
 from services.inference.vllm_host import frames
 
 log = get_logger(__name__)
@@ -43,14 +43,15 @@ class VllmEngine:
     ) -> None:  # fmt: skip
         path = model.path or Path()
         self._python = vllm_environment.interpreter(python)
+        sequences = model.batch_size or min(model.max_concurrency, _DEFAULT_SEQUENCES)
         self._start = frames.Start(
             path=str(path),
             name=model.name,
             args=vllm_args.checked(model.engine_args, path, remote_code=remote_code),
-            defaults=vllm_args.defaults(
-                max_num_seqs=model.batch_size or min(model.max_concurrency, _DEFAULT_SEQUENCES)
-            ),
+            defaults=vllm_args.defaults(max_num_seqs=sequences),
         )
+        given = self._start.args.get("max_num_seqs")
+        self._sequences = given if isinstance(given, int) else sequences
         if model.adapter is not None:
             self._start.lora = str(model.adapter)
             self._start.base = f"base-{secrets.token_hex(8)}"  # nobody asks for the model without its adapter
@@ -130,6 +131,7 @@ class VllmEngine:
                 400, f"model '{self._name}' makes no {made}: its engine_args.runner and convert say what it is for",
                 kind="invalid_request_error", param="model",
             )  # fmt: skip
+        vllm_limits.check(request.body, sequences=self._sequences)
         body = requests.for_upstream(request.body, request.wants, self._name, ask_usage=request.stream)
         stream = await host.open(route, body)
         try:

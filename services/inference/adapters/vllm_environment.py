@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import services
+from services.inference.domain.vllm_limits import MAX_SEQUENCES
 
 _PASSED = frozenset({
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "TZ", "USER", "XDG_CACHE_HOME",
@@ -51,6 +52,8 @@ def environment(ours: Mapping[str, str], folder: str) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_MAX_N_SEQUENCES": str(MAX_SEQUENCES),
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed host must not lead to others
         "TORCHINDUCTOR_CACHE_DIR": str(_cache(ours) / "cypria" / "torchinductor"),  # by default it is in TMPDIR
         **passed,
         "DO_NOT_TRACK": "1",
