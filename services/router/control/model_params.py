@@ -1,8 +1,9 @@
 """What is said about models: parameters of the verbs, and the shapes of their answers."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from schemas.v1.control import Command
 from schemas.v1.models import ModelPlan, Strategy
@@ -10,6 +11,16 @@ from services._runtime.settings_engines import Model
 from services.router.control.config_view import MASK
 
 MAX_PLANNED = 100
+MAX_SPEC = 64 << 10
+"""Bytes of an entry as JSON: the registry keeps several of each, and every router and worker has them in memory."""
+MAX_DEPTH = 32
+"""Levels of engine_args: an entry is kept inside others, and what reads them has a limit of its own."""
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 class ModelParams(Command):
@@ -46,6 +57,20 @@ class RegisterParams(Model):
             if value == MASK:
                 raise ValueError(f"headers.{name} is the mask that stands for its value: give the value itself")
         return args
+
+    @model_validator(mode="after")
+    def _is_small(self) -> "RegisterParams":
+        level, depth = [self.engine_args], 0
+        while level := [child for item in level for child in _children(item)]:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"engine_args is nested deeper than {MAX_DEPTH} levels: give the arguments themselves")
+        if len(self.model_dump_json(exclude_unset=True)) > MAX_SPEC:
+            raise ValueError(
+                f"the entry is larger than {MAX_SPEC >> 10} KiB: keep what is long, such as a chat template, in the "
+                "model's directory"
+            )
+        return self
 
     def spec(self) -> dict[str, Any]:
         """What the registry keeps: the entry as it was given."""

@@ -15,7 +15,7 @@ from services.router.domain.models import ABANDONED_MS, as_in_file, failed, user
 ORPHAN_MS = 5000
 """A test that is this old and yet on a model that is being changed was left so by a router that died."""
 _AT_REST = frozenset({"registered", "unloaded", "failed"})
-_FREE = "openai"
+FREE = "openai"
 """The engine that takes no memory and no place."""
 
 
@@ -177,7 +177,7 @@ def _idle_s(name: str, beats: Iterable[Heartbeat], seen: Field) -> float | None:
 
 def _rest_s(beat: Heartbeat) -> float | None:
     busy = beat.running or beat.queued or beat.idle_s < 0
-    if beat.state != "ready" or beat.next_state not in {"", "failed"} or beat.engine == _FREE or busy:
+    if beat.state != "ready" or beat.next_state not in {"", "failed"} or beat.engine == FREE or busy:
         return None
     return beat.idle_s
 
@@ -253,7 +253,7 @@ def refusal(plan: ModelPlan, need: ModelNeed | None, found: Room, freed: int = 0
 
 
 def _holds_place(beat: Heartbeat) -> bool:
-    return beat.engine != _FREE and beat.state not in _AT_REST
+    return beat.engine != FREE and beat.state not in _AT_REST
 
 
 def _holders(here: Mapping[str, Heartbeat], seen: Field) -> str:

@@ -6,7 +6,7 @@ A change begins as a claim, on which no worker acts; it is confirmed once no liv
 there before comes back. Generations only go up, but for those of claims that came to nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ KEEPER = "keeper"
 """Actor of what the routers do by themselves, such as unloading what nobody uses."""
 DEMAND = "demand"
 """Actor of a load that a request for the model has asked for."""
+MAX_MODELS = 500
+"""In the registry: each has its heartbeats, four a second from each worker, and its series on /metrics."""
 ABANDONED_MS = 5000
 """A claim older than this was left by a router that died: it is taken back."""
 
@@ -184,6 +186,16 @@ def refuse_under(name: str, tests: Iterable[Experiment]) -> None:
         raise Conflict(
             f"test '{test.test_id}' ({test.status.value}) runs on model '{name}': stop it first", param="name",
             code="model_in_use",
+        )  # fmt: skip
+
+
+def refuse_more(name: str, entries: Mapping[str, ModelEntry]) -> None:
+    """Raises Conflict where the registry has as many models as it may, and this is none of them."""
+    there = {entry.name for entry in entries.values() if entry.desired != "removed"}
+    if name not in there and len(there) >= MAX_MODELS:
+        raise Conflict(
+            f"there are {len(there)} registered models, as many as there may be: remove one", param="name",
+            code="too_many_models",
         )  # fmt: skip
 
 

@@ -65,6 +65,17 @@ def refused(before: ModelEntry | None, command: models.Command, seen: Seen = NOB
     return caught.value
 
 
+def test_the_registry_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MAX_MODELS", 2)
+    there = {name: entry(name=name, desired=desired) for name, desired in (("a", "loaded"), ("b", "removed"))}
+    models.refuse_more("c", there)
+    there["b"] = entry(name="b", desired="unloaded")
+    models.refuse_more("a", there)
+    with pytest.raises(Conflict, match="there are 2 registered models, as many as there may be") as caught:
+        models.refuse_more("c", there)
+    assert caught.value.code == "too_many_models"
+
+
 def test_a_new_model_is_claimed_confirmed_and_settled() -> None:
     new = claimed(None, Register("m", SPEC, "ops"))
     assert (new.generation, new.spec, new.desired, new.before, new.has_previous) == (1, SPEC, "loaded", None, False)
