@@ -13,6 +13,7 @@ from services._runtime.settings_base import Positive, Section
 EngineName = Literal["openai", "transformers", "vllm"]
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_WEB = ("http://", "https://")
 
 
 def is_url(text: str, schemes: set[str]) -> bool:
@@ -54,8 +55,38 @@ def is_allowed(path: Path, allow: Sequence[str]) -> bool:
     if (source := hub_source(path)) is not None:
         wanted = [text.rstrip("/") for text in allow if text.startswith("hf://")]
         return any(str(source).startswith((f"{text}/", f"{text}@")) or str(source) == text for text in wanted)
-    real = path.resolve()
-    return not allow or any("://" not in text and real.is_relative_to(Path(text).resolve()) for text in allow)
+    real, places = path.resolve(), [text for text in allow if not text.startswith(_WEB)]
+    return not places or any("://" not in text and real.is_relative_to(Path(text).resolve()) for text in places)
+
+
+def is_address_allowed(url: str, allow: Sequence[str]) -> bool:
+    """Whether an upstream's address is below one of the addresses in ``allow``: same scheme, host and port, and its
+    path at or below theirs.
+    """
+    wanted = _address(url)
+    return wanted is not None and any(
+        (base := _address(text)) is not None and wanted[:3] == base[:3] and wanted[3][: len(base[3])] == base[3]
+        for text in allow
+    )
+
+
+def is_host_allowed(host: str, allow: Sequence[str]) -> bool:
+    """Whether an address in ``allow`` is of that host."""
+    return any((base := _address(text)) is not None and base[1] == host.lower() for text in allow)
+
+
+def _address(url: str) -> tuple[str, str, int, tuple[str, ...]] | None:
+    """(scheme, host, port, parts of the path); None for what is no address, or may mean another than it shows."""
+    if not url.startswith(_WEB) or not is_url(url, {"http", "https"}):
+        return None
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\\%\s]", url):
+        return None
+    steps = tuple(part for part in parts.path.split("/") if part)
+    if "." in steps or ".." in steps:
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, (parts.hostname or "").rstrip("."), port, steps
 
 
 def not_allowed(path: Path) -> str:
@@ -176,9 +207,9 @@ class Model(Section):
 
 
 class ModelSources(Section):
-    """`model_sources`. An empty ``allow`` allows what the configuration names; ``remote_code`` names the models that
-    may bring Python code of their own. ``verify``: whether files that have not changed since they were last read are
-    read again before a model is loaded.
+    """`model_sources`. An empty ``allow`` allows what the configuration names; addresses in it are those that models
+    registered at run time may name. ``remote_code`` names the models that may bring Python code of their own.
+    ``verify``: whether files that have not changed since they were last read are read again before a model is loaded.
     """
 
     allow: list[str] = []
@@ -189,7 +220,9 @@ class ModelSources(Section):
     @classmethod
     def _are_paths(cls, allow: list[str]) -> list[str]:
         for text in allow:
-            if not text.strip() or ("://" in text and not text.startswith("hf://")):
+            if text.startswith(_WEB) and _address(text) is None:
+                raise ValueError(f"'{text}' is no address: give one such as https://api.example.com/v1, with no query")
+            if not text.strip() or ("://" in text and not text.startswith(("hf://", *_WEB))):
                 raise ValueError(f"'{text}' is no source: give a directory such as /models/")
         return allow
 

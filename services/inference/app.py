@@ -24,6 +24,7 @@ from services.inference.adapters.models import Models
 from services.inference.adapters.nats_events import ModelEvents
 from services.inference.adapters.nats_worker import NatsWorker
 from services.inference.adapters.planner import Planner, figures_of
+from services.inference.adapters.registered import Rules
 from services.inference.adapters.served import ServedModel
 from services.inference.handlers import Answer, ModelHandlers
 from services.inference.settings import InferenceSettings
@@ -47,9 +48,12 @@ class Parts:
         )  # fmt: skip
         self.models = Models(own.models, self.loader, self._on_forgotten)
         self.worker = NatsWorker(bus, self.models, own.worker, pool=own.pool, machine=self.machine, events=self.events)
-        self.registry = Registry(bus, self.models, worker=own.worker, pool=own.pool, allow=own.sources.allow)
+        rules = Rules(self.models.files, own.sources.allow, own.sources.remote_code)
+        self.registry = Registry(bus, self.models, worker=own.worker, pool=own.pool, rules=rules)
         self.gauges = ModelGauges(self.models, self.machine)
-        self.handlers = ModelHandlers(self.models, self.machine, self._plan, worker=own.worker, pool=own.pool)
+        self.handlers = ModelHandlers(
+            self.models, self.machine, self._plan, rules, worker=own.worker, pool=own.pool
+        )
 
     async def start(self, *, preload: bool = True) -> None:
         """Serve what is there, and begin to load what is wanted."""
@@ -82,8 +86,8 @@ class Parts:
     def _on_forgotten(self, name: str) -> None:
         self.worker.forget(name)
 
-    async def _plan(self, configs: Any, loaded: dict[str, bool]) -> Any:
-        return await asyncio.to_thread(self.planner.plan, configs, loaded)
+    async def _plan(self, configs: Any, loaded: dict[str, bool], refused: dict[str, str]) -> Any:
+        return await asyncio.to_thread(self.planner.plan, configs, loaded, refused)
 
 
 def build_app(settings: Settings) -> AsgiFastStream:

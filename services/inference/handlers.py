@@ -12,20 +12,25 @@ from services._runtime.settings_engines import Model
 from services.inference.adapters.beats import heartbeat
 from services.inference.adapters.machine import Machine
 from services.inference.adapters.models import Models, UnknownModelError
+from services.inference.adapters.registered import Rules
 from services.inference.adapters.served import Place
 from services.inference.domain.lifecycle import LifecycleError, State
 
-Plan = Callable[[Sequence[Model], dict[str, bool]], Awaitable[ModelPlan]]
+Plan = Callable[[Sequence[Model], dict[str, bool], dict[str, str]], Awaitable[ModelPlan]]
+"""Of models; which of their names are loaded, and which are refused and why."""
 Answer = tuple[bytes, bool] | None
 
 
 class ModelHandlers:
     """Each takes a payload and gives (reply, whether it is an error), or None when it is for another worker."""
 
-    def __init__(self, models: Models, machine: Machine, plan: Plan, *, worker: str, pool: str) -> None:
+    def __init__(
+        self, models: Models, machine: Machine, plan: Plan, rules: Rules, *, worker: str, pool: str
+    ) -> None:
         self._models = models
         self._machine = machine
         self._make_plan = plan
+        self._rules = rules
         self._worker = worker
         self._pool = pool
 
@@ -92,7 +97,18 @@ class ModelHandlers:
                 and place.present.state is State.READY
                 and place.present.config.model_dump() == config.model_dump()
             )
-        return (await self._make_plan(configs, loaded)).model_dump(mode="json", exclude={"worker"})
+        refused = self._refused(configs) if query.specs else {}
+        return (await self._make_plan(configs, loaded, refused)).model_dump(mode="json", exclude={"worker"})
+
+    def _refused(self, configs: Sequence[Model]) -> dict[str, str]:
+        """Why models may not be here. Whoever asks may name any file: nothing is said of those outside the rules."""
+        found = {}
+        for config in configs:
+            try:
+                self._rules.check(config)
+            except ValueError as exc:
+                found[config.name] = str(exc)
+        return found
 
     def _config(self, index: int, spec: dict[str, Any]) -> Model:
         """The model of a spec; one with nothing but a name is one that this worker knows."""

@@ -208,7 +208,8 @@ class HttpPool:
     def __init__(self, base_url: str, headers: dict[str, str], *, connect_s: float, read_s: float) -> None:
         url = urlsplit(base_url)
         if not url.hostname or url.username or url.query or url.fragment:
-            raise ValueError(f"base_url '{base_url}': expected http(s)://host[:port]/path")
+            # Not shown: a password in it would get into the model's reason.
+            raise ValueError("base_url: give http(s)://host[:port]/path, and keys in api_key_env")
         for name, value in headers.items():
             if any(mark in name + value for mark in "\r\n\0") or not (name + value).isascii() or ":" in name:
                 raise ValueError(f"header '{name}' has characters that HTTP headers cannot have")

@@ -1,8 +1,6 @@
 """The registry of models as this worker sees it: what routers wrote into the KV bucket, turned into orders."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -10,9 +8,10 @@ from schemas import streams
 from schemas.v1.models import ModelEntry
 from services._runtime.bus import Bus
 from services._runtime.kv import KvMirror
-from services._runtime.settings_engines import Model, hub_source, is_allowed, not_allowed
+from services._runtime.settings_engines import Model
 from services._runtime.telemetry import get_logger
 from services.inference.adapters.models import Models
+from services.inference.adapters.registered import Rules
 from services.inference.adapters.served import spec_of
 from services.inference.domain.registry import Wanted
 
@@ -25,11 +24,11 @@ READ_S = 15.0
 class Registry:
     """Keeps `Models` as the bucket says. While the bus is away, what is loaded stays as it is."""
 
-    def __init__(self, bus: Bus, models: Models, *, worker: str, pool: str, allow: Sequence[str] = ()) -> None:
+    def __init__(self, bus: Bus, models: Models, *, worker: str, pool: str, rules: Rules) -> None:
         self._models = models
         self._worker = worker
         self._pool = pool
-        self._allow = allow
+        self._rules = rules
         self._reading = True
         self._mirror = KvMirror(bus, streams.MODELS.name, self._changed)
 
@@ -128,25 +127,7 @@ class Registry:
             raise ValueError(
                 f"name: the spec is of '{model.name}' and was registered as '{name}'; give both one name"
             )
-        for field, path in (("path", model.path), ("adapter", model.adapter)):
-            if path is None:
-                continue
-            if not path.is_absolute() and hub_source(path) is None:
-                raise ValueError(f"{field}: {path} is relative: give the whole path, workers run in many directories")
-            self._check_path(field, path)
-
-    def _check_path(self, field: str, path: Path) -> None:
-        if self._allow or hub_source(path) is not None:
-            if not is_allowed(path, self._allow):
-                raise ValueError(f"{field}: {not_allowed(path)}")
-            return
-        # An empty list allows what the configuration names, and a registered spec is not the configuration.
-        named = [p for model in self._models.files() for p in (model.path, model.adapter) if p is not None]
-        if not any(path.resolve() == own.resolve() for own in named):
-            raise ValueError(
-                f"{field}: {path} is named by no model of this worker's configuration, and model_sources.allow is "
-                "empty: add the directory to model_sources.allow"
-            )
+        self._rules.check(model)
 
 
 def _words(exc: ValidationError) -> str:

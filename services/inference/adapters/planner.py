@@ -18,6 +18,7 @@ from services.inference.domain.planning import Figures, PlanError, Request, Room
 
 _CLASSES = ("7b", "13b", "70b")
 _NOTHING = Usage()
+_NONE: Mapping[str, str] = {}
 
 
 def figures_of(settings: ResourcePlanning) -> Figures:
@@ -116,9 +117,18 @@ class Planner:
             self.promises.remove(promise)
         self.freed.set()
 
-    def plan(self, configs: Sequence[Model], loaded: Mapping[str, bool]) -> ModelPlan:
-        """Would these fit, beside what is here? Blocks: use a thread. ``loaded``: the names of those that are here."""
-        requests = [request_of(config, loaded=loaded.get(config.name, False)) for config in configs]
+    def plan(
+        self, configs: Sequence[Model], loaded: Mapping[str, bool], refused: Mapping[str, str] = _NONE
+    ) -> ModelPlan:
+        """Would these fit, beside what is here? Blocks: use a thread. ``loaded``: the names of those that are here;
+        ``refused``: why those may not be, so that nothing of theirs is looked at.
+        """
+        requests = [
+            request_of(config, loaded=loaded.get(config.name, False))
+            if config.name not in refused
+            else Request(config.name, config.engine, problem=refused[config.name])
+            for config in configs
+        ]
         sample = self.machine.look()
         # What is to be swapped has a place already.
         swapped = {request.name for request in requests if not request.loaded}

@@ -157,7 +157,7 @@ class _Ledger:
 
     def take(self, request: Request) -> ModelNeed:
         """What one model needs; it is taken off what is left when it fits."""
-        if request.engine == "openai":
+        if request.engine == "openai" and not request.problem:
             return ModelNeed(model=request.name, fits=True, source="none", loaded=request.loaded)
         if request.elsewhere:
             message = f"model '{request.name}' is not fetched yet: whether it fits is seen once its files are here"

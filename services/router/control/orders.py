@@ -21,6 +21,7 @@ from services.router.domain.models import (
     Seen,
     Unload,
     claim,
+    refuse_more,
     refuse_under,
 )
 from services.router.domain.refusals import Conflict, Refused
@@ -92,6 +93,8 @@ class Orders:
             return asked, ""
         if asked.guarded:
             refuse_under(command.name, self._parts.experiments.live())
+        if isinstance(command, Register):
+            refuse_more(command.name, self._parts.models.entries())
         note = await self._find_room(asked.entry, idle_s)
         return await self.change(command), note
 
@@ -99,14 +102,13 @@ class Orders:
         spec = entry.spec
         if spec is None:
             spec = self.configured(entry.name)
-        if spec.get("engine") == "openai":
-            return ""
         pool = spec.get("pool")
         plans = [plan for plan in await self.plan([spec]) if pool in {None, plan.pool}]
         if not plans:
             return NO_WORKER
         field = self.field()
-        found = keeping.room(entry.name, plans, field, idle_s)
+        takes_place = spec.get("engine") != keeping.FREE
+        found = keeping.room(entry.name, plans, field, idle_s) if takes_place else Room()
         self._somebody_takes(entry, plans, found)
         for victim in found.victims:
             await self.change(Unload(victim, KEEPER, f"to make room for '{entry.name}'"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -124,6 +125,20 @@ async def test_plans_load_nothing(stack: StackFactory) -> None:
         assert (failed, wrong["code"]) == (True, "invalid_request")
         assert wrong["message"] == "specs.1: model 'x': engine vllm needs path, the model's directory"
         assert {place.name for place in s.models.all()} == {"m"}
+
+
+async def test_a_plan_tells_nothing_of_what_may_not_be_loaded(stack: StackFactory, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").write_text("hush")
+    specs = [{"name": name, "engine": "transformers", "path": str(tmp_path / name)} for name in ("there", "gone")]
+    specs.append({"name": "spy", "engine": "openai", "base_url": "http://169.254.169.254/"})
+    async with stack(models=[{"name": "m", **torch()}], sections=quick()) as s:
+        told = ModelPlan.model_validate((await ask(s, "plan", specs=specs))[0])
+        said = [need.message.replace("gone", "there") for need in told.needs]
+        assert [need.fits for need in told.needs] == [False] * 3
+        assert said[0] == said[1]
+        assert "is below none of model_sources.allow" in said[0]
+        assert "base_url: is no address of this worker's configuration" in said[2]
 
 
 def test_a_plan_without_a_system(nats_server: NatsServer) -> None:

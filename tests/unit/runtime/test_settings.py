@@ -117,6 +117,8 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("models: [{name: m, engine: vllm}]", "engine vllm needs path"),
         ("model_sources: {allow: [/models/]}\nmodels: [{name: m, engine: transformers, path: /m}]", "models.0.path: /m is"),
         ("model_sources: {allow: ['s3://x/']}", "model_sources.allow: 's3://x/' is no source"),
+        ("model_sources: {allow: ['https://']}", "model_sources.allow: 'https://' is no address"),
+        ("model_sources: {allow: ['https://u:p@x/v1?a']}", "is no address: give one such as"),
         ("model_sources: {allow: ['']}", "model_sources.allow: '' is no source"),
         (HUB.format("hf://org/m@" + "a" * 40, "[]"), "models.0.path: hf://org/m@" + "a" * 40 + " is not among model_sources.allow"),
         (HUB.format("hf://org/m@" + "a" * 40, "['hf://or']"), "name it there, such as hf://org/"),
