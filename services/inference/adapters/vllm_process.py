@@ -19,13 +19,15 @@ from services.inference.adapters.engine import EngineError, OnProgress, ignore_p
 from services.inference.adapters.vllm_environment import environment
 from services.inference.adapters.vllm_log import HostLog
 from services.inference.vllm_host import frames
-from services.inference.vllm_host.frames import Broken, Head, Health, Progress, Ready, Start, Stats
+from services.inference.vllm_host.frames import Broken, Failed, Head, Health, Progress, Ready, Start, Stats
 
 _MAIN = Path(frames.__file__).with_name("main.py")
 _LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 """Whether a process has ended, without reaping it: its number stays that of its group."""
 _TICK_S = 0.1
 _MAX_TICK_S = 0.2
+_BUSY_S = 5.0
+"""For how long a host that tells nothing is believed to have much to do because it uses the CPU."""
 _MEMORY_EVERY = 10
 _CLOSE_S = 5.0
 _GONE_S = 5.0
@@ -38,6 +40,10 @@ _decode_broken = msgspec.json.Decoder(Broken).decode
 
 class LoadError(RuntimeError):
     """vLLM could not load the model; the message is its own."""
+
+
+class RefusedError(LoadError, ValueError):
+    """It could not, and will not at another try."""
 
 
 class Stream:
@@ -108,6 +114,7 @@ class HostProcess(asyncio.Protocol):
         self._log = HostLog(model)
         self._ready: asyncio.Future[Ready] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._unheard_s = 0.0
         self._silent_s = 0.0
         self._room = asyncio.Event()
         self._room.set()
@@ -128,7 +135,7 @@ class HostProcess(asyncio.Protocol):
         self._transport.write(frames.frame(frames.START, 0, frames.encode(start)))
         self.ready = await self._ready
         self._log.progress = ignore_progress
-        self._silent_s = 0.0
+        self._unheard_s = self._silent_s = 0.0
         self.health.pids = self.ready.pids
         self._measure()
         return self.ready
@@ -182,7 +189,7 @@ class HostProcess(asyncio.Protocol):
         if self._folder:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, kind: type[LoadError] = LoadError) -> None:
         """Kill the group, and end what waits for it."""
         if self.dead is not None:
             return
@@ -194,7 +201,7 @@ class HostProcess(asyncio.Protocol):
             self.health.pids = sorted({*self.health.pids, *_below(process.pid)})
             self._kill(process.pid)
         if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(LoadError(reason))
+            self._ready.set_exception(kind(reason))
         for stream in list(self._streams.values()):
             if not stream.ended:
                 stream.ended = True
@@ -249,7 +256,7 @@ class HostProcess(asyncio.Protocol):
 
     def _received(self, kind: int, number: int, payload: bytes) -> None:
         if kind == frames.HEALTH:
-            self._silent_s = 0.0
+            self._unheard_s = self._silent_s = 0.0
             self.health = _decode_health(payload)
         elif number:
             if (stream := self._streams.get(number)) is not None:
@@ -261,7 +268,8 @@ class HostProcess(asyncio.Protocol):
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(msgspec.json.decode(payload, type=Ready))
         elif kind == frames.FAILED:
-            self._end(self._log.root_cause(payload.decode()))
+            failed = msgspec.json.decode(payload, type=Failed)
+            self._end(self._log.root_cause(failed.reason), RefusedError if failed.lasting else LoadError)
         elif kind == frames.DEAD:
             self._end(self._log.last_words("vLLM's engine core has died"))
 
@@ -316,13 +324,18 @@ class HostProcess(asyncio.Protocol):
         """Notice what tells nothing of itself: the end of the process, and that time passes."""
         process = self._process
         assert process is not None
-        last, turn = monotonic(), 0
+        last, turn, before = monotonic(), 0, None
         while self.dead is None:
             await asyncio.sleep(_TICK_S)
             now = monotonic()
             # When this loop itself was held up, that is not the host's silence.
-            self._silent_s += min(now - last, _MAX_TICK_S)
+            passed = min(now - last, _MAX_TICK_S)
             last = now
+            self._unheard_s += passed
+            used = _cpu_seconds(process.pid) if self._unheard_s > _MAX_TICK_S else None
+            if used is None or before is None or used == before or self._unheard_s > _BUSY_S:
+                self._silent_s += passed
+            before = used
             if os.waitid(os.P_PID, process.pid, _LOOK) is not None:  # noqa: ASYNC222 - it does not wait
                 await asyncio.sleep(_TICK_S)  # what it said at last may still be read
                 self._end(self._log.last_words("vLLM's process has ended"))
@@ -344,6 +357,14 @@ def _below(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _is_tracker(pid: int) -> bool:

@@ -59,6 +59,13 @@ class Ready(msgspec.Struct):
     pids: list[int]
 
 
+class Failed(msgspec.Struct):
+    """Why it could not be loaded. ``lasting``: another try would end in the same way."""
+
+    reason: str
+    lasting: bool
+
+
 class Health(msgspec.Struct):
     """How the engine is. ``quiet_s``: for how long its core has shown no life; ``pids``: all but the host's."""
 

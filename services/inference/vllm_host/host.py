@@ -15,7 +15,7 @@ import msgspec
 from . import frames
 from .calls import Call
 from .engine import ArgumentError, Loaded, load, said
-from .frames import Health, Progress, Ready, Splitter, Start
+from .frames import Failed, Health, Progress, Ready, Splitter, Start
 from .stats import EngineStats
 
 _PROBE_S = 0.2
@@ -24,6 +24,7 @@ _COMPUTING_S = 60.0
 _MIN_CPU = 0.05
 _PIDS_EVERY = 20
 _SHUTDOWN_S = 3
+_LASTING = (ValueError, TypeError, LookupError, ImportError, NotImplementedError)
 _DRAIN_S = 1.0
 
 
@@ -101,7 +102,8 @@ class Host:
         self._calls: dict[int, Call] = {}
         self._probe: asyncio.Task[Any] | None = None
         self._pids = children()
-        self._cpu = (0.0, 0.0)
+        self._active_at = 0.0
+        self._cpu: tuple[float, float] | None = None
         self._closing = asyncio.Event()
         self.link = Link(self)
 
@@ -144,23 +146,21 @@ class Host:
             self._probe = None
             if not probe.cancelled() and probe.exception() is None:
                 self._stats.life_at = now
-        quiet = now - self._stats.life_at
+        quiet = now - max(self._stats.life_at, self._active_at)
         if quiet < _PROBE_S:
-            self._cpu = (0.0, 0.0)
+            self._cpu = None
             return 0.0
         if self._probe is None:
             self._probe = asyncio.ensure_future(self._ask())
-        if quiet < 2 * _PROBE_S:
-            return 0.0
         # A long step answers nobody either, but it computes.
         used = cpu_seconds(self._pids)
+        if self._cpu is None:
+            self._cpu = (now, used)
         since, before = self._cpu
-        if not since:
-            self._cpu = (now, used)
-        elif quiet < _COMPUTING_S and used - before > _MIN_CPU * (now - since):
-            self._cpu = (now, used)
+        if now - self._stats.life_at < _COMPUTING_S and used - before > _MIN_CPU * (now - since):
+            self._active_at = now
             return 0.0
-        return now - since if since else quiet
+        return quiet if quiet >= 2 * _PROBE_S else 0.0
 
     async def _ask(self) -> None:
         ask = getattr(self._engine, "is_paused", None) or self._engine.is_sleeping
@@ -214,17 +214,18 @@ async def _main(sock: socket.socket) -> None:
         loaded = await load(start, stats)
     except (Exception, SystemExit) as exc:
         own = isinstance(exc, ArgumentError)
-        tell(frames.FAILED, (str(exc) if own else f"{type(exc).__name__}: {said(exc)}").encode())
+        reason = str(exc) if own else f"{type(exc).__name__}: {said(exc)}"
+        tell(frames.FAILED, frames.encode(Failed(reason, isinstance(exc, _LASTING))))
         if not own:
             traceback.print_exc()
         return
+    _freeze()
     host = Host(loaded, stats)
     ready = Ready(loaded.version, loaded.generates, loaded.embeds, stats.devices, children())
     tell(frames.READY, frames.encode(ready))
     stats.life_at = time.monotonic()
     sock.setblocking(False)  # noqa: FBT003 - the socket API
     await asyncio.get_running_loop().create_unix_connection(lambda: host.link, sock=sock)
-    _freeze()
     await host.serve()
     await host.link.drain()
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import EngineError, EngineHead
 from services.inference.adapters.vllm_engine import VllmEngine
-from services.inference.adapters.vllm_process import LoadError
+from services.inference.adapters.vllm_process import LoadError, RefusedError
 from services.inference.vllm_host import frames
 from tests.contract.engines.conftest import MODELS, VLLM_ARGS, Subject, alive, engine_of
 from tests.harness import eventually
@@ -253,14 +253,17 @@ async def test_a_load_that_is_cancelled_leaves_nothing(stopped: bool, tmp_path: 
 
 
 async def test_why_a_load_failed_is_said_in_vllms_words() -> None:
-    async def reason(**args: Any) -> str:
+    async def reason(kind: type[LoadError], **args: Any) -> str:
         engine = VllmEngine(Model(name="m", engine="vllm", path=MODELS / "stable", engine_args={**VLLM_ARGS, **args}))
         with pytest.raises(LoadError) as caught:
             await engine.load()
+        assert type(caught.value) is kind
         assert engine.dead() is None
         return str(caught.value)
 
-    cache, unknown = await asyncio.gather(reason(kv_cache_memory_bytes=1000), reason(task="generate"))
+    cache, unknown = await asyncio.gather(
+        reason(LoadError, kv_cache_memory_bytes=1000), reason(RefusedError, task="generate")
+    )
     assert cache.startswith("ValueError: No available memory for the cache blocks")
     assert unknown.startswith("engine_args.task: this vLLM has no such argument")
 
