@@ -5,6 +5,7 @@ import json
 import os
 import random
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def tensor(begin: int, end: int, shape: object = None, dtype: str = "U8") -> dic
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\0" * 7, struct.pack("<Q", 1 << 62), struct.pack("<Q", 100_000_001) + b"{}", struct.pack("<Q", 3) + b"{}",
+        b"", b"\0" * 7, struct.pack("<Q", 1 << 62), struct.pack("<Q", (32 << 20) + 1) + b"{}", struct.pack("<Q", 3) + b"{}",
         struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}" + b"x", struct.pack("<Q", 4) + b"{\xff\xff}",
         struct.pack("<Q", 90_000) + b"[" * 90_000,
         safetensors({"a": tensor(0, 9)}), safetensors({"a": tensor(0, 5), "b": tensor(4, 8)}), safetensors({"a": tensor(1, 8)}),
@@ -179,6 +180,19 @@ def test_unsound_safetensors(model: Path, content: bytes) -> None:
     (model / "sub" / "model.safetensors").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"model\.safetensors: is no sound safetensors file: .*; fetch it anew"):
         check(model)
+
+
+def test_a_header_of_something_else_is_not_read_to_its_end(model: Path) -> None:
+    # All that Python's parser made of these would be in memory at once: hundreds of megabytes.
+    for header in (b'{"w":[' + b"[]," * 2_000_000 + b"[]]}", b'{"w":{"shape":[' + b"{}," * 2_000_000 + b"{}]}}"):
+        (model / "sub" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        tracemalloc.start()
+        try:
+            with pytest.raises(IntegrityError, match="its header is not what the format wants: Expected "):
+                check(model)
+            assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "..", "a\\b.safetensors", "model.bin", "gone.safetensors", "", 3])
