@@ -4,13 +4,26 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 ShareBp = Annotated[int, Field(ge=0, le=10_000)]
 """A share of traffic in hundredths of a percent (10,000 = all of it)."""
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z]$")]
 UnixMs = Annotated[int, Field(ge=0)]
+
+
+def _fits_into_subjects(name: str) -> str:
+    size = len(name.encode())
+    if size > MAX_NAME:
+        raise ValueError(f"has {size} bytes in UTF-8, and may have {MAX_NAME}: shorten it")
+    return name
+
+
+MAX_NAME = 512
+"""Bytes of a model's name: in a subject each may become three, and a server ends the connection of whoever sends it a
+line of more than 4096."""
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_fits_into_subjects)]
 
 
 class Message(BaseModel):

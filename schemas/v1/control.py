@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.feedback import MAX_SCORE, MIN_SCORE
-from schemas.v1.common import Message
+from schemas.v1.common import Message, ModelName
 from schemas.v1.experiment import MAX_MS, Gate, GuardrailAction, GuardrailMetric, VariantSummary
 
 
@@ -125,8 +125,8 @@ class StartRequest(Command):
     later: ClassVar[tuple[str, ...]] = ("variants", "shadow", "baseline_percent")
     """Fields that a later version brings: refused with that word, so that nobody looks for a slip of the pen."""
 
-    model_a: str = Field(min_length=1, max_length=512)
-    model_b: str = Field(min_length=1, max_length=512)
+    model_a: ModelName
+    model_b: ModelName
     traffic_split_percent: float | None = Field(default=None, ge=0, le=100)
     test_duration_minutes: float | None = Field(default=None, gt=0, le=525_600)
     auto_rollback: bool = True

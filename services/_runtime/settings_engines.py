@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from schemas.v1.common import ModelName
 from services._runtime.settings_base import Positive, Section
 
 EngineName = Literal["openai", "transformers", "vllm"]
@@ -126,7 +127,7 @@ _OF_OTHERS: dict[str, tuple[str, ...]] = {
 class Model(Section):
     """One entry of `models`."""
 
-    name: str = Field(min_length=1, max_length=512)
+    name: ModelName
     engine: EngineName
     base_url: str | None = None
     upstream_model: str | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from schemas.v1.common import ModelName
 from schemas.v1.control import Command
 from schemas.v1.models import ModelPlan, Strategy
 from services._runtime.settings_engines import Model
@@ -26,7 +27,7 @@ def _children(value: Any) -> Iterable[Any]:
 class ModelParams(Command):
     """One model by name."""
 
-    name: str = Field(min_length=1, max_length=512)
+    name: ModelName
 
 
 class LoadParams(ModelParams):

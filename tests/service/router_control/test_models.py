@@ -145,6 +145,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         ({**SPEC, "strategy": "bold"}, "strategy", "'rolling'"),
         ({**SPEC, "cost": {"gpu_hour": 1}}, "cost.gpu_hour", "known here"),
         ({**OPENAI, "engine_args": {"headers": {"X-Key": "**********"}}}, "engine_args", "headers.X-Key is the mask"),
+        ({**SPEC, "name": "\U0001f984" * 200}, "name", "800 bytes"),
         ({**SPEC, "engine_args": {"a": _nested(40)}}, "engine_args", "nested deeper than 32 levels"),
         ({**SPEC, "engine_args": {"chat_template": "{{ x }}" * 10_000}}, None, "larger than 64 KiB"),
 ]  # fmt: skip
