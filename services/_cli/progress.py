@@ -90,7 +90,9 @@ class Follower:
     def _overtaken(entry: dict[str, Any]) -> Outcome:
         if entry["actor"] != "keeper" or entry["desired"] != "loaded":
             return "failed", f"{entry['actor']} wants something else of it meanwhile ({entry['desired']})"
-        return "failed", f"{entry['reason']}; the one before goes on"
+        # Where it was loaded beside the one before, the worker has said already that this goes on.
+        said = "the present one goes on" in entry["reason"]
+        return "failed", entry["reason"] if said else f"{entry['reason']}; the one before goes on"
 
     def _failed(self, row: dict[str, Any]) -> bool:
         return row["state"] == "failed" and row["generation"] >= self._generation and not row["next_state"]

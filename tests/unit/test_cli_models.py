@@ -1,6 +1,9 @@
 """`cypria models`: what a file may be, and how an order is followed to its end."""
 
 import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from typer.testing import CliRunner
 from services._cli import api, progress, show
 from services._cli.progress import Follower
 from services.cli import app
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(worker: str = "w1", state: str = "ready", generation: int = 2, **fields: Any) -> dict[str, Any]:
@@ -75,6 +80,8 @@ def test_how_orders_end(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     back = model(row(generation=1), generation=3, actor="keeper", reason="'w1': no such file")
     assert followed(monkeypatch, model(row(generation=1)), back) == ("failed", "'w1': no such file; the one before goes on")
+    back["entry"]["reason"] += "; the present one goes on"
+    assert followed(monkeypatch, model(row(generation=1)), back) == ("failed", "'w1': no such file; the present one goes on")
     assert followed(monkeypatch, model(row(generation=3), generation=3, actor="eve"))[1].startswith("eve wants")
     gone = api.ApiError(404, "unknown")
     assert followed(monkeypatch, gone) == ("failed", "somebody has removed it meanwhile")
@@ -120,6 +127,15 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert sent == [
         ("POST", "/v1/ab-testing/models", body), ("POST", "/v1/ab-testing/models/a%20b/c%3F/unload", {}),
     ]  # fmt: skip
+
+
+def test_a_plan_of_this_machine_is_json_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text(f"models: [{{name: m, engine: transformers, path: {ROOT / 'infra/models/stable'}}}]\n")
+    # A process of its own, as logs are set up once for each.
+    command = [sys.executable, "-m", "services.cli", "models", "plan", "--config", str(file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert json.loads(done.stdout)["needs"][0]["model"] == "m"
 
 
 def test_a_digest_is_printed_for_pinning(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def heartbeat(place: Place, worker: str, pool: str, sample: Sample) -> Heartbeat
     config, admission = present.config, present.admission
     health, usage = present.health(), sample.groups.get(present.key, _NOTHING)
     engines = (present, *place.leaving)
+    stalled = health.silent_s > STALLED_S
+    silence = f"its engine has shown no life for {health.silent_s:.0f} s: it gets no requests until it does"
     return Heartbeat(
         model=place.name,
         worker=worker,
@@ -38,12 +40,12 @@ def heartbeat(place: Place, worker: str, pool: str, sample: Sample) -> Heartbeat
         free=admission.free,
         queued=sum(edition.admission.queued for edition in engines),
         running=sum(edition.admission.running for edition in engines),
-        reason=present.reason,
+        reason=present.reason or (silence if stalled else ""),
         memory_bytes=memory_of(present, sample),
         timeout_ms=round(config.timeout_seconds * 1000),
         total_timeout_ms=round(config.total_timeout_seconds * 1000),
         created=present.created,
-        stalled=health.silent_s > STALLED_S,
+        stalled=stalled,
         pool=pool,
         generation=present.generation,
         version=present.version,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services.inference.adapters.digest import IntegrityError
+from services.inference.adapters.model_files import PICKLES
 from services.inference.adapters.safetensors_header import read_header
 from services.inference.domain.planning import Files
 
@@ -47,9 +48,18 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in names][:_MOST_FILES]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
-        raise IntegrityError(f"{folder}: has no *.safetensors weights: give the directory of a model")
+        raise IntegrityError(f"{folder}: {_none_found(folder)}")
     # Some models come twice, once for another library.
     return ([file for file in found if not file.name.startswith("consolidated")] or found)[:_MOST_FILES]
+
+
+def _none_found(folder: Path) -> str:
+    if not folder.is_dir():
+        return "is no directory: give the directory of a model"
+    pickled = next((file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in PICKLES), None)
+    if pickled is not None:
+        return f"has no *.safetensors weights, and {pickled} may run code when loaded: convert it to safetensors"
+    return "has no *.safetensors weights: give the directory of a model"
 
 
 def _parsed(raw: bytes, file: Path) -> dict[str, Any]:

@@ -134,7 +134,8 @@ class Orders:
             codes.add(code)
             holders = found.full.get(plan.worker)
             said.append(f"{plan.worker}: {need.message}" + (f" (in use: {holders})" if holders else ""))
-        hint = "; strategy rolling needs no memory for both" if entry.has_previous and not rolls else ""
+        rather_roll = entry.has_previous and not rolls and "insufficient_memory" in codes
+        hint = "; strategy rolling needs no memory for both" if rather_roll else ""
         raise Conflict(
             f"no worker can take model '{entry.name}': {'; '.join(said)}{hint}", param="name",
             code=next(code for code in keeping.REFUSALS if code in codes),

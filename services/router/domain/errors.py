@@ -16,7 +16,9 @@ def refusal(exc: Refused) -> Reply:
 
 def no_worker(model: str, state: str) -> Reply:
     """Nobody serves a known model now; ``state`` as its workers say it."""
-    message = f"no worker serves the model '{model}' now, it is {state}: try again later"
+    # Ready is also the one whose engine hangs.
+    how = "none of those that are ready answers" if state == "ready" else f"it is {state}"
+    message = f"no worker serves the model '{model}' now, {how}: try again later"
     return refusal(Unavailable(message, param="model", code="no_worker", retry_after_s=RETRY_AFTER_S))
 
 

@@ -268,6 +268,9 @@ async def test_a_silent_engine_is_said_to_be_stalled(stack: StackFactory) -> Non
         made[0].silent_s = 0.7
         beat = await s.beat("m", lambda b: b.stalled)
         assert (beat.engine_running, beat.engine_waiting, beat.kv_cache) == (1, 2, 0.5)
+        assert beat.reason == "its engine has shown no life for 1 s: it gets no requests until it does"
+        made[0].silent_s = 0.0
+        assert not (await s.beat("m", lambda b: not b.stalled)).reason
 
 
 async def test_no_room_is_said_with_figures_before_anything_is_loaded(stack: StackFactory) -> None:

@@ -74,6 +74,12 @@ def test_what_a_model_asks_for(tmp_path: Path) -> None:
     found = request_of(model)
     assert (found.adapter_bytes, found.batch, found.args, found.problem) == (20, 8, {"dtype": "auto"}, "")
     gone = request_of(Model(name="m", engine="transformers", path=tmp_path / "nowhere"))
-    assert "nowhere: has no *.safetensors weights" in gone.problem
+    assert "nowhere: is no directory" in gone.problem
+    (tmp_path / "pickled").mkdir()
+    empty = request_of(Model(name="m", engine="transformers", path=tmp_path / "pickled"))
+    assert "pickled: has no *.safetensors weights: give" in empty.problem
+    (tmp_path / "pickled" / "pytorch_model.bin").touch()
+    pickled = request_of(Model(name="m", engine="transformers", path=tmp_path / "pickled"))
+    assert "pytorch_model.bin may run code when loaded: convert it" in pickled.problem
     hub = request_of(Model(name="m", engine="vllm", path=Path("hf://org/name@" + "0" * 40)))
     assert hub.elsewhere
