@@ -38,6 +38,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"```(sh|python|yaml)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.timeout(420)  # a shell starts some forty times
 async def test_every_snippet_runs_from_top_to_bottom(system: System) -> None:
     env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=system.key, PYTHONPATH=str(ROOT))
     # in a thread: the upstreams answer from this loop
