@@ -121,9 +121,12 @@ class Place:
         return any(edition.in_memory for edition in self.editions)
 
     def idle_s(self) -> float:
-        """Seconds since the last request ended; negative while one is here. For the router, which knows the tests."""
+        """Seconds since the last request ended, or since it was ready if that was later; negative while one is here.
+
+        For the router, which knows the tests. A load may take longer than a model may be unused.
+        """
         now = monotonic()
         if any(not edition.idle.is_set() for edition in (self.present, *self.leaving)):
             self.used_at = now
             return -1.0
-        return now - self.used_at
+        return now - max(self.used_at, self.present.ready_at)

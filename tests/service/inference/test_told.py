@@ -172,8 +172,10 @@ async def test_progress_is_told_in_steps(stack: StackFactory, nats_server: NatsS
         loading = [event for event in found if event.state == "loading"]
         assert [event.fraction for event in loading] == [0.25, 0.5], "not every little step"
         assert (loading[0].model, loading[0].worker, loading[0].generation, loading[0].detail) == ("m", "w00000001", 1, "weights")
+        loaded_for = (await s.beat("m", lambda b: b.idle_s > 0.7)).idle_s
         made[0].released.set()
-        await s.beat("m", lambda b: b.state == "ready")
+        ready = await s.beat("m", lambda b: b.state == "ready")
+        assert ready.idle_s < loaded_for, "a long load is no time in which nobody has asked for the model"
         states = await nc.jetstream().subscribe(subjects.event("model.state"), stream="EVENTS", ordered_consumer=True)
         event = CloudEvent[ModelState].model_validate_json((await states.next_msg(timeout=10)).data).data
         assert (event.state, event.generation) == ("verifying", 1)
