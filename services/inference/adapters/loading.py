@@ -132,7 +132,8 @@ class Loader:
         began = self.to(edition, State.WARMING, began)
         await engine.warm()
         still()
-        edition.warm_s = monotonic() - began
+        await apart(give_back, "give-back")  # loading leaves as much again as the model takes, free and yet held
+        still()
         edition.version = engine.version
 
     def leaving(self, edition: ServedModel) -> None:
@@ -164,7 +165,7 @@ class Loader:
             if late:
                 log.error("engine_close_hangs", model=name, after_s=CLOSE_S)
                 await closing
-            await asyncio.to_thread(_give_back)
+            await apart(give_back, "give-back")
         self.planner.release(promise)
 
     async def stop(self, limit_s: float) -> None:
@@ -200,7 +201,7 @@ async def _closed(name: str, engine: Engine) -> None:
         log.warning("engine_close_failed", model=name, error=repr(exc))
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Have the allocator return to the system what it holds and nobody uses (glibc)."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

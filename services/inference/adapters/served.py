@@ -56,7 +56,6 @@ class ServedModel:
         self.dropped = False
         self.created = 0
         self.ready_at = 0.0
-        self.warm_s = 0.0
         self.doing = ""
         self.progress = -1.0
         self.admission: Admission[Job] = Admission(config.max_concurrency, config.max_queue)

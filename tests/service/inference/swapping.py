@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from services.inference.adapters.loading import give_back
 from services.inference.adapters.machine import memory_of_process
 from tests.harness import eventually
 from tests.service.inference.conftest import Reply, Stack
@@ -39,21 +40,21 @@ class Traffic:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self.replies: list[Reply] = []
+        self._over = False
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator["Traffic"]:
+        self._over = False
         tasks = [asyncio.create_task(self._ask(stream=bool(index % 2))) for index in range(CALLERS)]
         try:
             yield self
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for reply in self.replies:
-                await reply.end()
+            # Not by cancelling: Python 3.11's wait_for, inside nats-py, may swallow that.
+            self._over = True
+            await asyncio.gather(*tasks)
 
     async def _ask(self, *, stream: bool) -> None:
-        while True:
+        while not self._over:
             reply = await self._stack.router.chat(stream=stream, max_tokens=12, temperature=0, ignore_eos=True)
             self.replies.append(reply)
             await reply.end()
@@ -86,6 +87,7 @@ async def _served(traffic: Traffic) -> None:
 
 def _memory() -> int:
     gc.collect()
+    give_back()  # what the allocator keeps of the traffic that has just been, at either end
     return memory_of_process()
 
 
@@ -97,4 +99,4 @@ def check(before: int, after: int, replies: list[Reply], digests: list[str]) -> 
     seen = [reply.done.digest for reply in sorted(replies, key=lambda reply: int(reply.id[1:]))]
     changes = [digest for index, digest in enumerate(seen) if index == 0 or digest != seen[index - 1]]
     assert changes == digests
-    assert abs(after - before) <= 0.05 * before, f"{before >> 20} MiB before, {after >> 20} MiB after"
+    assert after <= 1.05 * before, f"{before >> 20} MiB before, {after >> 20} MiB after"
