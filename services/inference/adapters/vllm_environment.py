@@ -19,6 +19,10 @@ _FAMILIES = (
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _NEVER = frozenset({
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",  # it would log completions
+    "VLLM_CONFIGURE_LOGGING",  # what it logs at INFO is read for progress and for the reason of a failure
+    "VLLM_LOGGING_CONFIG_PATH",
+    "VLLM_LOGGING_LEVEL",  # at DEBUG the texts of errors, and parts of bodies with them
+    "VLLM_TRACE_FUNCTION",
     "VLLM_ENABLE_V1_MULTIPROCESSING",  # the host decides
 })  # fmt: skip
 _INSTALLED = Path(services.__file__).resolve().parents[1] / ".venv-vllm"

@@ -21,6 +21,7 @@ from services.inference.adapters.vllm_log import HostLog
 from services.inference.vllm_host import frames
 from services.inference.vllm_host.frames import Broken, Failed, Head, Health, Progress, Ready, Start, Stats
 
+_PREFIX = "cypria-vllm-"
 _MAIN = Path(frames.__file__).with_name("main.py")
 _LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 """Whether a process has ended, without reaping it: its number stays that of its group."""
@@ -142,8 +143,9 @@ class HostProcess(asyncio.Protocol):
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
+        await asyncio.to_thread(_sweep)
         ours, theirs = socket.socketpair()
-        self._folder = tempfile.mkdtemp(prefix="cypria-vllm-")
+        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
         log_end = self._log.open()
         try:
             # A group of its own, so that all that it starts can be killed at once; no preexec_fn, beside threads.
@@ -350,6 +352,14 @@ class HostProcess(asyncio.Protocol):
                 memory = psutil.Process(pid).memory_info()
                 total += memory.rss - memory.shared
         self._memory = total
+
+
+def _sweep() -> None:
+    """Remove the folders of workers that were killed and could not."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _below(pid: int) -> list[int]:

@@ -237,6 +237,9 @@ async def test_embeddings_of_a_model_loaded_for_them_until_its_core_is_killed() 
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_a_load_that_is_cancelled_leaves_nothing(stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as gone:  # a worker that was killed
+        gone.wait()
+        (tmp_path / f"cypria-vllm-{gone.pid}-x").mkdir()
     told: list[str] = []
     engine = VllmEngine(Model(name="m", engine="vllm", path=MODELS / "stable", engine_args=VLLM_ARGS))
     loading = asyncio.create_task(engine.load(lambda doing, _: told.append(doing)))

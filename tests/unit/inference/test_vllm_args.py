@@ -98,12 +98,13 @@ def test_remote_code_needs_the_operators_word(path: Path) -> None:
 def test_nothing_passes_to_the_host_that_it_does_not_need() -> None:
     ours = {
         "PATH": "/bin", "HOME": "/home/x", "LD_LIBRARY_PATH": "/lib", "CUDA_VISIBLE_DEVICES": "1", "VLLM_LOGGING_LEVEL": "DEBUG",
+        "VLLM_ATTENTION_BACKEND": "X",
         "VLLM_API_KEY": "k", "HF_TOKEN": "t", "CYPRIA_NATS__PASSWORD": "p", "AWS_SECRET_ACCESS_KEY": "s", "PYTHONPATH": "/work",
         "OPENAI_API_KEY": "o", "HTTPS_PROXY": "http://u:p@x", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "1", "HF_HUB_OFFLINE": "0",
     }  # fmt: skip
     got = vllm_environment.environment(ours, "/tmp/folder")
     assert {name for name in got if name in ours} == {
-        "PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "HF_HUB_OFFLINE",
+        "PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "VLLM_ATTENTION_BACKEND", "HF_HUB_OFFLINE",
     }  # fmt: skip
     assert got["HF_HUB_OFFLINE"] == "1"
     assert got["TMPDIR"] == got["VLLM_RPC_BASE_PATH"] == "/tmp/folder"
