@@ -4,7 +4,9 @@ Two models with random weights, served with the same arguments by both: the demo
 64 streams costs half a millisecond of CPU, so that this is mostly a measure of what surrounds the engine) and one of 50
 million, where the engine costs what it costs on a machine that is kept busy by it. 128 tokens each, none ends early.
 
-Both sides are up all the time and take turns; whoever is not measured is stopped (SIGSTOP), since an idle vLLM polls.
+Both engines run the same way (one process, threads that do not spin: vLLM's own default on a CPU is several times
+slower on two cores). Both sides are up all the time and take turns; whoever is not measured is stopped (SIGSTOP), since
+an idle vLLM polls.
 *Throughput*: 64 connections, each asks again as soon as it has its answer, from the first request to the last answer.
 *Added TTFT*: at half of the streams, begun at random moments, so that it is not the engine's batch that is measured;
 first content byte at the client, medians of a round subtracted. Needs `make install-vllm`; Linux only.
@@ -120,12 +122,12 @@ async def own_server(model: Path, folder: Path) -> AsyncIterator[Side]:
     port, python = free_port(), interpreter(None)
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # fmt: skip
     arguments = [
         "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model), "--served-model-name", "m",
         "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log", "--enforce-eager",
-        "--max-model-len", "512", "--max-num-seqs", str(STREAMS),
+        "--max-model-len", "512", "--max-num-seqs", str(STREAMS), "--distributed-executor-backend", "uni",
     ]  # fmt: skip
     with (folder / "vllm.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once

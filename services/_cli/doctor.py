@@ -15,6 +15,8 @@ from services._runtime.supervisor import http_get
 LOW_DISK = 1 << 30
 RESTING = frozenset({"registered", "unloaded"})
 """States of a model that is not served because nobody wants it to be."""
+COMING = frozenset({"verifying", "loading", "warming"})
+"""States of a model that will be served in a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ def _models(models: list[dict[str, Any]]) -> Check:
     idle = [model for model in models if not model["ready_workers"]]
     resting = [model["name"] for model in idle if _rests(model)]
     away = [f"{m['name']} ({m.get('reason') or m['state']})" for m in idle if not _rests(m)]
+    coming = [model["state"] in COMING for model in idle if not _rests(model)]
+    if away and all(coming):
+        return Check("models", "warning", f"{', '.join(away)}: on the way, `cypria models show NAME` tells how far")
     if away:
         return Check("models", "failed", f"no worker serves {', '.join(away)}: look at the log of inference")
     unloaded = f", not loaded: {', '.join(resting)}" if resting else ""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from schemas import streams, subjects
 from schemas.v1.alerts import Alert
 from schemas.v1.cloudevent import CloudEvent
-from schemas.v1.events import MonitoringChanged, TestEvent
+from schemas.v1.events import ModelState, MonitoringChanged, TestEvent
 from schemas.v1.query import AlertsQuery, AlertsReply, QueryError
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
@@ -168,6 +168,7 @@ class Events(Consumer):
         super().__init__(streams.EVENTS.name, "alerts.events", letters, retry)
         self._history = history
         self._raise_alert = raise_alert
+        self._raised: OrderedDict[str, None] = OrderedDict()
 
     async def _process(self, incoming: Incoming) -> float | None:
         kind = incoming.subject.removeprefix(subjects.event(""))
@@ -175,10 +176,24 @@ class Events(Consumer):
             derived = self._derive(kind, incoming.payload)
         except ValidationError as exc:
             return await self._bury(incoming, f"not an event {kind}: {_short(exc)}")
-        if derived is not None and not self._history().known(derived[1]):
+        # An incident is told of when it is new, and its end when there was one.
+        if derived is not None and self._stands(derived[1]) == derived[1].resolved:
             await self._raise_alert(*derived)
+            self._note(derived[1])
             meters.DERIVED.inc()
         return None
+
+    def _stands(self, alert: Alert) -> bool:
+        # The history hears of what was raised here a moment later.
+        return alert.incident in self._raised or self._history().known(alert)
+
+    def _note(self, alert: Alert) -> None:
+        if alert.resolved:
+            self._raised.pop(alert.incident, None)
+        elif alert.incident.startswith("model."):
+            self._raised[alert.incident] = None
+            if len(self._raised) > _REMEMBERED:
+                self._raised.popitem(last=False)
 
     @staticmethod
     def _derive(kind: str, payload: bytes) -> tuple[str, Alert] | None:
@@ -189,6 +204,10 @@ class Events(Consumer):
         if kind == derive.MONITORING:
             changed = CloudEvent[MonitoringChanged].model_validate_json(payload)
             return f"{changed.id}.alert", derive.alert_of_monitoring(changed.id, changed.data)
+        if kind == derive.MODEL:
+            state = CloudEvent[ModelState].model_validate_json(payload)
+            alert = derive.alert_of_model(state.data)
+            return (f"{state.id}.alert", alert) if alert else None
         return None
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
-from schemas.v1.events import MonitoringChanged, TestEvent
+from schemas.v1.events import ModelState, MonitoringChanged, TestEvent
 from schemas.v1.experiment import VerdictRecord
 
 AUTOMATIC = frozenset({"monitor", "router"})
@@ -28,6 +28,7 @@ _DECIDED = frozenset({"test.ramped", "test.stepped_down", "test.retried", "test.
 """What an order is behind, if one is: its rule and its figures are the alert's."""
 _REPEATABLE = _DECIDED | {"test.split_changed", "test.resumed", "test.approved"}
 MONITORING = "monitoring.changed"
+MODEL = "model.state"
 ROLLED_BACK = "test.rolled_back"
 
 
@@ -62,6 +63,24 @@ def alert_of_monitoring(event_id: str, event: MonitoringChanged) -> Alert:
         message=f"{event.actor} {word} monitoring, every {event.check_interval_seconds:g} s"
         + ("" if event.active else "; verdicts only alert until it is started again"),
         at_ms=event.at_ms,
+    )
+
+
+def alert_of_model(event: ModelState) -> Alert | None:
+    """The alert of a model that failed on a worker, to load or while it served, and of its end once it is ready there
+    or not wanted any more; None for the states between.
+    """
+    if event.state not in {"failed", "ready", "unloaded"}:
+        return None
+    failed = event.state == "failed"
+    return Alert(
+        incident=f"model.{event.model}.{event.worker}",
+        level=AlertLevel.CRITICAL if failed else AlertLevel.INFO,
+        title=f"Model {'failed' if failed else 'recovered'}: {event.model}",
+        message=f"it is {event.state} on worker {event.worker}" + (f": {event.reason}" if event.reason else ""),
+        at_ms=event.at_ms,
+        resolved=not failed,
+        tags={"model": event.model},
     )
 
 

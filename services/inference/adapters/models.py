@@ -13,7 +13,7 @@ from services.inference.adapters.apart import apart
 from services.inference.adapters.engines import import_engine
 from services.inference.adapters.loading import GRACE_S, Loader, LoadError
 from services.inference.adapters.served import Place, ServedModel, spec_of
-from services.inference.domain.lifecycle import HEALTHY_S, LOADABLE, ON_THE_WAY, LifecycleError, State, pause_s
+from services.inference.domain.lifecycle import HEALTHY_S, HUNG_S, LOADABLE, ON_THE_WAY, LifecycleError, State, pause_s
 from services.inference.domain.planning import PlanError
 from services.inference.domain.registry import Step, Wanted, decide
 
@@ -144,6 +144,8 @@ class Models:
             if present.state is not State.READY or present.engine is None:
                 continue
             reason = present.engine.dead()
+            if not reason and present.health().silent_s > HUNG_S:
+                reason = f"it has shown no sign of life for {HUNG_S:g} s"
             if reason:
                 self._died(place, present, reason)
             elif place.deaths and now - present.ready_at > HEALTHY_S:

@@ -37,6 +37,9 @@ LOADABLE = frozenset({State.REGISTERED, State.UNLOADED, State.FAILED})
 HEALTHY_S = 600.0
 """An engine that has lived for so long has all of its tries again."""
 
+HUNG_S = 60.0
+"""An engine that has shown no life for so long is taken for dead."""
+
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 

@@ -80,6 +80,12 @@ class Check(ABC):
     def bad_units(self) -> int:
         """Distinct units of the canary in this epoch that look bad to this check."""
 
+    def worse(self) -> bool:
+        """Whether the canary looks worse than control at all. Evidence alone may not say so: units count once in an
+        epoch, and where an outage has used up nearly all of control's, the next one is shown by the canary's alone.
+        """
+        return True
+
     def control_bad(self) -> bool:
         """Whether control exceeds the same absolute limit by its own evidence, or may well do so."""
         return False
@@ -124,17 +130,20 @@ class RateIncrease(Check):
         self._process = RateEProcess(1.0 + margin_percent / 100.0, steps=steps)
         self._events: dict[float, list[int]] = {}
         self._units = [0, 0]
+        self._seen = [0, 0]
 
     @override
     def start_epoch(self, steps: int) -> None:
         self._process.start_epoch(steps)
-        self._events, self._units = {}, [0, 0]
+        self._events, self._units, self._seen = {}, [0, 0], [0, 0]
 
     @override
     def update(self, tick: int, phases: Sequence[Phase]) -> None:
         rows = [(phase.pi, self._bad(phase.a), self._bad(phase.b)) for phase in phases]
         self._process.update(tick, rows)
         for phase, (pi, bad_a, bad_b) in zip(phases, rows, strict=True):
+            self._seen[0] += phase.a.new
+            self._seen[1] += phase.b.new
             if 0.0 < pi < 1.0:
                 events = self._events.setdefault(pi, [0, 0])
                 events[0] += bad_a
@@ -155,6 +164,12 @@ class RateIncrease(Check):
     @override
     def bad_units(self) -> int:
         return self._process.events_b
+
+    @override
+    def worse(self) -> bool:
+        # Units first seen while only one arm had traffic are in the denominators too: where in doubt, this says yes.
+        seen_a, seen_b = self._seen
+        return not seen_a or not seen_b or self._process.events_b * seen_a > self._process.events_a * seen_b
 
     @override
     def needs(self, requests: int, limit: float) -> int | None:
@@ -198,6 +213,7 @@ class RateIncrease(Check):
             "process": self._process.to_dict(),
             "events": [[pi, *counts] for pi, counts in self._events.items()],
             "units": list(self._units),
+            "seen": list(self._seen),
         }
 
     @override
@@ -205,6 +221,7 @@ class RateIncrease(Check):
         self._process = RateEProcess.from_dict(state["process"])
         self._events = {pi: [a, b] for pi, a, b in state["events"]}
         self._units = list(state["units"])
+        self._seen = list(state["seen"])
 
 
 class LatencyIncrease(Check):

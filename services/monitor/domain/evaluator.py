@@ -204,7 +204,7 @@ class TestEvaluator:
         both = check.absolute and check.control_bad()
         if both and self.policy("on_both_arms_bad", "alert") != "rollback":
             self._find_check("both_arms", f"{BOTH_ARMS}.{check.family}", check, "both arms exceed the limit, ")
-        elif self.fired is not None or check.bad_units() < guardrails.MIN_BAD_UNITS:
+        elif self.fired is not None or check.bad_units() < guardrails.MIN_BAD_UNITS or not check.worse():
             return
         elif check.action == "step_down":
             self._step_down(check, second)
@@ -232,6 +232,8 @@ class TestEvaluator:
 
     def _warn(self, check: Check) -> None:
         acted = check.name.removesuffix("_warning")
+        if not check.worse():
+            return
         if acted != check.name and any(f.kind in ACTIONS and f.rule == acted for f in self.findings):
             return
         prefix = "both arms, " if check.absolute and check.control_bad() else ""

@@ -3,7 +3,9 @@
 from typing import Any
 
 from schemas import subjects
+from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.common import AlertLevel, Decision, TestStatus
+from schemas.v1.events import ModelState
 from schemas.v1.experiment import RollbackOrder, TestResult, VerdictRecord
 from services.alerts.domain.backoff import RetryPolicy
 from tests.harness import eventually
@@ -160,6 +162,33 @@ async def test_a_rollback_that_nobody_alerted_is_an_emergency_with_the_verdicts_
         "split_percent": 20,
     }  # fmt: skip
     assert sum("EMERGENCY" in call.title for call in side.webhook.accepted()) == 1
+
+
+async def test_a_model_that_fails_is_one_alert_until_it_is_ready_again(side: Side) -> None:
+    worker = await side.server.connect("inference")
+    number = 0
+
+    async def becomes(state: str, reason: str = "") -> None:
+        nonlocal number
+        number += 1
+        said = ModelState(model="canary", worker="w1", state=state, reason=reason, at_ms=number)
+        event = dump(envelope("model.state", f"w1.{number}.model", "inference", number, said, "canary"))
+        await worker.jetstream().publish(subjects.event("model.state"), event)
+
+    async with side.service(side.slack()):
+        await becomes("ready")
+        await becomes("failed", "killed by signal 9")
+        await eventually(lambda: side.delivered("Model failed: canary"))
+        await becomes("loading")
+        await becomes("failed", "killed by signal 9")
+        await becomes("ready")
+        await eventually(lambda: side.delivered("Model recovered: canary"))
+        await becomes("failed", "the files have changed")
+        await eventually(lambda: len([c for c in side.webhook.accepted() if "Model failed" in c.title]) == 2)
+        items = await side.history()
+    await worker.close()
+    assert [item["title"].split(":")[0] for item in items] == ["Model failed", "Model recovered", "Model failed"]
+    assert items[2]["message"] == "it is failed on worker w1: killed by signal 9"
 
 
 async def test_the_history_is_newest_first_limited_and_says_what_is_wrong_with_a_question(side: Side) -> None:

@@ -271,6 +271,10 @@ async def test_a_silent_engine_is_said_to_be_stalled(stack: StackFactory) -> Non
         assert beat.reason == "its engine has shown no life for 1 s: it gets no requests until it does"
         made[0].silent_s = 0.0
         assert not (await s.beat("m", lambda b: not b.stalled)).reason
+        made[0].silent_s = 61.0
+        assert "no sign of life for 60 s" in (await s.beat("m", lambda b: b.state == "failed")).reason
+        assert (await s.beat("m", lambda b: b.state == "ready")).restarts == 1
+        assert made[0].closed
 
 
 async def test_no_room_is_said_with_figures_before_anything_is_loaded(stack: StackFactory) -> None:
