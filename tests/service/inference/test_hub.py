@@ -34,7 +34,8 @@ async def hub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeHub]:
     async with FakeHub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "2")
         server.repositories["org/model"] = Repository(dict(FILES))
         yield server
