@@ -168,8 +168,9 @@ async def _does_not_load_and_goes_back(system: System, traffic: Traffic) -> None
     bad = spec("stable", digest="sha256:" + "0" * 64)
     status, shown, _ = await cypria(system, "models", "register", "-", "--replace", stdin=json.dumps(bad))
     assert status == 1
-    assert "digest is sha256:" in " ".join(shown.split())
-    assert "the one before goes on" in shown
+    said = " ".join(shown.split())
+    assert "digest is sha256:" in said
+    assert "the present one goes on" in said
     shown_entry = (await settled(system, 6))["entry"]
     assert (shown_entry["actor"], shown_entry["spec"]["path"]) == ("keeper", str(MODELS / "stable"))
     assert "digest" not in shown_entry["spec"]
