@@ -16,6 +16,7 @@ from services.inference.adapters.integrity import Sources, unchanged, verified
 from services.inference.adapters.planner import Planner, Promise
 from services.inference.adapters.served import ServedModel
 from services.inference.domain.lifecycle import ON_THE_WAY, State, advance, pause_s
+from services.inference.vllm_host.frames import LASTING
 
 log = get_logger(__name__)
 
@@ -71,7 +72,7 @@ class Loader:
                     "model_failed", model=edition.name, state=str(edition.state), generation=edition.generation,
                     attempt=failed, error=reason,
                 )  # fmt: skip
-                if failed >= tries or not _may_pass(exc):
+                if failed >= tries or isinstance(exc, LASTING):
                     raise LoadError(reason if failed == 1 else f"{reason} (after {failed} tries)") from exc
                 pause = self.pause(failed)
                 edition.doing, edition.progress = "waiting for the next try", -1.0
@@ -186,11 +187,6 @@ class Loader:
 
 def _note(edition: ServedModel, doing: str, fraction: float) -> None:
     edition.doing, edition.progress = doing, fraction
-
-
-def _may_pass(exc: BaseException) -> bool:
-    """Whether another try may end otherwise: not when the files, the room or the configuration are at fault."""
-    return not isinstance(exc, (ValueError, TypeError, LookupError, ImportError, NotImplementedError))
 
 
 async def _closed(name: str, engine: Engine) -> None:

@@ -24,6 +24,9 @@ WINDOW = 256 * 1024
 """Bytes of a stream that the host sends before the worker has taken any."""
 HEALTH_S = 0.1
 
+LASTING = (ValueError, TypeError, LookupError, ImportError, NotImplementedError)
+"""Why a load fails for good: the files, the room or the configuration are at fault, and another try would end alike."""
+
 _HEADER = struct.Struct("<IBI")
 _COUNT = struct.Struct("<I")
 

@@ -24,7 +24,6 @@ _COMPUTING_S = 60.0
 _MIN_CPU = 0.05
 _PIDS_EVERY = 20
 _SHUTDOWN_S = 3
-_LASTING = (ValueError, TypeError, LookupError, ImportError, NotImplementedError)
 _DRAIN_S = 1.0
 
 
@@ -215,7 +214,7 @@ async def _main(sock: socket.socket) -> None:
     except (Exception, SystemExit) as exc:
         own = isinstance(exc, ArgumentError)
         reason = str(exc) if own else f"{type(exc).__name__}: {said(exc)}"
-        tell(frames.FAILED, frames.encode(Failed(reason, isinstance(exc, _LASTING))))
+        tell(frames.FAILED, frames.encode(Failed(reason, isinstance(exc, frames.LASTING))))
         if not own:
             traceback.print_exc()
         return

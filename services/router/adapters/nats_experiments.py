@@ -1,14 +1,17 @@
 """The KV bucket `experiments`: a mirror in memory, and compare-and-set with retries."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from schemas import streams
+from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.common import TestStatus
-from schemas.v1.experiment import Experiment, TestResult
+from schemas.v1.events import TestEvent
+from schemas.v1.experiment import Experiment, OutboxEvent, TestResult
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
 from services.router.adapters.kv_table import PATIENCE_S, KvTable
+from services.router.adapters.nats_outbox import Sent
 from services.router.domain.commands import Command
 from services.router.domain.experiment import apply, without_events
 from services.router.domain.refusals import Unavailable
@@ -124,13 +127,26 @@ class NatsExperiments:
         """Live experiments past every copy: one that was written before the call is among them. Raises Unavailable."""
         return [test for test in await self._table.fresh_all() if test.live]
 
-    async def clear_outbox(self, model_a: str, published: list[str]) -> None:
-        """Take published events out of the outbox."""
+    # nats_outbox.Entries ------------------------------------------------------------------------------------
+
+    def outboxes(self) -> Iterable[tuple[str, Sequence[OutboxEvent]]]:
+        """The events that entries hold, by ``model_a``."""
+        return [(entry.model_a, entry.outbox) for entry in self._by_key.values() if entry.outbox]
+
+    def sent(self, event: OutboxEvent) -> Sent:
+        """An event of a test as it is published."""
+        data = TestEvent.model_validate(event.data)
+        made = envelope(event.type, event.id, "router", event.at_ms, data, data.test_id)
+        return Sent(event.id, event.subject, dump(made))
+
+    async def clear_outbox(self, key: str, published: Sequence[OutboxEvent]) -> None:
+        """Take published events out of the outbox of ``model_a``."""
+        ids = [event.id for event in published]
 
         def act(state: Experiment | None) -> Experiment | None:
-            return None if state is None else without_events(state, published)
+            return None if state is None else without_events(state, ids)
 
-        await self._table.set(model_a, act)
+        await self._table.set(key, act)
 
     # the mirror's changes -----------------------------------------------------------------------------------
 

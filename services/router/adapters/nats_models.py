@@ -1,29 +1,18 @@
 """The KV bucket `models`: what is wanted of each model, and the events that its entries hold."""
 
-import asyncio
-import contextlib
-from collections.abc import Callable
-
-from nats.errors import Error as NatsError
+from collections.abc import Callable, Iterable, Sequence
 
 from schemas import streams, subjects
-from schemas.v1.cloudevent import CONTENT_TYPE, dump, envelope
+from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.events import ModelRegistered
 from schemas.v1.models import ModelEntry
-from services._runtime.bus import Bus, publish_durable
+from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
-from services._runtime.telemetry import get_logger
 from services.router.adapters.kv_table import GONE, Gone, KvTable
-from services.router.adapters.tasks import end
+from services.router.adapters.nats_outbox import Outbox, Sent
 from services.router.domain import models as domain
 from services.router.domain.models import Claim, Command, Seen
-from services.router.domain.refusals import Refused
 
-log = get_logger(__name__)
-
-LEFT_BEHIND_MS = 2000
-"""Events older than this were left by a router that died: whoever sees them publishes them."""
-_LOOK_S = 0.5
 _EVENT = "model.registered"
 
 OnEntry = Callable[[str, ModelEntry | None], None]
@@ -36,26 +25,19 @@ class NatsModels:
     """
 
     def __init__(self, bus: Bus) -> None:
-        self._bus = bus
         self._table = KvTable(bus, streams.MODELS.name, ModelEntry, self._took, domain.same)
         self._entries: dict[str, ModelEntry] = {}
         self._callbacks: list[OnEntry] = []
-        self._own: set[str] = set()
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._outbox = Outbox(bus, self, "models-outbox")
 
     async def start(self) -> None:
         """Read the bucket, begin to watch it and to publish. Raises TimeoutError when the bus does not answer."""
         await self._table.start()
-        self._task = asyncio.create_task(self._publish_all(), name="models-outbox")
+        self._outbox.start()
 
     async def stop(self) -> None:
         """Publish what this router has just written, if the bus takes it at once, and end."""
-        await end(self._task)
-        if self._bus.connected:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await self._round()
+        await self._outbox.stop()
         await self._table.stop()
 
     def missing(self) -> str | None:
@@ -125,49 +107,26 @@ class NatsModels:
     ) -> ModelEntry | None:
         entry = await self._table.set(name, act)
         if entry is not None and entry.outbox:
-            self._own.add(name)
-            self._wake.set()
+            self._outbox.kick(name)
         return entry
 
-    # events -----------------------------------------------------------------------------------------------
+    # nats_outbox.Entries ------------------------------------------------------------------------------------
 
-    async def _publish_all(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._round()
-            except Exception:
-                log.exception("model_events_failed")
+    def outboxes(self) -> Iterable[tuple[str, Sequence[ModelRegistered]]]:
+        """The events that entries hold, by name of the model."""
+        return [(name, entry.outbox) for name, entry in self._entries.items() if entry.outbox]
 
-    async def _round(self) -> None:
-        for name, entry in list(self._entries.items()):
-            if not entry.outbox:
-                self._own.discard(name)
-            elif name in self._own or now_ms() - entry.outbox[0].at_ms > LEFT_BEHIND_MS:
-                await self._publish(entry)
+    def sent(self, event: ModelRegistered) -> Sent:
+        """A change of the registry as it is published."""
+        event_id = f"model.{subjects.token(event.model)}.{event.generation}.{event.stage}"
+        made = envelope(_EVENT, event_id, "router", event.at_ms, event, event.model)
+        return Sent(event_id, subjects.event(_EVENT), dump(made))
 
-    async def _publish(self, entry: ModelEntry) -> None:
-        published: list[ModelRegistered] = []
-        try:
-            for event in entry.outbox:
-                event_id = f"model.{subjects.token(event.model)}.{event.generation}.{event.stage}"
-                payload = dump(envelope(_EVENT, event_id, "router", event.at_ms, event, event.model))
-                headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
-                await publish_durable(self._bus.js, subjects.event(_EVENT), payload, headers, patience_s=5)
-                published.append(event)
-        except (NatsError, TimeoutError, OSError) as exc:
-            log.warning("event_not_published", model=entry.name, error=repr(exc))
-        if not published:
-            return
-        try:
-            await self._table.set(
-                entry.name, lambda now: None if now is None else domain.without_events(now, published)
-            )
-        except Refused as exc:
-            log.warning("outbox_not_cleared", model=entry.name, error=exc.message)
+    async def clear_outbox(self, key: str, published: Sequence[ModelRegistered]) -> None:
+        """Take published events out of the entry of a model."""
+        await self._table.set(key, lambda now: None if now is None else domain.without_events(now, published))
+
+    # ------------------------------------------------------------------------------------------------------
 
     def _took(self, key: str, entry: ModelEntry | None) -> None:
         name = subjects.untoken(key) if entry is None else entry.name

@@ -117,7 +117,7 @@ def build_control(
     """
     experiments = RoutedExperiments(bus)
     late = Late()
-    outbox = Outbox(bus, experiments)
+    outbox = Outbox(bus, experiments, "outbox")
 
     def block(test_id: str) -> None:
         late().block(test_id)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from schemas.v1.experiment import OutboxEvent
 from services._runtime.settings_model import Settings
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
@@ -38,7 +39,7 @@ class Parts:
 
     settings: Settings
     experiments: NatsExperiments
-    outbox: Outbox
+    outbox: Outbox[OutboxEvent]
     rollbacks: Rollbacks
     queries: Queries
     monitoring: NatsMonitoring

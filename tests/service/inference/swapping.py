@@ -1,7 +1,6 @@
 """A model that is swapped again and again under load: what must hold however often."""
 
 import asyncio
-import gc
 import shutil
 import weakref
 from collections.abc import AsyncIterator
@@ -12,8 +11,6 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.inference.adapters.loading import give_back
-from services.inference.adapters.machine import memory_of_process
 from tests.harness import eventually
 from tests.service.inference.conftest import Reply, Stack
 
@@ -60,13 +57,10 @@ class Traffic:
             await reply.end()
 
 
-async def swap(stack: Stack, specs: list[dict[str, Any]], times: int) -> tuple[int, int, list[Reply]]:
-    """Swap ``m`` so many times between ``specs`` under load: (bytes before, bytes after, all replies)."""
+async def swap(stack: Stack, specs: list[dict[str, Any]], times: int) -> list[Reply]:
+    """Swap ``m`` so many times between ``specs`` under load; all replies. The weights that were replaced are gone."""
     traffic = Traffic(stack)
     old: list[weakref.ref[Any]] = []
-    async with traffic.flowing():
-        await _served(traffic)
-    before = _memory()
     async with traffic.flowing():
         await _served(traffic)
         for n in range(times):
@@ -77,7 +71,7 @@ async def swap(stack: Stack, specs: list[dict[str, Any]], times: int) -> tuple[i
             await _served(traffic)
     assert not stack.parts.loader._closing
     assert [ref() for ref in old] == [None] * times, "the weights of every engine that was replaced are gone"
-    return before, _memory(), traffic.replies
+    return traffic.replies
 
 
 async def _served(traffic: Traffic) -> None:
@@ -85,18 +79,11 @@ async def _served(traffic: Traffic) -> None:
     await eventually(lambda: len(traffic.replies) > until)
 
 
-def _memory() -> int:
-    gc.collect()
-    give_back()  # what the allocator keeps of the traffic that has just been, at either end
-    return memory_of_process()
-
-
-def check(before: int, after: int, replies: list[Reply], digests: list[str]) -> None:
-    """No request failed, each swap changed the digest once and for all, and the memory is back."""
+def check(replies: list[Reply], digests: list[str]) -> None:
+    """No request failed, and each swap changed the digest once and for all."""
     failed = [(reply.done.outcome, reply.head) for reply in replies if reply.done.outcome != "length"]
     assert not failed
     assert {reply.done.completion_tokens for reply in replies} == {12}
     seen = [reply.done.digest for reply in sorted(replies, key=lambda reply: int(reply.id[1:]))]
     changes = [digest for index, digest in enumerate(seen) if index == 0 or digest != seen[index - 1]]
     assert changes == digests
-    assert after <= 1.05 * before, f"{before >> 20} MiB before, {after >> 20} MiB after"

@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.service.inference.conftest import StackFactory
 from tests.service.inference.swapping import check, swap, write_model
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.soak)])
-async def test_swaps_under_load_fail_no_request_and_leave_no_memory(stack: StackFactory, tmp_path: Path, times: int) -> None:
+async def test_swaps_under_load_fail_no_request_and_leave_no_weights(stack: StackFactory, tmp_path: Path) -> None:
+    times = 4
     specs = [{"engine": "transformers", "path": str(write_model(tmp_path / name, seed))} for seed, name in enumerate("ab")]
     sections = {"model_sources": {"allow": [str(tmp_path)]}}
     async with stack(models=[{"name": "m", **specs[0]}], sections=sections) as s:
         first = s.models.get("m").digest
-        before, after, replies = await swap(s, specs, times)
+        replies = await swap(s, specs, times)
         [other] = {reply.done.digest for reply in replies} - {first}
-        check(before, after, replies, [other if n % 2 else first for n in range(times + 1)])
+        check(replies, [other if n % 2 else first for n in range(times + 1)])

@@ -1,4 +1,7 @@
-"""Twenty swaps of a served model on a running system, under the load of the openai SDK: `pytest -m soak tests/soak/test_swaps.py`."""
+"""Swaps of a served model on a running system, under the load of the openai SDK, and the memory of its worker.
+
+Twenty of them, with each engine: `pytest -m soak tests/e2e/test_swaps.py`.
+"""
 
 import sys
 from pathlib import Path
@@ -13,7 +16,6 @@ from tests.service.inference.swapping import write_model
 from tests.system import System, running
 
 ARGS: dict[str, dict[str, Any]] = {"transformers": {}, "vllm": {"max_model_len": 512, "enforce_eager": True}}
-SWAPS = 20
 
 
 def memory(system: System) -> int:
@@ -23,10 +25,16 @@ def memory(system: System) -> int:
     return sum(one.memory_full_info().pss for one in (worker, *worker.children(recursive=True)))
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-async def test_twenty_swaps_under_load(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "swaps"),
+    [
+        ("transformers", 4),
+        pytest.param("transformers", 20, marks=pytest.mark.soak),
+        pytest.param("vllm", 20, marks=[pytest.mark.soak, pytest.mark.vllm]),
+    ],
+)
+async def test_no_request_fails_and_the_memory_comes_back(tmp_path: Path, engine: str, swaps: int) -> None:
     specs = [
         {"name": "m", "engine": engine, "path": str(write_model(tmp_path / name, seed)), "engine_args": ARGS[engine]}
         for seed, name in enumerate("ab")
@@ -39,7 +47,7 @@ async def test_twenty_swaps_under_load(tmp_path: Path, engine: str) -> None:
             await traffic.more(30)
         before = memory(system)
         async with Traffic(system, "m") as traffic:
-            for number in range(1, SWAPS + 1):
+            for number in range(1, swaps + 1):
                 await system.api("POST", "models", {**specs[number % 2], "replace": True})
                 await settled(system, number, name="m")
                 await traffic.more(30)
