@@ -271,8 +271,10 @@ class InferenceProcess(Section):
     """`inference`: of a worker process. It serves the models of its ``pool`` and those that name none.
 
     ``vllm_python``: the interpreter of vLLM's environment; by default `.venv-vllm` beside the package where
-    `make install-vllm` has made one, else the worker's own.
+    `make install-vllm` has made one, else the worker's own. ``join_ms``: pieces of one of vLLM's streams that come
+    within so many milliseconds go out as one, but for the first ones; 0: each by itself.
     """
 
     pool: str = Field(default="default", min_length=1, max_length=128)
     vllm_python: Path | None = None
+    join_ms: float = Field(default=25, ge=0, le=1000)

@@ -43,7 +43,9 @@ def read(settings: Settings) -> InferenceSettings:
     return InferenceSettings(
         models=tuple(model for model in settings.models if model.pool in {None, pool}),
         sources=sources,
-        surroundings=Surroundings(settings.inference.vllm_python, sources.remote_code),
+        surroundings=Surroundings(
+            settings.inference.vllm_python, sources.remote_code, settings.inference.join_ms / 1000
+        ),
         pool=pool,
         management=settings.model_management,
         planning=settings.resource_planning,

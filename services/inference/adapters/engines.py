@@ -12,12 +12,13 @@ from services.inference.adapters.vllm_engine import VllmEngine
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What engines get besides their model: the interpreter of vLLM's environment, None for the default one, and
-    the names of the models that may bring code of their own.
+    """What engines get besides their model: the interpreter of vLLM's environment, None for the default one, the names
+    of the models that may bring code of their own, and within how many seconds pieces of one stream are joined.
     """
 
     vllm_python: Path | None = None
     remote_code: frozenset[str] = frozenset()
+    join_s: float = 0.0
 
 
 NOWHERE = Surroundings()
@@ -42,6 +43,7 @@ def import_engine(name: str) -> Callable[[Model, Surroundings], Engine]:
         return lambda model, _surroundings: TransformersEngine(model)
     if name == "vllm":
         return lambda model, surroundings: VllmEngine(
-            model, python=surroundings.vllm_python, remote_code=model.name in surroundings.remote_code
+            model, python=surroundings.vllm_python, remote_code=model.name in surroundings.remote_code,
+            join_s=surroundings.join_s,
         )
     raise ValueError(f"no engine is named '{name}'")

@@ -18,7 +18,7 @@ log = get_logger(__name__)
 SAMPLE_S = 1.0
 _CGROUP = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
-_PATIENCE = 100
+_PATIENCE = 400
 _FORGET_S = 60.0
 
 
@@ -97,7 +97,7 @@ class Machine:
             for name in [name for name in self._cpu if name not in groups]:
                 del self._cpu[name]
             self._sizes.forget()
-            return Sample(capacity, used, cores(), memory_of_process(), gpus, groups)
+            return Sample(capacity, used, cores(), self._sizes.of(psutil.Process()), gpus, groups)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -145,7 +145,7 @@ class Sizes:
     """Memory of processes; where asking is slow, since much is mapped, it is asked less often.
 
     The kernel walks all pages of the process for it and keeps the process from mapping more meanwhile: that may take no
-    more than a hundredth of its time.
+    more than a four-hundredth of its time.
     """
 
     def __init__(self) -> None:

@@ -39,8 +39,8 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, model: Model, *, python: Path | None = None, remote_code: bool = False
-    ) -> None:  # fmt: skip
+        self, model: Model, *, python: Path | None = None, remote_code: bool = False, join_s: float = 0.0
+    ) -> None:
         path = model.path or Path()
         self._python = vllm_environment.interpreter(python)
         sequences = model.batch_size or min(model.max_concurrency, _DEFAULT_SEQUENCES)
@@ -49,6 +49,7 @@ class VllmEngine:
             name=model.name,
             args=vllm_args.checked(model.engine_args, path, remote_code=remote_code),
             defaults=vllm_args.defaults(max_num_seqs=sequences),
+            join_s=join_s,
         )
         given = self._start.args.get("max_num_seqs")
         self._sequences = given if isinstance(given, int) else sequences

@@ -35,6 +35,7 @@ class Start(msgspec.Struct):
     """What to load. ``args`` are vLLM's arguments by their Python names; ``defaults`` hold where those say nothing.
 
     ``lora``: the directory of an adapter that ``name`` stands for; the model itself is then called ``base``.
+    ``join_s``: pieces of one stream that come within so many seconds go out as one.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Start(msgspec.Struct):
     defaults: dict[str, Any] = {}
     base: str = ""
     lora: str = ""
+    join_s: float = 0.0
 
 
 class Progress(msgspec.Struct):

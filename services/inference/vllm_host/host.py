@@ -30,8 +30,10 @@ _DRAIN_S = 1.0
 class Link(asyncio.Protocol):
     """The socket. What is sent in one turn of the event loop goes out in one write."""
 
-    def __init__(self, host: "Host") -> None:
+    def __init__(self, host: "Host", join_s: float) -> None:
         self._host = host
+        self.join_s = join_s
+        self._held: list[Call] = []
         self._splitter = Splitter()
         self._transport: Any = None
         self._out: list[bytes] = []
@@ -56,6 +58,20 @@ class Link(asyncio.Protocol):
         if not out:
             self._loop.call_soon(self._flush)
         out += (frames.header(kind, stream, len(payload)), payload)
+
+    def hold(self, call: Call, seconds: float) -> None:
+        """Have the call release what it holds back, in at most so many seconds.
+
+        All calls release together: a step of the engine has a piece for each, and wakes the worker once.
+        """
+        if not self._held:
+            self._loop.call_later(seconds, self._release)
+        self._held.append(call)
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for call in held:
+            call.release()
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -93,7 +109,7 @@ def end_children() -> None:
 class Host:
     """Serves requests with a loaded engine until it is closed or dies."""
 
-    def __init__(self, loaded: Loaded, stats: EngineStats) -> None:
+    def __init__(self, loaded: Loaded, stats: EngineStats, join_s: float) -> None:
         self._engine = loaded.engine
         self._app = loaded.app
         self._tidy = loaded.tidy
@@ -104,7 +120,7 @@ class Host:
         self._active_at = 0.0
         self._cpu: tuple[float, float] | None = None
         self._closing = asyncio.Event()
-        self.link = Link(self)
+        self.link = Link(self, join_s)
 
     def received(self, kind: int, stream: int, payload: bytes) -> None:
         """A frame of the worker's has come."""
@@ -219,7 +235,7 @@ async def _main(sock: socket.socket) -> None:
             traceback.print_exc()
         return
     _freeze()
-    host = Host(loaded, stats)
+    host = Host(loaded, stats, start.join_s)
     ready = Ready(loaded.version, loaded.generates, loaded.embeds, stats.devices, children())
     tell(frames.READY, frames.encode(ready))
     stats.life_at = time.monotonic()
