@@ -8,8 +8,9 @@ Both engines run the same way (one process, threads that do not spin: vLLM's own
 slower on two cores). Both sides are up all the time and take turns; whoever is not measured is stopped (SIGSTOP), since
 an idle vLLM polls.
 *Throughput*: 64 connections, each asks again as soon as it has its answer, from the first request to the last answer.
-*Added TTFT*: at half of the streams, begun at random moments, so that it is not the engine's batch that is measured;
-first content byte at the client, medians of a round subtracted. Needs `make install-vllm`; Linux only.
+*Added TTFT*: at half of the streams, of 32 tokens and begun at random moments, so that it is not the engine's batch
+that is measured; first content byte at the client, medians of a round subtracted. A machine's speed changes by the
+minute, so rounds are short and many. Needs `make install-vllm`; Linux only.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from tests.system import System, running
 
 STREAMS = 64
 TOKENS = 128
+TTFT_TOKENS = 32
 ENGINE_ARGS = {"max_model_len": 512, "enforce_eager": True, "max_num_seqs": STREAMS}
 MODELS = Path(__file__).parents[1] / "infra" / "models"
 THROUGHPUT, ADDED_TTFT_MS = 0.95, 5.0
@@ -202,12 +204,12 @@ async def throughput(side: Side, seen: Seen, each: int) -> None:
 
 async def first_tokens(side: Side, seen: Seen, each: int, rate: float) -> None:
     """Half as many streams, each begun after a random pause; ``rate``: what 64 of them reached, tokens per second."""
-    data, firsts = side.request(), list[float]()
-    pause = STREAMS * TOKENS / rate
+    data, firsts = side.request(TTFT_TOKENS), list[float]()
+    pause = STREAMS * TTFT_TOKENS / rate
     chance = random.Random(11)
 
     async def drive() -> None:
-        for _ in range(each):
+        for _ in range(each * TOKENS // TTFT_TOKENS):
             await asyncio.sleep(chance.random() * pause)
             async with Client(side.port, 1) as client:  # a connection that waited may be closed in this moment
                 began = time.perf_counter()
@@ -262,7 +264,7 @@ def figures(name: str, own: Seen, ours: Seen) -> list[Figure]:
     ]
 
 
-async def measure(*, rounds: int = 5, each: int = 4, sizes: Sequence[str] = ("1M", "50M")) -> list[Figure]:
+async def measure(*, rounds: int = 8, each: int = 2, sizes: Sequence[str] = ("1M", "50M")) -> list[Figure]:
     """Every size, one after the other."""
     found: list[Figure] = []
     try:
@@ -283,8 +285,8 @@ async def measure(*, rounds: int = 5, each: int = 4, sizes: Sequence[str] = ("1M
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_streams", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--each", type=int, default=4, help="streams on each connection in a round")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--each", type=int, default=2, help="streams on each connection in a round")
     parser.add_argument("--sizes", nargs="+", default=["1M", "50M"], choices=["1M", "50M"])
     options = parser.parse_args()
     print(table(uvloop.run(measure(rounds=options.rounds, each=options.each, sizes=options.sizes))))
