@@ -1,5 +1,7 @@
 """Alerts, and what could not be processed."""
 
+from typing import Any
+
 from pydantic import Field
 
 from schemas.v1.common import AlertLevel, Message, UnixMs
@@ -42,7 +44,12 @@ class DeadLetter(Message):
 
 
 class AuditRecord(Message):
-    """Who did what, when, from where, with what outcome. No bodies, no secrets."""
+    """Who did what, when, from where, with what outcome. No bodies, no secrets.
+
+    ``before`` and ``after`` show what the action was about, small and without secrets, as it found and as it left it:
+    ``before`` is null where there was nothing or nothing is known of it, ``after`` where nothing was changed.
+    ``needs`` is the role that the action wants, ``changes`` whether it is one that changes something.
+    """
 
     at_ms: UnixMs
     actor: str
@@ -54,3 +61,7 @@ class AuditRecord(Message):
     status: int
     outcome: str
     request_id: str
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    needs: str = ""
+    changes: bool = False

@@ -11,7 +11,8 @@ JSON = "application/json"
 class Done:
     """A reply's body (a model or plain JSON; bytes go out as they are), and what it concerned (for the audit).
 
-    ``media`` is the body's type, ``headers`` what else belongs to it.
+    ``media`` is the body's type, ``headers`` what else belongs to it. ``before`` and ``after`` are what the audit shows
+    of what was changed: small, and without secrets (`control.audited`).
     """
 
     body: Any
@@ -19,3 +20,5 @@ class Done:
     target: str | None = None
     media: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None

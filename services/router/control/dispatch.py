@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,11 @@ from schemas.v1.alerts import AuditRecord
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_audit import AuditLog
+from services.router.control.audited import bounded
 from services.router.control.base import JSON, Done
 from services.router.control.explain import explained
 from services.router.control.verbs import VERBS, Verb
-from services.router.domain.auth import KeyRing, Principal, authenticate, require
+from services.router.domain.auth import KeyRing, Principal, Role, authenticate, require
 from services.router.domain.ratelimit import RateLimiter
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
@@ -27,6 +29,9 @@ log = get_logger(__name__)
 Handler = Callable[[Principal, Any], Awaitable[Done]]
 
 BUS = "bus"
+KEY_USE = "key-use"
+"""Action of the record of an operator's or admin's key that this process sees from an address for the first time."""
+_MAX_PLACES = 10_000
 _AUDITED_BODY = 64 << 10
 _NOT_AUDITED = Counter(
     "cypria_audit_skipped_total", "Calls without a good key that came too fast to be audited"
@@ -72,6 +77,7 @@ class Dispatcher:
         self._audit = audit
         self._salt = source_salt
         self._anonymous = RateLimiter(per_minute=60, burst=60)
+        self._places: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def dispatch(self, verb: Verb, call: Call) -> Reply:
         """Carry out a verb. Never raises: what goes wrong is in the reply."""
@@ -86,7 +92,7 @@ class Dispatcher:
             reply = Reply(200, _encode(done.body), done.headers, done.media)
             outcome = "ok"
         except Refused as exc:
-            reply, outcome = refusal(exc), exc.code
+            reply, outcome, done = refusal(exc), exc.code, Done(None, before=exc.before)
         except Exception:
             log.exception("control_failed", verb=verb.name, request_id=call.request_id)
             body = error_body(
@@ -97,10 +103,7 @@ class Dispatcher:
         log.debug("control", verb=verb.name, actor=who.name if who else None, status=reply.status, outcome=outcome,
                   request_id=call.request_id, ms=round(1000 * (monotonic() - began), 1))  # fmt: skip
         if verb.changes or reply.status in {401, 403}:
-            test_id = done.test_id or _named(call, "test_id")
-            self._record(
-                verb.name, call, who, reply.status, outcome, test_id, done.target or _named(call, "name")
-            )
+            self._record(verb, call, who, reply.status, outcome, done)
         return reply
 
     def refuse(self, verb: Verb, call: Call, exc: Refused) -> Reply:
@@ -110,7 +113,7 @@ class Dispatcher:
         except Refused:
             who = None
         if verb.changes:
-            self._record(verb.name, call, who, exc.status, exc.code, _named(call, "test_id"), _named(call, "name"))
+            self._record(verb, call, who, exc.status, exc.code, Done(None))
         return refusal(exc)
 
     def knows(self, authorization: str | None) -> bool:
@@ -128,23 +131,42 @@ class Dispatcher:
             who = self._admit(verb, call)
             require(who, verb.role)
         except Refused as exc:
-            self._record(verb.name, call, who, exc.status, exc.code, None, None)
+            self._record(verb, call, who, exc.status, exc.code, Done(None))
             raise
         return who
 
     def _admit(self, verb: Verb, call: Call) -> Principal:
         who = authenticate(self._ring, call.authorization)
+        self._note_place(verb, call, who)
         limiter, what = (self._client_limiter, "feedback") if verb.of_clients else (self._limiter, "control requests")
         wait = limiter.take(who.name, monotonic())
         if wait is not None:
             raise TooMany(f"key '{who.name}' is over its limit of {what}: wait {wait} s", retry_after_s=wait)
         return who
 
+    def _note_place(self, verb: Verb, call: Call, who: Principal) -> None:
+        """Questions are not audited, and a key that somebody has got hold of asks first: its first use is."""
+        if who.role < Role.OPERATOR:
+            return
+        place = (who.name, self._source(call))
+        known = place in self._places
+        self._places[place] = None
+        self._places.move_to_end(place)
+        if known:
+            return
+        if len(self._places) > _MAX_PLACES:
+            self._places.popitem(last=False)
+        self._audit.record(
+            AuditRecord(
+                at_ms=now_ms(), actor=who.name, role=who.role.label, action=KEY_USE, target=verb.name, source=place[1],
+                status=200, outcome="first_use", request_id=call.request_id, needs=verb.role.label,
+            )
+        )  # fmt: skip
+
     def _record(
-        self, action: str, call: Call, who: Principal | None, status: int, outcome: str, test_id: str | None,
-        target: str | None,
-    ) -> None:  # fmt: skip
-        source = call.peer if call.peer == BUS else self._hashed(call.peer)
+        self, verb: Verb, call: Call, who: Principal | None, status: int, outcome: str, done: Done
+    ) -> None:
+        source = self._source(call)
         # Whoever has no key must not be able to push everybody else's records out of the stream.
         if who is None and self._anonymous.take(source, monotonic()) is not None:
             _NOT_AUDITED.inc()
@@ -154,18 +176,24 @@ class Dispatcher:
                 at_ms=now_ms(),
                 actor=who.name if who else "anonymous",
                 role=who.role.label if who else "none",
-                action=action,
-                target=target,
-                test_id=test_id,
+                action=verb.name,
+                target=done.target or _named(call, "name"),
+                test_id=done.test_id or _named(call, "test_id"),
                 source=source,
                 status=status,
                 outcome=outcome,
                 request_id=call.request_id,
+                before=bounded(done.before),
+                after=bounded(done.after),
+                needs=verb.role.label,
+                changes=verb.changes,
             )
         )
 
-    def _hashed(self, peer: str) -> str:
-        return hmac.new(self._salt, peer.encode(), hashlib.sha256).hexdigest()[:16]
+    def _source(self, call: Call) -> str:
+        if call.peer == BUS:
+            return BUS
+        return hmac.new(self._salt, call.peer.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def parse(model: type[BaseModel], call: Call) -> Any:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
+from typing import Any
 
 from schemas.v1 import control as c
 from schemas.v1 import query as q
@@ -11,6 +13,7 @@ from schemas.v1.experiment import Experiment, RollbackOrder
 from schemas.v1.models import ModelEntry
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_model import Settings
+from services.router.control import audited
 from services.router.control.base import Done
 from services.router.control.lifecycle import Lifecycle
 from services.router.control.params import NoParams, RedriveParams
@@ -55,25 +58,27 @@ class Handlers(Records):
         )
         for param, name in names.items():
             may_start(param, name, entries[param])
-        test = await self._parts.experiments.change(params.model_a, lambda _state: command)
-        self._parts.outbox.kick(test.model_a)
+        test, _ = await self._change(params.model_a, command)
         # Whoever changes a model looks for tests after writing that down, so one of the two sees the other.
         try:
             for param, name in names.items():
                 still(param, name, entries[param], await self._undecided(name))
         except Refused as exc:
             with contextlib.suppress(NotFound):  # stopped in the meantime
-                await self._change(test, commands.Fail(test.test_id, exc.message, who.name))
+                await self._change(test.model_a, commands.Fail(test.test_id, exc.message, who.name))
             raise
         status = "scheduled" if test.status is TestStatus.SCHEDULED else "started"
-        return Done(c.StartReply(test_id=test.test_id, status=status), test.test_id, params.model_a)
+        reply = c.StartReply(test_id=test.test_id, status=status)
+        return Done(reply, test.test_id, params.model_a, after=audited.of_start(test))
 
     async def stop(self, who: Principal, params: c.StopCommand) -> Done:
         """The result; 404 when nothing runs."""
         test = self._target(params.test_id)
-        result = await self._lifecycle.stop_test(test, params.reason or f"stopped by {who.name}", who.name)
+        before = audited.of_test(test)
+        with audited.found(lambda: before):
+            result = await self._lifecycle.stop_test(test, params.reason or f"stopped by {who.name}", who.name)
         (result,) = await self._with_totals([result])
-        return Done(result, test.test_id, test.model_a)
+        return Done(result, test.test_id, test.model_a, before=before, after=audited.of_result(result))
 
     async def rollback(self, who: Principal, params: c.RollbackCommand) -> Done:
         """Immediate: blocked everywhere before it is written. Gradual: in steps that A can take. With `at`: later."""
@@ -89,46 +94,45 @@ class Handlers(Records):
         )
         if at_ms is not None:
             planned = commands.ScheduleRollback(test.test_id, order, at_ms, params.speed)
-            test = await self._change(test, planned)
-            return Done({"status": "scheduled", "test_id": test.test_id}, test.test_id, test.model_a)
+            test, before = await self._change(test.model_a, planned)
+            return _changed(test, before, {"status": "scheduled", "test_id": test.test_id})
         if params.speed == "gradual":
-            test = await self._change(test, commands.BeginRollback(test.test_id, order))
-        else:
-            try:
+            return _changed(*await self._change(test.model_a, commands.BeginRollback(test.test_id, order)))
+        before = audited.of_test(test)
+        try:
+            with audited.found(lambda: before):
                 test = await self._parts.rollbacks.carry_out(test, order)
-            except NotFound:
-                # Another router or rule took the canary out in the meantime: what was asked for has happened.
-                found = self._parts.experiments.by_id(test.test_id)
-                if found is None or found.rollback is None:
-                    raise
-                test = found
-        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+        except NotFound:
+            # Another router or rule took the canary out in the meantime: what was asked for has happened.
+            found = self._parts.experiments.by_id(test.test_id)
+            if found is None or found.rollback is None:
+                raise
+            test = found
+        return _changed(test, before)
 
     async def traffic_split(self, who: Principal, params: c.SplitCommand) -> Done:
         """Units only move from A to B when the share grows, and back, last first, when it shrinks."""
         share = share_bp(params.traffic_split_percent)
         test = self._target(params.test_id)
-        test = await self._change(test, commands.ChangeSplit(test.test_id, share, who.name))
+        test, before = await self._change(test.model_a, commands.ChangeSplit(test.test_id, share, who.name))
         body = {"status": "updated", "traffic_split_percent": test.share_bp / 100, "test_id": test.test_id}
-        return Done(body, test.test_id, test.model_a)
+        return _changed(test, before, body)
 
     async def pause(self, who: Principal, params: c.TestRef) -> Done:
         """Hold the split; 409 unless running."""
         test = self._target(params.test_id)
-        test = await self._change(test, commands.Pause(test.test_id, who.name))
-        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+        return _changed(*await self._change(test.model_a, commands.Pause(test.test_id, who.name)))
 
     async def resume(self, who: Principal, params: c.TestRef) -> Done:
         """End a pause; 409 unless paused."""
         test = self._target(params.test_id)
-        test = await self._change(test, commands.Resume(test.test_id, who.name))
-        return Done({"status": test.status.value, "test_id": test.test_id}, test.test_id, test.model_a)
+        return _changed(*await self._change(test.model_a, commands.Resume(test.test_id, who.name)))
 
     async def approve(self, who: Principal, params: c.TestRef) -> Done:
         """Open the manual gate of the ramp's present step; 409 when it has none that is shut."""
         test = self._target(params.test_id)
-        test = await self._change(test, commands.Approve(test.test_id, who.name))
-        return Done({"status": "approved", "test_id": test.test_id}, test.test_id, test.model_a)
+        test, before = await self._change(test.model_a, commands.Approve(test.test_id, who.name))
+        return _changed(test, before, {"status": "approved", "test_id": test.test_id})
 
     async def monitoring_start(self, who: Principal, params: c.MonitoringCommand) -> Done:
         """Let verdicts act, from now on."""
@@ -144,14 +148,15 @@ class Handlers(Records):
 
     async def alerts_test(self, _who: Principal, _params: NoParams) -> Done:
         """A test alert to every destination, with what became of each."""
-        return Done(await self._parts.queries.alerts_test())
+        reply = await self._parts.queries.alerts_test()
+        outcomes = Counter(str(one.get("outcome")) for one in reply.destinations)
+        return Done(reply, after=dict(outcomes))
 
     async def alerts_redrive(self, _who: Principal, params: RedriveParams) -> Done:
         """404 for an unknown destination."""
-        return Done(
-            await self._parts.queries.alerts_redrive(q.RedriveQuery(destination=params.destination)),
-            target=params.destination,
-        )
+        reply = await self._parts.queries.alerts_redrive(q.RedriveQuery(destination=params.destination))
+        after = {"redriven": reply.redriven, "skipped": len(reply.skipped)}
+        return Done(reply, target=params.destination, after=after)
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -164,21 +169,38 @@ class Handlers(Records):
                 return entry
             await asyncio.sleep(0.05)
 
-    async def _change(self, test: Experiment, command: commands.Command) -> Experiment:
-        changed = await self._parts.experiments.change(test.model_a, lambda _state: command)
-        self._parts.outbox.kick(test.model_a)
-        return changed
+    async def _change(self, model_a: str, command: commands.Command) -> tuple[Experiment, audited.Shown | None]:
+        """The entry as it stands now, and what the audit shows of the live test that the command found there."""
+        seen: Experiment | None = None
+
+        def on(state: Experiment | None) -> commands.Command:
+            nonlocal seen
+            seen = state if state is not None and state.live else None
+            return command
+
+        with audited.found(lambda: audited.of_test(seen)):
+            changed = await self._parts.experiments.change(model_a, on)
+        self._parts.outbox.kick(model_a)
+        return changed, audited.of_test(seen)
 
     async def _switch(self, who: Principal, params: c.MonitoringCommand, *, active: bool) -> Done:
-        state = await self._parts.monitoring.switch(
-            active=active, check_interval_seconds=params.check_interval_seconds, actor=who.name
-        )
+        was = audited.of_monitoring(self._parts.monitoring.state)
+        with audited.found(lambda: was):
+            state = await self._parts.monitoring.switch(
+                active=active, check_interval_seconds=params.check_interval_seconds, actor=who.name
+            )
         body = {
             "status": "started" if active else "stopped",
             "monitoring_active": state.active,
             "check_interval_seconds": state.check_interval_seconds,
         }
-        return Done(body, target="monitoring")
+        return Done(body, target="monitoring", before=was, after=audited.of_monitoring(state))
+
+
+def _changed(test: Experiment, before: audited.Shown | None, body: dict[str, Any] | None = None) -> Done:
+    """What is answered to a command on a test; its status where nothing else is said."""
+    said = {"status": test.status.value, "test_id": test.test_id} if body is None else body
+    return Done(said, test.test_id, test.model_a, before=before, after=audited.of_test(test))
 
 
 def defaults(settings: Settings, check_interval_seconds: float) -> StartDefaults:

@@ -1,6 +1,7 @@
 """The registry's verbs: what models there are, and orders to have others."""
 
 import json
+from collections.abc import Awaitable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from schemas.v1.inference import Heartbeat
 from schemas.v1.models import ModelEntry, ModelPlan
 from services._runtime.settings_engines import Model
+from services.router.control import audited
 from services.router.control import model_params as p
 from services.router.control.base import Done
 from services.router.control.config_view import mask
@@ -17,7 +19,7 @@ from services.router.control.orders import NO_WORKER, Orders
 from services.router.control.params import NoParams
 from services.router.control.parts import Parts
 from services.router.domain.auth import Principal
-from services.router.domain.models import DEMAND, KEEPER, Claim, Load, Register, Remove, Unload
+from services.router.domain.models import DEMAND, KEEPER, Claim, Load, Register, Remove, Unload, standing
 from services.router.domain.refusals import NotFound
 from services.router.ports import ModelInfo
 
@@ -45,20 +47,20 @@ class ModelHandlers:
     async def models_register(self, who: Principal, params: p.RegisterParams) -> Done:
         """409 for a name that there is, under a test, or when no worker can take it."""
         command = Register(params.name, params.spec(), _actor(who), params.replace, params.strategy)
-        return _changed(params.name, *await self._orders.have(command))
+        return await self._done(params.name, self._orders.have(command))
 
     async def models_load(self, who: Principal, params: p.LoadParams) -> Done:
         """404 for an unknown model, 409 when no worker can take it, or for `reload` under a test."""
         command = Load(params.name, _actor(who), anew=params.reload, strategy=params.strategy)
-        return _changed(params.name, *await self._orders.have(command))
+        return await self._done(params.name, self._orders.have(command))
 
     async def models_unload(self, who: Principal, params: p.ModelParams) -> Done:
         """404 for an unknown model, 409 under a test."""
-        return _changed(params.name, await self._orders.change(Unload(params.name, _actor(who))))
+        return await self._done(params.name, self._changed(Unload(params.name, _actor(who))))
 
     async def models_remove(self, who: Principal, params: p.ModelParams) -> Done:
         """404 for an unknown model, 409 under a test or for one that only a configuration has."""
-        return _changed(params.name, await self._orders.change(Remove(params.name, _actor(who))))
+        return await self._done(params.name, self._changed(Remove(params.name, _actor(who))))
 
     async def models_plan(self, _who: Principal, params: p.PlanParams) -> Done:
         """Every living worker's word; nothing is loaded. 404 for an unknown name, 422 naming the field."""
@@ -68,6 +70,23 @@ class ModelHandlers:
         return Done(p.PlanShown(fits=not lacking, message="; ".join(lacking), workers=plans))
 
     # ------------------------------------------------------------------------------------------------------
+
+    async def _changed(self, command: Unload | Remove) -> tuple[Claim, str]:
+        return await self._orders.change(command), ""
+
+    async def _done(self, name: str, order: Awaitable[tuple[Claim, str]]) -> Done:
+        """The answer to an order, with the entry as the order found it and as it left it."""
+        with audited.found(lambda: audited.of_model(standing(self._parts.models.entry(name)))):
+            made, note = await order
+        if made.entry is None:
+            left = found = self._parts.models.entry(name)
+        else:
+            left, was = made.entry, made.entry.before
+            found = None if was is None else ModelEntry.model_validate(was)
+        return Done(
+            p.ModelChanged(model=name, status=made.status, generation=made.generation, message=note), target=name,
+            before=audited.of_model(found), after=audited.of_model(left),
+        )  # fmt: skip
 
     def _shown(self, info: ModelInfo) -> p.ModelShown:
         entry = self._parts.models.entry(info.name)
@@ -102,12 +121,6 @@ def _unknown(name: str, param: str = "name") -> NotFound:
 def _actor(who: Principal) -> str:
     """Who it was; a key named as one of the routers' own actors is told from them."""
     return f"key {who.name}" if who.name in {KEEPER, DEMAND} else who.name
-
-
-def _changed(name: str, claim: Claim, note: str = "") -> Done:
-    return Done(
-        p.ModelChanged(model=name, status=claim.status, generation=claim.generation, message=note), target=name
-    )
 
 
 def _entry(entry: ModelEntry) -> p.EntryShown:

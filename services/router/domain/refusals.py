@@ -7,8 +7,10 @@ class Refused(Exception):  # noqa: N818 - an answer, not a failure of ours
     """A command or request that is not carried out; the message names the field and the remedy.
 
     ``status`` is the HTTP status, ``param`` the field at fault, ``retry_after_s`` goes into `Retry-After`.
+    ``before`` is what the audit shows of what a command found and left as it was, where that is known.
     """
 
+    before: dict[str, Any] | None = None
     status = 400
     error_type = "invalid_request_error"
     code = "bad_request"

@@ -216,7 +216,10 @@ async def test_commands_and_refusals_are_audited_without_bodies_or_addresses(nat
         await router.call("POST", "/start", json={"model_a": "stable", "model_b": "canary"})
         await router.call("POST", "/pause", json={"test_id": "x"}, headers={"X-Request-ID": "mine-1"})
         await router.get("/status")
-        records = await audited(router, nats_server, 5)
+        everything = await audited(router, nats_server, 6)
+        (first_use,) = [r for r in everything if r["action"] == "key-use"]
+        assert (first_use["actor"], first_use["outcome"], first_use["target"]) == ("admin", "first_use", "start")
+        records = [r for r in everything if r["action"] != "key-use"]
         assert [(r["action"], r["actor"], r["status"], r["outcome"]) for r in records] == [
             ("status", "anonymous", 401, "missing_api_key"),
             ("start", "viewer", 403, "insufficient_role"),
