@@ -7,7 +7,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 _STRINGS = (
-    "b", "0123456789abcdef", "1.0", "final", "latency", "immediate", "sha256:" + "0" * 64, "example text",
+    "b", "0123456789abcdef", "1.0", "final", "latency", "immediate", "sha256:" + "0" * 64, "example text", "0" * 64,
 )  # fmt: skip
 
 

@@ -66,5 +66,7 @@ SECRETS = Bucket("secrets", writers=("router",), readers=("router",))
 """What routers share and nobody else reads: the unit salt and the signing key."""
 MODELS = Bucket("models", writers=("router",), readers=("router", "inference"), history=5)
 """What is wanted of each model (`schemas.v1.models.ModelEntry`), by `subjects.token` of its name."""
+KEYS = Bucket("keys", writers=("router",), readers=("router",))
+"""API keys and revocations (`schemas.v1.keys.KeyEntry`): hashes only."""
 
-BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS, MODELS)
+BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS, MODELS, KEYS)

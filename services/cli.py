@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, later, models, record, rollout, show
+from services._cli import alerts, api, keys, later, models, record, rollout, show
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
@@ -76,6 +76,7 @@ for _name in ("router", "inference", "metrics", "monitor"):
     _service(_name)
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 later.register(app)
 
 

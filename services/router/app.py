@@ -72,6 +72,8 @@ class Router:
         control.attach(path)
         control.subscribe(self._broker)
         await control.start()
+        if not len(self._ring):
+            log.warning("no_api_keys", remedy="every request will be refused: name keys under security.api_keys")
         await path.start()
         self._bus_edge = BusEdge(self.bus, path.gate)
         await self._bus_edge.start()
@@ -150,7 +152,5 @@ def build_app(settings: Settings) -> AsgiFastStream:
     Raises ConfigError when a key cannot be read.
     """
     ring = read_keys(settings)
-    if not len(ring):
-        log.warning("no_api_keys", remedy="every request will be refused: name keys under security.api_keys")
     broker = make_broker(settings, SERVICE)
     return RouterApp(Router(settings, ring, broker), broker)

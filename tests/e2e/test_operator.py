@@ -290,8 +290,36 @@ async def test_doctor_looks_at_everything_and_says_what_is_wrong(product: Produc
     assert (status, "no answer from http://127.0.0.1:9" in shown) == (1, True)
 
 
+async def test_keys_are_made_rotated_and_revoked_from_the_shell(product: Product) -> None:
+    status, key, said = await cypria(product, "keys", "create", "ci", "--role", "operator", "--expires-in-days", "30")
+    assert (status, key[:4], key.count("\n"), "key ci of role operator expires 2" in said) == (0, "cyp_", 1, True), said
+    status, shown, _ = await cypria(product, "keys", "rotate", "ci", "--overlap-seconds", "600", "--json")
+    turned = json.loads(shown)["key"]
+    for good in (key.strip(), turned):
+        assert (await cypria(product, "status", CYPRIA_API_KEY=good))[0] == 0
+        status, shown, said = await cypria(product, "keys", "list", CYPRIA_API_KEY=good)
+        assert (status, shown, "this needs admin" in said) == (1, "", True)
+    status, shown, _ = await cypria(product, "keys", "list")
+    assert (status, {"ci", "operator", "api", "config"} <= set(shown.split())) == (0, True)
+    assert key.strip() not in shown
+    status, shown, _ = await cypria(product, "keys", "revoke", "ci")
+    assert (status, "key ci is revoked since 2" in shown) == (0, True)
+    for ended in (key.strip(), turned):
+        assert (await cypria(product, "status", CYPRIA_API_KEY=ended))[0] == 1
+    status, shown, said = await cypria(product, "keys", "revoke", "admin")
+    assert (status, shown, "last admin's key" in said) == (1, "", True)
+    status, _, said = await cypria(product, "keys", "rotate", "nobody")
+    assert (status, "no key 'nobody'" in said) == (1, True)
+    # Neither key is anywhere in what the system has written down.
+    for file in product.system.data_dir.rglob("*"):
+        if file.is_file() and file.suffix != ".sock":
+            content = file.read_bytes()
+            assert key.strip().encode() not in content, file
+            assert turned.encode() not in content, file
+
+
 async def test_the_command_line_says_what_it_cannot_do(product: Product, tmp_path: Any) -> None:
-    for name in ("plan", "watch", "keys"):
+    for name in ("plan", "watch"):
         status, _, said = await cypria(product, name, "--any", "thing")
         assert (status, f"`cypria {name}` comes in a later version" in said) == (2, True)
     for variables, expected, words in (

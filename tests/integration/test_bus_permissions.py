@@ -72,6 +72,7 @@ BUCKETS: dict[str, tuple[set[str], set[str]]] = {
     "alert_state": ({"alerts"}, {"alerts"}),
     "secrets": ({"router"}, {"router"}),
     "models": ({"router"}, {"router", "inference"}),
+    "keys": ({"router"}, {"router"}),
 }
 ANSWERS: dict[str, set[str]] = {
     "router": {"caller"},

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +29,19 @@ class Feed:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._listeners: set[asyncio.Queue[Happening | None]] = set()
+        self._listeners: dict[asyncio.Queue[Happening | None], Callable[[], bool]] = {}
         self._subscriptions: list[Subscription] = []
         self._lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def listen(self) -> AsyncIterator["asyncio.Queue[Happening | None]"]:
-        """A queue of what happens from now on; None in it says that it ends here."""
+    async def listen(self, good: Callable[[], bool]) -> AsyncIterator["asyncio.Queue[Happening | None]"]:
+        """A queue of what happens from now on; None in it says that it ends here.
+
+        ``good`` is asked now and at every `look`: where it says no, the queue ends at once.
+        """
         queue: asyncio.Queue[Happening | None] = asyncio.Queue(_QUEUE + 1)
-        self._listeners.add(queue)
+        self._listeners[queue] = good
+        self.look()
         try:
             async with self._lock:
                 if not self._subscriptions:
@@ -48,10 +52,18 @@ class Feed:
                         await self._bus.nc.flush(timeout=2)
             yield queue
         finally:
-            self._listeners.discard(queue)
+            self._listeners.pop(queue, None)
             async with self._lock:
                 if not self._listeners:
                     await self._unsubscribe()
+
+    def look(self) -> None:
+        """End the listeners that may not listen any more; what waits for them goes to nobody."""
+        for queue, good in list(self._listeners.items()):
+            if not good():
+                while not queue.empty():
+                    queue.get_nowait()
+                self._end(queue)
 
     async def stop(self) -> None:
         """End every listener."""
@@ -73,5 +85,5 @@ class Feed:
                 self._end(queue)
 
     def _end(self, queue: "asyncio.Queue[Any]") -> None:
-        self._listeners.discard(queue)
+        self._listeners.pop(queue, None)
         queue.put_nowait(None)

@@ -13,6 +13,7 @@ from services.router.adapters.nats_actions import Actions
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_keys import NatsKeys
 from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
@@ -25,6 +26,7 @@ from services.router.control.dispatch import Dispatcher
 from services.router.control.handlers import Handlers
 from services.router.control.http import build_app
 from services.router.control.keeper import Keeper
+from services.router.control.keys import KeyHandlers
 from services.router.control.lifecycle import Lifecycle
 from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
@@ -32,6 +34,8 @@ from services.router.control.parts import Late, Parts
 from services.router.domain.auth import KeyRing
 from services.router.domain.ratelimit import RateLimiter
 from services.router.ports import RequestPath
+
+DAY_MS = 86_400_000
 
 
 class RoutedExperiments(NatsExperiments):
@@ -77,11 +81,12 @@ class Control:
 
     def missing(self) -> str | None:
         """For readiness checks."""
-        return self.experiments.missing() or self.models.missing()
+        return self.experiments.missing() or self.models.missing() or self.parts.keys.missing()
 
     async def start(self) -> None:
         """Read the state and begin to act on it. Raises TimeoutError when the bus does not answer in time."""
         self.parts.path()
+        await self.parts.keys.start()
         await self.experiments.start()
         await self.models.start()
         await self.parts.monitoring.start()
@@ -104,6 +109,7 @@ class Control:
         await self.parts.monitoring.stop()
         await self.models.stop()
         await self.experiments.stop()
+        await self.parts.keys.stop()
 
 
 def build_control(
@@ -140,15 +146,17 @@ def build_control(
         audit=AuditLog(bus),
         feed=Feed(bus),
         models=NatsModels(bus),
+        keys=NatsKeys(bus, ring, settings.privacy.retention_days * DAY_MS),
         path=late,
     )
+    ring.on_change(parts.feed.look)
     orders = Orders(parts, NatsPlans(bus))
     keeper = Keeper(parts, orders)
     lifecycle = Lifecycle(parts, step_s)
     limits = settings.security.rate_limit
     limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
     client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
-    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders))
+    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring))
     dispatcher = Dispatcher(handlers, ring, limiter, parts.audit, source_salt, client_limiter)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)

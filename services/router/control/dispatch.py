@@ -20,7 +20,7 @@ from services.router.control.audited import bounded
 from services.router.control.base import JSON, Done
 from services.router.control.explain import explained
 from services.router.control.verbs import VERBS, Verb
-from services.router.domain.auth import KeyRing, Principal, Role, authenticate, require
+from services.router.domain.auth import KeyRing, Principal, Role, authenticate, require, still_good
 from services.router.domain.ratelimit import RateLimiter
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
@@ -134,6 +134,10 @@ class Dispatcher:
             self._record(verb, call, who, exc.status, exc.code, Done(None))
             raise
         return who
+
+    def still_good(self, call: Call) -> Callable[[], bool]:
+        """A question to be asked again and again: is the key of an admitted call still good?"""
+        return still_good(self._ring, call.authorization)
 
     def _admit(self, verb: Verb, call: Call) -> Principal:
         who = authenticate(self._ring, call.authorization)

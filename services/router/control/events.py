@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from services.router.adapters.nats_feed import Feed, Happening
@@ -10,9 +10,12 @@ from services.router.adapters.nats_feed import Feed, Happening
 KEEP_ALIVE_S = 15.0
 
 
-async def stream(feed: Feed, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
-    """Chunks of `text/event-stream`; ends when the router stops or the listener does not keep up."""
-    async with feed.listen() as queue:
+async def stream(feed: Feed, good: Callable[[], bool], keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
+    """Chunks of `text/event-stream`; ends when the router stops, the listener does not keep up, or its key ends.
+
+    ``good``: whether the key that it was opened with is good.
+    """
+    async with feed.listen(good) as queue:
         yield b": connected\n\n"
         while True:
             try:

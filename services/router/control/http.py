@@ -36,7 +36,6 @@ DESCRIPTION = (
 )
 _LATER = {
     "/dashboard": "the dashboard comes in a later version: `cypria status` shows the running test",
-    f"{PREFIX}/keys": "managing keys comes in a later version: name them under security.api_keys",
     f"{PREFIX}/units/": "export and erasure of units come in a later version",
 }
 """What is named already and not here yet: an answer of its own spares the search for a misspelt path."""
@@ -92,10 +91,11 @@ def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
         call = await _call(request, None)
         try:
             dispatcher.admit(EVENTS, call)
+            good = dispatcher.still_good(call)
         except Refused as exc:
             return _response(refusal(exc), call.request_id)
         headers = {"X-Request-ID": call.request_id, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream(feed), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream(feed, good), media_type="text/event-stream", headers=headers)
 
     app.add_api_route(
         EVENTS.http_path, endpoint, methods=["GET"], name="events", summary=EVENTS.summary, tags=[EVENTS.tag],

@@ -7,6 +7,7 @@ from services._runtime.settings_model import Settings
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
+from services.router.adapters.nats_keys import NatsKeys
 from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
@@ -46,6 +47,7 @@ class Parts:
     audit: AuditLog
     feed: Feed
     models: NatsModels
+    keys: NatsKeys
     path: Late
 
     def known_models(self) -> list[ModelInfo]:

@@ -8,6 +8,7 @@ from schemas.v1 import control as c
 from schemas.v1 import query as q
 from schemas.v1 import record as r
 from schemas.v1.experiment import TestResult
+from services.router.control import key_params as k
 from services.router.control import model_params as m
 from services.router.control import params as p
 from services.router.domain.auth import Role
@@ -122,6 +123,14 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("audit", "GET", "/audit", Role.ADMIN, p.AuditParams, q.AuditReply, "Who did what, newest first", "system",
          errors=(504,)),
+    Verb("keys", "GET", "/keys", Role.ADMIN, p.NoParams, k.KeysShown, "Keys with role and state, never the keys",
+         "keys"),
+    Verb("keys-create", "POST", "/keys", Role.ADMIN, k.KeyCreateParams, k.KeyMade,
+         "Make a key; the answer shows it this once", "keys", errors=(409,)),
+    Verb("keys-rotate", "POST", "/keys/{name}/rotate", Role.ADMIN, k.KeyRotateParams, k.KeyMade,
+         "Put another key in the place of one, which stays good for a while", "keys", errors=(404, 409)),
+    Verb("keys-revoke", "POST", "/keys/{name}/revoke", Role.ADMIN, k.KeyParams, k.KeyShown,
+         "End a key at once, on every router", "keys", errors=(404, 409)),
     Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, m.ModelsShown, "Models and their state", "models"),
     Verb("models-register", "POST", "/models", Role.ADMIN, m.RegisterParams, m.ModelChanged,
          "Register a model and load it, or replace one", "models", errors=(409,)),

@@ -1,15 +1,12 @@
 """Bearer keys and the four roles. Keys are known by their SHA-256 only."""
 
 import hashlib
-import hmac
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from services.router.domain.refusals import Forbidden, Unauthenticated
 
-_CACHE_LIMIT = 1024
 _MAX_TOKEN = 4096
 
 
@@ -49,31 +46,54 @@ class StoredKey:
 
 
 class KeyRing:
-    """All keys. Looking one up compares it with every key in constant time, then remembers good ones."""
+    """The keys that are good now, by hash: looking one up is one look in a table, however many there are.
+
+    A table's timing tells nothing about the keys in it: nobody can aim at the bytes of a SHA-256.
+    ``configured`` are those of the configuration, good or revoked.
+    """
 
     def __init__(self, keys: Sequence[StoredKey]) -> None:
-        self._keys = tuple(keys)
-        self._good: OrderedDict[bytes, Principal] = OrderedDict()
+        self.configured = tuple(keys)
+        self._good = {key.digest: key.principal for key in keys}
+        self._changed: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._good)
+
+    def take(self, keys: Iterable[StoredKey]) -> None:
+        """From now on these are good and no others; whoever asked for it is told where that changes something."""
+        good = {key.digest: key.principal for key in keys}
+        if good != self._good:
+            self._good = good
+            for changed in self._changed:
+                changed()
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after every change of what is good (quick, not async)."""
+        self._changed.append(changed)
 
     def principal(self, token: str) -> Principal | None:
         """Whose key this is, or None."""
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        # Remembering by digest leaks nothing by its timing: nobody can aim at a digest's bytes.
-        known = self._good.get(digest)
-        if known is not None:
-            return known
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(key.digest, digest):
-                found = key.principal
-        if found is not None:
-            self._good[digest] = found
-            if len(self._good) > _CACHE_LIMIT:
-                self._good.popitem(last=False)
-        return found
+        return self._good.get(digest_of(token))
+
+    def holder(self, digest: bytes) -> Principal | None:
+        """Whose key has this hash, or None."""
+        return self._good.get(digest)
+
+
+def digest_of(token: str) -> bytes:
+    """What is kept of a key."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def still_good(ring: KeyRing, header: str | None) -> Callable[[], bool]:
+    """A question to be asked again and again: is the key of this header good, as it is now? The key itself is not kept.
+
+    Raises Unauthenticated for a header that holds none.
+    """
+    digest = digest_of(bearer(header))
+    holder = ring.holder(digest)
+    return lambda: holder is not None and ring.holder(digest) == holder
 
 
 def authorize(ring: KeyRing, header: str | None, needed: Role) -> Principal:
@@ -95,8 +115,8 @@ def require(principal: Principal, needed: Role) -> None:
         )
 
 
-def authenticate(ring: KeyRing, header: str | None) -> Principal:
-    """The principal behind an `Authorization` header; raises Unauthenticated."""
+def bearer(header: str | None) -> str:
+    """The key in an `Authorization` header; raises Unauthenticated where there is none."""
     if not header:
         raise Unauthenticated(
             "no API key: send the header 'Authorization: Bearer KEY'", code="missing_api_key"
@@ -105,9 +125,13 @@ def authenticate(ring: KeyRing, header: str | None) -> Principal:
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise Unauthenticated("the Authorization header must read 'Bearer KEY'")
+    return token
+
+
+def authenticate(ring: KeyRing, header: str | None) -> Principal:
+    """The principal behind an `Authorization` header; raises Unauthenticated."""
+    token = bearer(header)
     principal = ring.principal(token) if len(token) <= _MAX_TOKEN else None
     if principal is None:
-        raise Unauthenticated(
-            "unknown API key: send one that the configuration names, or ask an admin for one"
-        )
+        raise Unauthenticated("unknown, expired or revoked API key: send one that is good, or ask an admin for one")
     return principal

@@ -1,0 +1,195 @@
+"""Keys over HTTP and the bus, on two routers."""
+
+import asyncio
+import json
+from typing import Any
+
+from schemas import streams, subjects
+from schemas.v1.keys import KeyEntry
+from services._runtime.clock import monotonic, now_ms
+from tests.harness import NatsServer, eventually
+from tests.service.router_control.sides import Side, side, stream_messages
+from tests.service.router_control.test_bus import ask, told
+
+HASHES = ("sha256", "previous_sha256")
+
+
+async def status(router: Side, key: str, path: str = "/status") -> int:
+    reply = await router.call("GET", path, headers={"Authorization": f"Bearer {key}"})
+    return reply.status_code
+
+
+async def refused(router: Side, path: str, body: Any, expected: int, code: str) -> str:
+    reply = await router.call("POST", path, json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (expected, code), reply.text
+    return str(error["message"])
+
+
+async def test_a_key_lives_and_ends_on_both_routers_within_a_second(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        made = await one.post("/keys", {"name": "ci", "role": "viewer"})
+        key = made["key"]
+        assert (key[:4], len(key) >= 47, made["state"], made["source"], made["created_by"]) == ("cyp_", True, "active", "api", "admin")
+        assert await status(one, key) == 200
+        began = monotonic()
+        await eventually(lambda: _is(two, key, 200), 1.0)
+        assert await status(two, key, "/keys") == 403
+
+        turned = await two.post("/keys/ci/rotate", {"overlap_seconds": 60})
+        assert turned["key"] != key
+        assert turned["previous_until"] > turned["rotated_at"]
+        assert {await status(two, k) for k in (key, turned["key"])} == {200}
+        await eventually(lambda: _is(one, turned["key"], 200), 1.0)
+        assert await status(one, key) == 200, "until the overlap is over"
+        last = (await one.post("/keys/ci/rotate", {"overlap_seconds": 0}))["key"]
+        assert [await status(one, k) for k in (key, turned["key"], last)] == [401, 401, 200]
+
+        ended = await one.post("/keys/ci/revoke", {})
+        assert (ended["state"], ended["revoked_by"]) == ("revoked", "admin")
+        assert await status(one, last) == 401
+        await eventually(lambda: _is(two, last, 401), 1.0)
+        assert monotonic() - began < 15
+        assert (await two.post("/keys/ci/revoke", {}))["revoked_at"] == ended["revoked_at"]
+        again = await two.post("/keys", {"name": "ci", "role": "client"})
+        assert (again["role"], await status(two, last)) == ("client", 401)
+
+
+async def _is(router: Side, key: str, expected: int) -> bool:
+    return await status(router, key) == expected
+
+
+async def test_keys_expire_by_the_clock(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        short = await one.post("/keys", {"name": "short", "role": "viewer", "expires_in_days": 1.2 / 86_400})
+        turned = await one.post("/keys", {"name": "turned", "role": "viewer"})
+        after = await one.post("/keys/turned/rotate", {"overlap_seconds": 1})
+        await eventually(lambda: _is(two, short["key"], 200), 1.0)
+        for router in (one, two):
+            await eventually(lambda r=router: _is(r, short["key"], 401), 3.0)
+            await eventually(lambda r=router: _is(r, turned["key"], 401), 3.0)
+            assert await status(router, after["key"]) == 200
+        shown = {key["name"]: key for key in (await one.get("/keys"))["keys"]}
+        assert (shown["short"]["state"], shown["turned"]["state"], shown["turned"]["previous_until"]) == ("expired", "active", None)
+        await refused(one, "/keys/short/rotate", {}, 409, "key_expired")
+
+
+async def test_configured_keys_are_listed_and_revoked_but_not_rotated(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        listed = (await one.get("/keys"))["keys"]
+        assert [(k["name"], k["role"], k["source"], k["state"]) for k in listed] == [
+            (role, role, "config", "active") for role in ("admin", "client", "operator", "viewer")
+        ]
+        assert "restart" in await refused(one, "/keys/viewer/rotate", {}, 409, "key_is_configured")
+        await refused(one, "/keys", {"name": "viewer", "role": "admin"}, 409, "key_exists")
+        assert "create another admin's key" in await refused(one, "/keys/admin/revoke", {}, 409, "last_admin_key")
+        assert (await one.post("/keys/viewer/revoke", {}))["state"] == "revoked"
+        await eventually(lambda: _is(two, "secret-viewer", 401), 1.0)
+        shown = {key["name"]: key["state"] for key in (await two.get("/keys"))["keys"]}
+        assert shown == {"admin": "active", "client": "active", "operator": "active", "viewer": "revoked"}
+        async with side(nats_server) as late:  # a restart does not bring it back
+            assert await status(late, "secret-viewer") == 401
+        kept = json.dumps([e.model_dump() for e in one.control.parts.keys.entries()])
+        assert "secret-viewer" not in kept
+
+
+async def test_two_admins_that_revoke_each_other_at_once_leave_one(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        name, key = "admin", "secret-admin"
+        for n in range(4):
+            headers = {"Authorization": f"Bearer {key}"}
+            spare = (await one.post("/keys", {"name": f"spare{n}", "role": "admin"}, headers=headers))["key"]
+            await eventually(lambda k=spare: _is(two, k, 200), 2.0)
+            first, second = await asyncio.gather(
+                one.call("POST", f"/keys/spare{n}/revoke", json={}, headers=headers),
+                two.call("POST", f"/keys/{name}/revoke", json={}, headers={"Authorization": f"Bearer {spare}"}),
+            )
+            assert {first.status_code, second.status_code} in ({200, 409}, {409}, {200, 401}), (first.text, second.text)
+            if second.status_code == 200:
+                name, key = f"spare{n}", spare
+            for router in (one, two):
+                await eventually(lambda r=router, k=key: _is(r, k, 200), 2.0)
+            if first.status_code == second.status_code:  # each saw the other: both have stayed
+                await one.post(f"/keys/spare{n}/revoke", {}, headers=headers)
+
+
+async def test_what_is_asked_wrongly_is_refused_naming_the_field(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for body, param in (
+            ({"role": "viewer"}, "name"), ({"name": "a"}, "role"), ({"name": "a", "role": "root"}, "role"),
+            ({"name": "a b", "role": "viewer"}, "name"), ({"name": "..", "role": "viewer"}, "name"),
+            ({"name": "x" * 129, "role": "viewer"}, "name"),
+            ({"name": "a", "role": "viewer", "expires_in_days": 0}, "expires_in_days"),
+            ({"name": "a", "role": "viewer", "expires_in_days": 5000}, "expires_in_days"),
+            ({"name": "a", "role": "viewer", "expires_at": "tomorrow"}, "expires_at"),
+            ({"name": "a", "role": "viewer", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+            ({"name": "a", "role": "viewer", "expires_at": "2020-01-01T00:00:00Z", "expires_in_days": 1}, "expires_in_days"),
+            ({"name": "a", "role": "viewer", "key": "mine"}, "key"),
+        ):  # fmt: skip
+            reply = await router.call("POST", "/keys", json=body)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (422, param), body
+        reply = await router.call("POST", "/keys/a/rotate", json={"overlap_seconds": -1})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (422, "overlap_seconds")
+        for verb in ("rotate", "revoke"):
+            await refused(router, f"/keys/nobody/{verb}", {}, 404, "key_not_found")
+        assert (await router.get("/keys"))["keys"][0]["name"] == "admin"
+        for role in ("client", "viewer", "operator"):
+            for method, path in (("GET", "/keys"), ("POST", "/keys"), ("POST", "/keys/a/rotate"), ("POST", "/keys/a/revoke")):
+                assert (await router.call(method, path, role=role, json={})).status_code == 403
+
+
+async def test_the_same_over_the_bus_and_neither_key_nor_hash_is_kept_in_the_record(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        nc = await nats_server.connect("caller")
+        code, made = told(await ask(nc, "keys-create", {"name": "bus", "role": "viewer"}))
+        assert (code, made["key"][:4]) == (200, "cyp_")
+        assert await status(router, made["key"]) == 200
+        code, turned = told(await ask(nc, "keys_rotate", {"name": "bus"}))
+        assert code == 200
+        assert told(await ask(nc, "keys-revoke", {"name": "bus"}))[0] == 200
+        assert [k["state"] for k in told(await ask(nc, "keys"))[1]["keys"] if k["name"] == "bus"] == ["revoked"]
+        assert told(await ask(nc, "keys-create", {"name": "bus", "role": "viewer"}, role="operator"))[0] == 403
+        await nc.close()
+
+        async def audited() -> list[bytes]:
+            found = await stream_messages(nats_server, "metrics", "AUDIT", subjects.AUDIT)
+            acts = [m.data for m in found if json.loads(m.data)["data"]["action"] != "key-use"]
+            return acts if len(acts) == 4 else []
+
+        records = await eventually(audited)
+        shown = [json.loads(r)["data"] for r in records]
+        assert [(r["action"], r["target"], r["status"]) for r in shown] == [
+            ("keys-create", "bus", 200), ("keys-rotate", "bus", 200), ("keys-revoke", "bus", 200), ("keys-create", "bus", 403),
+        ]  # fmt: skip
+        assert [r.get("before") for r in shown] == [None, shown[0]["after"], shown[1]["after"], None]
+        assert [r.get("after", {}).get("state") for r in shown] == ["active", "active", "revoked", None]
+        assert shown[1]["after"]["previous_until"] > shown[1]["after"]["rotated_at"]
+        kept = b"".join(records)
+        (entry,) = router.control.parts.keys.entries()
+        for secret in (made["key"], turned["key"], entry.sha256, entry.previous_sha256):
+            assert secret.encode() not in kept
+        stored = entry.model_dump_json()
+        assert made["key"] not in stored
+        assert turned["key"] not in stored
+
+
+async def test_without_a_bus_a_router_keeps_what_it_knows_and_catches_up(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        key = (await one.post("/keys", {"name": "ci", "role": "viewer"}))["key"]
+        await eventually(lambda: _is(two, key, 200), 1.0)
+        nats_server.kill()
+        await eventually(lambda: not one.bus.connected and not two.bus.connected)
+        assert [await status(r, k, "/config") for r in (one, two) for k in (key, "secret-admin")] == [403, 200, 403, 200]
+        nats_server.start()
+        await one.post("/keys/ci/revoke", {})
+        await eventually(lambda: _is(two, key, 401), 10.0)
+
+
+async def test_names_of_old_keys_are_forgotten_with_the_next_one(nats_server: NatsServer) -> None:
+    async with side(nats_server, privacy={"retention_days": 1}) as router:
+        old = KeyEntry(name="old", role="client", sha256="0" * 64, created_ms=1, revoked_ms=now_ms() - 86_400_000 - 1)
+        kv = await router.bus.js.key_value(streams.KEYS.name)
+        await kv.put("old", old.model_dump_json().encode())
+        await eventually(lambda: len(router.control.parts.keys.entries()) == 1)
+        await router.post("/keys", {"name": "new", "role": "client"})
+        await eventually(lambda: [e.name for e in router.control.parts.keys.entries()] == ["new"])
