@@ -243,8 +243,8 @@ def _register(entry: ModelEntry | None, cmd: Register, seen: Seen, now_ms: int) 
     there = seen.there(entry)
     if there and not cmd.replace:
         raise Conflict(
-            f"there is a model '{cmd.name}' already: give `replace: true` to put this one in its place", param="name",
-            code="model_exists",
+            f"there is a model '{cmd.name}' already: give `replace: true` (--replace in a shell) to put this one in "
+            "its place", param="name", code="model_exists",
         )  # fmt: skip
     if there and entry is not None and entry.desired == "loaded" and entry.spec == cmd.spec and not _ails(entry, seen):
         return Claim(None, "unchanged", entry.generation)
