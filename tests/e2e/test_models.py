@@ -42,14 +42,16 @@ async def entry(system: System, name: str = "second") -> dict[str, Any]:
     return dict(await system.api("GET", f"models/{name}"))
 
 
-async def settled(system: System, generation: int, desired: str = "loaded", name: str = "second") -> dict[str, Any]:
+async def settled(
+    system: System, generation: int, desired: str = "loaded", name: str = "second", within_s: float = 120
+) -> dict[str, Any]:
     async def is_settled() -> dict[str, Any] | None:
         shown = await entry(system, name)
         now = shown["entry"] or {}
         there = (now.get("stage"), now.get("desired"), now.get("generation")) == ("settled", desired, generation)
         return shown if there else None
 
-    return dict(await eventually(is_settled, 120, 0.1))
+    return dict(await eventually(is_settled, within_s, 0.1))
 
 
 class Traffic:

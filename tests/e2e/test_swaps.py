@@ -49,7 +49,7 @@ async def test_no_request_fails_and_the_memory_comes_back(tmp_path: Path, engine
         async with Traffic(system, "m") as traffic:
             for number in range(1, swaps + 1):
                 await system.api("POST", "models", {**specs[number % 2], "replace": True})
-                await settled(system, number, name="m")
+                await settled(system, number, name="m", within_s=600)
                 await traffic.more(30)
         assert not traffic.failed
 
