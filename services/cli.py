@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, keys, later, models, record, rollout, show
+from services._cli import alerts, api, audit, keys, later, models, record, rollout, show
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
@@ -77,6 +77,7 @@ for _name in ("router", "inference", "metrics", "monitor"):
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 later.register(app)
 
 
@@ -225,15 +226,6 @@ def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None
         show.as_json(data)
     else:
         show.rows(data["tests"], ["test_id", "status", "decision", "end_time", "reason"])
-
-
-@app.command()
-def audit(
-    limit: int = 50, actor: Annotated[str | None, typer.Option("--actor")] = None, json_: JsonOption = False
-) -> None:
-    """Show who did what."""
-    data = api.call("GET", "/v1/ab-testing/audit", params={"limit": limit, "actor": actor})
-    show.as_json(data) if json_ else show.rows(data["records"], ["at_ms", "actor", "action", "status", "target"])
 
 
 @app.command()

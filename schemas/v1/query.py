@@ -106,9 +106,54 @@ class AuditQuery(Message):
 
 
 class AuditReply(Message):
-    """Audit records."""
+    """Audit records; ``more``: there are others that match, left out for the limit or the size of a message."""
 
     records: list[dict[str, Any]] = Field(default_factory=list)
+    more: bool = False
+
+
+class AuditVerifyQuery(Message):
+    """`cypria.query.audit_verify`: whether the chain of audit records is whole, page by page.
+
+    ``cursor`` is the one of the answer before, empty to begin. ``head`` is a head that was written down,
+    ``SEQUENCE:HASH``: the chain must go through it. ``limit`` bounds the records of one page.
+    """
+
+    cursor: str = Field(default="", max_length=256)
+    head: str | None = Field(default=None, max_length=96)
+    limit: int = Field(default=5000, ge=1, le=20_000)
+
+
+class AuditProblem(Message):
+    """The first place of the chain that does not fit.
+
+    ``kind`` is ``changed``, ``removed``, ``front_missing``, ``tail_missing``, ``never_taken_in``, ``differs`` (from what AUDIT
+    holds) or ``pinned``; ``first`` to ``last`` are sequences of the stream that was made at ``stream``.
+    """
+
+    kind: str
+    stream: str = ""
+    first: int = 0
+    last: int = 0
+    message: str
+
+
+class AuditVerification(Message):
+    """A page of the check. ``complete``: there is no more to check; else ask again with ``cursor``.
+
+    ``checked`` records of this page were computed anew and ``compared`` with what AUDIT holds; ``total`` is how many records
+    there are, in the first answer only. ``head`` is where the chain has come to, ``SEQUENCE:HASH``, null while there is no
+    record; kept elsewhere, it proves later that nothing up to there was changed.
+    """
+
+    ok: bool = True
+    complete: bool = False
+    cursor: str = ""
+    checked: int = 0
+    compared: int = 0
+    total: int = 0
+    head: str | None = None
+    problem: AuditProblem | None = None
 
 
 class VerdictQuery(Message):

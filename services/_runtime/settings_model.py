@@ -144,11 +144,23 @@ class RateLimit(Section):
     inference_per_minute: int = Field(default=0, ge=0)
 
 
+class Anomalies(Section):
+    """`security.anomalies`: what of the use of the control API is an alert; so many within the window, 0 for never."""
+
+    window_seconds: float = Field(default=60, gt=0, le=3600)
+    quiet_minutes: float = Field(default=15, gt=0, le=1440)
+    refused_by_source: int = Field(default=20, ge=0, le=10_000)
+    refused_in_all: int = Field(default=100, ge=0, le=100_000)
+    refused_admin_changes: int = Field(default=1, ge=0, le=10_000)
+    new_places: bool = True
+
+
 class Security(Section):
     """`security`."""
 
     api_keys: list[ApiKey] = []
     rate_limit: RateLimit = RateLimit()
+    anomalies: Anomalies = Anomalies()
     signing_key_env: str | None = None
     ip_allow: list[str] = []
 

@@ -14,9 +14,12 @@ from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.metrics import handlers
 from services.metrics import settings as own_settings
+from services.metrics.adapters.audit_checks import AuditChecks
+from services.metrics.adapters.audit_watch import AuditWatch
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError, UnreadableError
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_archive import SHELVES, Archive
+from services.metrics.adapters.nats_audit import AuditArchive
 from services.metrics.adapters.nats_evidence import Evidence
 from services.metrics.adapters.nats_feeder import Feeder
 from services.metrics.adapters.nats_live_tests import LiveTests
@@ -41,7 +44,9 @@ class Metrics:
             PartitionWriter(self.bus, p, self._own.writer, self._live, self._alarms) for p in range(PARTITIONS)
         ]
         self.feeder = Feeder(self.bus, self.engine, self._alarms)
-        self.archives = [Archive(self.bus, self.engine, shelf) for shelf in SHELVES]
+        self.watch = AuditWatch(self.engine, self._alarms, self._own.anomalies)
+        self.audit = AuditArchive(self.bus, self.engine, self.watch.took)
+        self.archives = [*(Archive(self.bus, self.engine, shelf) for shelf in SHELVES), self.audit]
         self._store_problem: str | None = "tables are not ready yet"
         self._front: Any = None
         self._front_problem: str | None = None
@@ -115,6 +120,7 @@ class Metrics:
         self._spawn(self.feeder.run, "feeder")
         for archive in self.archives:
             self._spawn(archive.run, f"archive-{archive.table}")
+        self._spawn(self.watch.run, "audit-watch")
         if self.engine.embedded and self._own.http_enabled:
             await self._open_front()
 
@@ -138,7 +144,8 @@ def build_app(settings: Settings) -> AsgiFastStream:
     """The service as an ASGI application; its lifespan starts and stops all parts."""
     metrics = Metrics(settings)
     broker = make_broker(settings, SERVICE)
-    handlers.subscribe(broker, handlers.Answers(metrics.engine, Evidence(metrics.bus)))
+    checks = AuditChecks(metrics.bus, metrics.engine, metrics.audit, settings.privacy.retention_days)
+    handlers.subscribe(broker, handlers.Answers(metrics.engine, Evidence(metrics.bus), checks))
     return AsgiFastStream(
         broker,
         asgi_routes=routes(SERVICE, metrics.readiness()),

@@ -11,6 +11,8 @@ from schemas.v1.common import Message
 from schemas.v1.query import (
     AuditQuery,
     AuditReply,
+    AuditVerification,
+    AuditVerifyQuery,
     HistoryQuery,
     HistoryReply,
     QueryError,
@@ -25,6 +27,7 @@ from services._runtime.bus import TRANSIENT
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters
+from services.metrics.adapters.audit_checks import AuditChecks
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
 from services.metrics.adapters.clickhouse_queries import InvalidQuestionError, Questions
 from services.metrics.adapters.nats_evidence import Evidence
@@ -42,9 +45,10 @@ class UnknownTestError(LookupError):
 class Answers:
     """One method for each question."""
 
-    def __init__(self, engine: ClickHouse, evidence: Evidence) -> None:
+    def __init__(self, engine: ClickHouse, evidence: Evidence, checks: AuditChecks) -> None:
         self._engine = engine
         self._evidence = evidence
+        self._checks = checks
         self._questions = Questions(engine.database)
 
     async def totals(self, question: TotalsQuery) -> TotalsReply:
@@ -63,7 +67,12 @@ class Answers:
 
     async def audit(self, question: AuditQuery) -> AuditReply:
         """Audit records, newest first."""
-        return AuditReply(records=await self._engine.read(lambda client: self._questions.audit(client, question)))
+        room = self._checks.room()
+        return await self._engine.read(lambda client: self._questions.audit(client, question, room))
+
+    async def audit_verify(self, question: AuditVerifyQuery) -> AuditVerification:
+        """A page of the check of the audit's chain."""
+        return await self._checks.verify(question)
 
     async def windows(self, question: WindowsQuery) -> WindowsReply:
         """A page of a test's evidence. Raises UnknownTestError."""
@@ -79,6 +88,7 @@ def subscribe(broker: NatsBroker, answers: Answers) -> None:
     _on(broker, "history", HistoryQuery, answers.history)
     _on(broker, "test", TestQuery, answers.test)
     _on(broker, "audit", AuditQuery, answers.audit)
+    _on(broker, "audit_verify", AuditVerifyQuery, answers.audit_verify)
     _on(broker, "windows", WindowsQuery, answers.windows)
 
 

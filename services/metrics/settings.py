@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services._runtime.nats_server import HOST, free_port, write_private
-from services._runtime.settings_model import Settings
+from services._runtime.settings_model import Anomalies, Settings
+from services.metrics.domain.anomalies import Limits
 
 HTTP_USER = "cypria"
 CREDENTIALS = "clickhouse-http.json"
@@ -32,6 +33,7 @@ class MetricsSettings:
     http_enabled: bool
     writer: str
     data_dir: Path
+    anomalies: Limits
 
 
 def read(settings: Settings) -> MetricsSettings:
@@ -42,7 +44,16 @@ def read(settings: Settings) -> MetricsSettings:
         http_enabled=settings.clickhouse.http_enabled,
         writer=f"m{secrets.token_hex(4)}",
         data_dir=settings.data_dir,
+        anomalies=_limits(settings.security.anomalies),
     )
+
+
+def _limits(given: Anomalies) -> Limits:
+    return Limits(
+        window_ms=round(given.window_seconds * 1000), quiet_ms=round(given.quiet_minutes * 60_000),
+        refused_by_source=given.refused_by_source, refused_in_all=given.refused_in_all,
+        refused_admin_changes=given.refused_admin_changes, new_places=given.new_places,
+    )  # fmt: skip
 
 
 def http_front(settings: Settings) -> HttpFront:

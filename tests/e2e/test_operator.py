@@ -255,6 +255,40 @@ async def test_clickhouse_tells_the_same_test_as_the_api(product: Product) -> No
     assert {"start", "rollback"} <= {row["action"] for row in acts}
 
 
+async def test_the_record_of_who_did_what_tells_what_was_changed_and_is_whole(product: Product) -> None:
+    async with product.test(traffic_split_percent=10) as test_id:
+        await product.system.api("PATCH", "traffic-split", {"traffic_split_percent": 33.33})
+        assert refused(await product.call("POST", "models/stable/unload", "operator"), 403)["code"] == "insufficient_role"
+
+    async def recorded() -> list[dict[str, Any]]:
+        records = (await product.call("GET", "audit?limit=1000")).json()["records"]
+        mine = [r for r in records if r["test_id"] == test_id and r["action"] == "traffic-split"]
+        return mine if any(r["action"] == "models-unload" and r["needs"] == "admin" for r in records) else []
+
+    (split,) = await eventually(recorded, 15, 0.2)
+    assert (split["before"]["traffic_split_percent"], split["after"]["traffic_split_percent"]) == (10, 33.33)
+    status, shown, error = await cypria(product, "audit", "--since", "10m", "--actor", split["actor"], "--limit", "1000")
+    assert (status, error) == (0, "")
+    assert "traffic_split_percent 10 -> 33.33" in shown
+    status, shown, error = await cypria(product, "audit", "verify")
+    assert (status, error) == (0, ""), shown
+    head = shown.splitlines()[-1].removeprefix("head ")
+    number, _, hashed = head.partition(":")
+    assert f"whole: {int(number):,} records, {int(number):,} of them" in shown
+    assert len(hashed) == 64
+    status, shown, _ = await cypria(product, "audit", "verify", "--head", f"{number}:{'0' * 64}", "--json")
+    assert (status, json.loads(shown)["problem"]["kind"]) == (1, "pinned")
+    assert (await product.call("GET", "audit/verify", params={"head": head})).json()["ok"]
+    assert "SEQUENCE:HASH" in refused(await product.call("GET", "audit/verify?head=7"), 422)["message"]
+    refused(await product.call("GET", "audit/verify", "operator"), 403)
+
+    async def alerted() -> bool:
+        alerts = (await product.call("GET", "monitoring/alerts?limit=1000", "viewer")).json()["alerts"]
+        return any(alert["incident"] == "security.admin_changes.operator" for alert in alerts)
+
+    await eventually(alerted, 15, 0.2)
+
+
 async def test_promtool_finds_nothing_to_say_about_any_services_metrics(product: Product) -> None:
     async with product.test(traffic_split_percent=50):
         for stream in (False, True):

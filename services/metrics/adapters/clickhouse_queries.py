@@ -1,5 +1,6 @@
 """Every question that is answered from ClickHouse. Each method takes a client and runs on a reading thread."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,12 +9,15 @@ from pydantic import ValidationError
 
 from schemas.v1.common import TestStatus, rfc3339
 from schemas.v1.experiment import TestResult, VariantSummary
-from schemas.v1.query import AuditQuery, HistoryReply
+from schemas.v1.query import AuditQuery, AuditReply, HistoryReply
 from services._runtime.telemetry import get_logger
 from services.metrics.domain.rows import SLOT_S
 from services.metrics.domain.summary import THROUGHPUT_S, Totals, summary
 
 log = get_logger(__name__)
+
+_AUDIT_ROW = 300
+"""Bytes of an audit record's names and numbers as JSON."""
 
 _ENDED = ["completed", "rolled_back", "failed"]
 
@@ -94,10 +98,13 @@ class Questions:
         ).result_rows
         return int(rows[0][0]) if rows else None
 
-    def audit(self, client: Client, question: AuditQuery) -> list[dict[str, Any]]:
-        """Audit records, newest first. Raises InvalidQuestionError for a ``since`` that is no time."""
+    def audit(self, client: Client, question: AuditQuery, room: int) -> AuditReply:
+        """Audit records, newest first, of at most ``room`` bytes.
+
+        Raises InvalidQuestionError for a ``since`` that is no time.
+        """
         conditions = []
-        parameters: dict[str, Any] = {"limit": question.limit}
+        parameters: dict[str, Any] = {"limit": question.limit + 1}
         if question.since:
             conditions.append("at >= fromUnixTimestamp64Milli({since:Int64})")
             parameters["since"] = _unix_ms(question.since)
@@ -107,14 +114,22 @@ class Questions:
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         result = client.query(
             "SELECT toUnixTimestamp64Milli(at) AS at_ms, actor, role, action, target, test_id, source, status, "  # noqa: S608
-            f"outcome, request_id FROM {self._database}.audit_log {where} "
+            f"outcome, request_id, before, after, needs, changes FROM {self._database}.audit_log {where} "
             "ORDER BY at DESC, event_id DESC LIMIT {limit:UInt32}",
             parameters=parameters,
         )
-        records = [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
-        for record in records:
+        reply = AuditReply()
+        for row in result.result_rows:
+            record = dict(zip(result.column_names, row, strict=True))
+            room -= _AUDIT_ROW + sum(4 * len(text) for text in row if isinstance(text, str))
+            if len(reply.records) == question.limit or room < 0:
+                reply.more = True
+                break
             record["at"] = rfc3339(record["at_ms"])
-        return records
+            for side in ("before", "after"):
+                record[side] = json.loads(record[side]) if record[side] else None
+            reply.records.append(record)
+        return reply
 
 
 def _unix_ms(text: str) -> int:

@@ -30,14 +30,17 @@ class Alarms:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _publish(self, incident: str, title: str, message: str) -> None:
-        now = now_ms()
-        alert = Alert(incident=incident, level=AlertLevel.CRITICAL, title=title, message=message, at_ms=now)
-        event = envelope("alert", f"{incident}.raised", "metrics", now, alert)
+    async def tell(self, alert: Alert, event_id: str) -> bool:
+        """Publish an alert; whether ALERTS has it. Processes that tell the same use the same event id."""
+        event = envelope("alert", event_id, "metrics", alert.at_ms, alert)
         try:
-            await publish_durable(
-                self._bus.js, subjects.alert(AlertLevel.CRITICAL), dump(event), {"Nats-Msg-Id": event.id}
-            )
+            await publish_durable(self._bus.js, subjects.alert(alert.level), dump(event), {"Nats-Msg-Id": event.id})
         except TRANSIENT as exc:
+            log.warning("alarm_not_published", incident=alert.incident, error=repr(exc))
+            return False
+        return True
+
+    async def _publish(self, incident: str, title: str, message: str) -> None:
+        alert = Alert(incident=incident, level=AlertLevel.CRITICAL, title=title, message=message, at_ms=now_ms())
+        if not await self.tell(alert, f"{incident}.raised"):
             self._raised.discard(incident)
-            log.warning("alarm_not_published", incident=incident, error=repr(exc))

@@ -1,6 +1,7 @@
-"""EVENTS, ALERTS and AUDIT into their tables. A row is its event id, so a message taken in twice is one row."""
+"""EVENTS and ALERTS into their tables. A row is its event id, so a message taken in twice is one row."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,18 +38,21 @@ class Shelf:
 
 TESTS = Shelf(streams.EVENTS.name, subjects.EVENT, "test_events", archive.TEST_COLUMNS, archive.test_row)
 ALERTS = Shelf(streams.ALERTS.name, None, "alert_events", archive.ALERT_COLUMNS, archive.alert_row)
-AUDIT = Shelf(streams.AUDIT.name, None, "audit_events", archive.AUDIT_COLUMNS, archive.audit_row)
-SHELVES = (TESTS, ALERTS, AUDIT)
+SHELVES = (TESTS, ALERTS)
 
 
-class Archive:
-    """Fills one table. `run` goes on until it is cancelled."""
+class Filler(ABC):
+    """Fills a table from a stream. `run` goes on until it is cancelled.
 
-    def __init__(self, bus: Bus, engine: ClickHouse, shelf: Shelf) -> None:
+    The position in the stream goes into the table with what was made of the messages up to it, in one insert: after a
+    crash whoever comes next goes on from there, and takes nothing in twice that would count twice.
+    """
+
+    def __init__(self, bus: Bus, stream: str, subject: str | None, table: str) -> None:
         self._bus = bus
-        self._engine = engine
-        self._shelf = shelf
-        self.table = shelf.table
+        self._stream = stream
+        self._subject = subject
+        self.table = table
         self.problem: str | None = "has not read its position yet"
 
     def missing(self) -> str | None:
@@ -63,37 +67,67 @@ class Archive:
                 await self._fill()
             except PositionError as exc:
                 self.problem, pause = str(exc), 5.0
-                log.error("archive_blocked", table=self._shelf.table, reason=str(exc))
+                log.error("archive_blocked", table=self.table, reason=str(exc))
             except AWAY as exc:
                 self.problem = f"ClickHouse does not answer ({type(exc).__name__})"
-                log.warning("archive_waits", table=self._shelf.table, error=str(exc)[:300])
+                log.warning("archive_waits", table=self.table, error=str(exc)[:300])
             except TRANSIENT as exc:
                 self.problem = "NATS does not answer"
-                log.warning("archive_waits", table=self._shelf.table, error=repr(exc))
+                log.warning("archive_waits", table=self.table, error=repr(exc))
             except Exception as exc:
                 self.problem, pause = f"failed and starts again ({type(exc).__name__})", 2.0
-                log.exception("archive_failed", table=self._shelf.table)
+                log.exception("archive_failed", table=self.table)
             await asyncio.sleep(pause)
 
+    @abstractmethod
+    async def _begin(self, created: str) -> int:
+        """The position in the stream that was created then; 0 where none of it was taken in."""
+
+    @abstractmethod
+    async def _take(self, created: str, messages: list[StreamMessage]) -> None:
+        """Put messages and the position after them into the table, in one insert."""
+
     async def _fill(self) -> None:
-        shelf = self._shelf
-        info = await self._bus.js.stream_info(shelf.stream)
+        info = await self._bus.js.stream_info(self._stream)
         created = str(info.created)
-        position = await self._engine.read(lambda client: self._position(client, created))
-        reader = SequenceReader(self._bus, shelf.stream, shelf.subject, after=position)
+        position = await self._begin(created)
+        reader = SequenceReader(self._bus, self._stream, self._subject, after=position)
         await reader.open(expect_created=created)
         self.problem = None
         try:
             while True:
                 messages = await reader.fetch(_BATCH, _EVERY_S)
                 if messages:
-                    rows = [*await self._rows(created, messages), self._position_row(created, messages[-1].sequence)]
-                    await self._engine.write(partial(self._insert, rows))
+                    await self._take(created, messages)
         finally:
             await asyncio.shield(reader.close())
 
+    async def _bury(self, message: StreamMessage, exc: ValueError) -> None:
+        """Put what cannot be read into the DLQ."""
+        meters.DEAD_LETTERS.labels(self._stream).inc()
+        await dead_letter(
+            self._bus.js, stream=self._stream, consumer=_CONSUMER, subject=message.subject, sequence=message.sequence,
+            payload=message.data, reason=_short(exc),
+        )  # fmt: skip
+
+
+class Archive(Filler):
+    """Events into the table of a shelf."""
+
+    def __init__(self, bus: Bus, engine: ClickHouse, shelf: Shelf) -> None:
+        super().__init__(bus, shelf.stream, shelf.subject, shelf.table)
+        self._engine = engine
+        self._shelf = shelf
+
+    async def _begin(self, created: str) -> int:
+        return await self._engine.read(lambda client: self._position(client, created))
+
+    async def _take(self, created: str, messages: list[StreamMessage]) -> None:
+        rows = [*await self._rows(created, messages), self._position_row(created, messages[-1].sequence)]
+        await self._engine.write(partial(self._insert, rows))
+
     def _insert(self, rows: list[list[Any]], client: Client) -> None:
-        self._engine.insert(client, self._shelf.table, self._shelf.columns, rows, {})
+        self._engine.insert(client, self.table, self._shelf.columns, rows, {})
 
     async def _rows(self, created: str, messages: list[StreamMessage]) -> list[list[Any]]:
         rows = []
@@ -101,11 +135,7 @@ class Archive:
             try:
                 row = self._shelf.row(message.data)
             except ValueError as exc:
-                meters.DEAD_LETTERS.labels(self._shelf.stream).inc()
-                await dead_letter(
-                    self._bus.js, stream=self._shelf.stream, consumer=_CONSUMER, subject=message.subject,
-                    sequence=message.sequence, payload=message.data, reason=_short(exc),
-                )  # fmt: skip
+                await self._bury(message, exc)
             else:
                 if row is not None:
                     rows.append([*row, created, message.sequence])
@@ -117,13 +147,11 @@ class Archive:
             "bound": None, "threshold": None, "n": None, "event_id": f"@{created}", "stream_created": created,
             "sequence": sequence,
         }  # fmt: skip
-        if self._shelf.table == "audit_events":
-            empty["status"] = 0
         return [empty.get(column, "") for column in self._shelf.columns]
 
     def _position(self, client: Client, created: str) -> int:
         rows = client.query(
-            f"SELECT max(sequence) FROM {self._engine.database}.{self._shelf.table} "  # noqa: S608
+            f"SELECT max(sequence) FROM {self._engine.database}.{self.table} "  # noqa: S608
             "WHERE event_id = {position:String}",
             parameters={"position": f"@{created}"},
         ).result_rows

@@ -1,10 +1,13 @@
-"""Durable events into rows of the archive tables. Every row ends with (event_id, stream_created, sequence)."""
+"""Durable events into rows of the archive tables. Every row ends with (event_id, stream_created, sequence).
+
+Audit records have a table of another kind: `domain.chain`.
+"""
 
 import json
 from datetime import UTC, datetime
 from typing import Any
 
-from schemas.v1.alerts import Alert, AuditRecord
+from schemas.v1.alerts import Alert
 from schemas.v1.events import TestEvent
 
 TEST_COLUMNS = (
@@ -13,10 +16,6 @@ TEST_COLUMNS = (
 )  # fmt: skip
 ALERT_COLUMNS = (
     "at", "level", "incident", "title", "message", "test_id", "rule", "resolved", "value", "bound", "threshold", "n",
-    "event_id", "stream_created", "sequence",
-)  # fmt: skip
-AUDIT_COLUMNS = (
-    "at", "actor", "role", "action", "target", "test_id", "source", "status", "outcome", "request_id",
     "event_id", "stream_created", "sequence",
 )  # fmt: skip
 
@@ -29,12 +28,14 @@ class NotAnEventError(ValueError):
     """Bytes that are not the CloudEvent they should be."""
 
 
-def _envelope(data: bytes) -> tuple[str, str, Any]:
-    """(id, type, data) of a structured-mode CloudEvent."""
+def envelope(data: bytes) -> tuple[str, str, Any]:
+    """(id, type, data) of a structured-mode CloudEvent. Raises NotAnEventError."""
     try:
         event = json.loads(data)
     except ValueError as exc:
         raise NotAnEventError(f"not JSON: {exc}") from None
+    except RecursionError:
+        raise NotAnEventError("nested too deeply") from None
     if not isinstance(event, dict) or not isinstance(event.get("id"), str) or not event["id"]:
         raise NotAnEventError("not a CloudEvent: it has no id")
     return event["id"], str(event.get("type", "")), event.get("data")
@@ -46,7 +47,7 @@ def _time(at_ms: int) -> datetime:
 
 def test_row(data: bytes) -> list[Any] | None:
     """Row of `test_events` up to its event id; None for an event that is not about a test. Raises ValueError."""
-    event_id, kind, body = _envelope(data)
+    event_id, kind, body = envelope(data)
     if not kind.startswith(_TEST_EVENT):
         return None
     event = TestEvent.model_validate(body)
@@ -59,20 +60,10 @@ def test_row(data: bytes) -> list[Any] | None:
 
 def alert_row(data: bytes) -> list[Any] | None:
     """Row of `alert_events` up to its event id. Raises ValueError."""
-    event_id, _, body = _envelope(data)
+    event_id, _, body = envelope(data)
     alert = Alert.model_validate(body)
     return [
         _time(alert.at_ms), alert.level.value, alert.incident, alert.title, alert.message, alert.test_id or "",
         alert.rule or "", alert.resolved, alert.value, alert.bound, alert.threshold,
         None if alert.n is None else max(0, alert.n), event_id,
-    ]  # fmt: skip
-
-
-def audit_row(data: bytes) -> list[Any] | None:
-    """Row of `audit_events` up to its event id. Raises ValueError."""
-    event_id, _, body = _envelope(data)
-    record = AuditRecord.model_validate(body)
-    return [
-        _time(record.at_ms), record.actor, record.role, record.action, record.target or "", record.test_id or "",
-        record.source, min(max(record.status, 0), 65_535), record.outcome, record.request_id, event_id,
     ]  # fmt: skip

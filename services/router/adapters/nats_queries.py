@@ -52,6 +52,10 @@ class Queries:
         """Audit records, newest first."""
         return await self._ask("metrics", subjects.query("audit"), message, q.AuditReply, 5)
 
+    async def audit_verify(self, message: q.AuditVerifyQuery) -> q.AuditVerification:
+        """A page of the check of the audit's chain."""
+        return await self._ask("metrics", subjects.query("audit_verify"), message, q.AuditVerification, 20)
+
     async def alerts(self, message: q.AlertsQuery) -> q.AlertsReply:
         """Alerts, newest first."""
         return await self._ask("alerts", subjects.query("alerts"), message, q.AlertsReply, 5)

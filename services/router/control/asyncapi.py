@@ -38,7 +38,7 @@ _KEY = {"Authorization": "Bearer KEY, as over HTTP", "X-Request-ID": "The caller
 _QUERIES = {
     "totals": ("TotalsQuery", "TotalsReply"), "history": ("HistoryQuery", "HistoryReply"),
     "test": ("TestQuery", "TestReply"), "audit": ("AuditQuery", "AuditReply"), "alerts": ("AlertsQuery", "AlertsReply"),
-    "windows": ("WindowsQuery", "WindowsReply"),
+    "windows": ("WindowsQuery", "WindowsReply"), "audit_verify": ("AuditVerifyQuery", "AuditVerification"),
 }  # fmt: skip
 _VERDICTS = {
     "status": ("VerdictQuery", "VerdictStatus"), "final": ("FinalVerdictQuery", "FinalVerdict"),

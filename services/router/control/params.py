@@ -1,5 +1,6 @@
 """Parameters of questions, as `schemas.v1.control` has the bodies of commands, and the shapes of short answers."""
 
+import re
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -68,6 +69,21 @@ class AuditParams(Command):
                 datetime.fromisoformat(value)
             except ValueError:
                 raise ValueError("not a time: give RFC 3339, such as 2025-01-01T12:00:00Z") from None
+        return value
+
+
+class AuditVerifyParams(Command):
+    """A page of the check of the audit's chain; ``head`` is one that was written down, as ``SEQUENCE:HASH``."""
+
+    cursor: str = Field(default="", max_length=256)
+    head: str | None = None
+    limit: int = Field(default=5000, ge=1, le=20_000)
+
+    @field_validator("head")
+    @classmethod
+    def _is_a_head(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", value):
+            raise ValueError("no head: give SEQUENCE:HASH as an earlier `cypria audit verify` printed it")
         return value
 
 

@@ -95,6 +95,11 @@ class Reads:
         query = q.AuditQuery(since=params.since, actor=params.actor, limit=params.limit)
         return Done(await self._parts.queries.audit(query))
 
+    async def audit_verify(self, _who: Principal, params: p.AuditVerifyParams) -> Done:
+        """A page of the check; what does not fit is part of the answer."""
+        query = q.AuditVerifyQuery(cursor=params.cursor, head=params.head, limit=params.limit)
+        return Done(await self._parts.queries.audit_verify(query))
+
     # ------------------------------------------------------------------------------------------------------
 
     def _target(self, test_id: str | None) -> Experiment:

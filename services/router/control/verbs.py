@@ -131,6 +131,8 @@ VERBS: tuple[Verb, ...] = (
          "Put another key in the place of one, which stays good for a while", "keys", errors=(404, 409)),
     Verb("keys-revoke", "POST", "/keys/{name}/revoke", Role.ADMIN, k.KeyParams, k.KeyShown,
          "End a key at once, on every router", "keys", errors=(404, 409)),
+    Verb("audit-verify", "GET", "/audit/verify", Role.ADMIN, p.AuditVerifyParams, q.AuditVerification,
+         "Whether the chain of audit records is whole, page by page", "system", errors=(504,)),
     Verb("models", "GET", "/models", Role.VIEWER, p.NoParams, m.ModelsShown, "Models and their state", "models"),
     Verb("models-register", "POST", "/models", Role.ADMIN, m.RegisterParams, m.ModelChanged,
          "Register a model and load it, or replace one", "models", errors=(409,)),

@@ -151,6 +151,7 @@ async def test_audit(running: Running) -> None:
     assert everything[0] == {
         "at": rfc3339(T0 + 2000), "at_ms": T0 + 2000, "actor": "ops", "role": "admin", "action": "test.start",
         "target": "stable", "test_id": "ab_test_2", "source": "ab12", "status": 202, "outcome": "ok", "request_id": "r2",
+        "before": None, "after": None, "needs": "", "changes": False,
     }  # fmt: skip
     assert [r["request_id"] for r in await records(actor="ops", limit=1)] == ["r2"]
     assert [r["request_id"] for r in await records(since=rfc3339(T0 + 1000))] == ["r2", "r1"]

@@ -1,0 +1,199 @@
+"""`cypria audit verify`: the chain computed anew from the table, page by page, and compared with AUDIT."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from clickhouse_connect.driver.client import Client
+
+from schemas import streams
+from schemas.v1.query import AuditProblem, AuditVerification, AuditVerifyQuery
+from services._runtime.bus import Bus
+from services._runtime.clock import now_ms
+from services._runtime.reader import SequenceReader, StreamMessage
+from services.metrics.adapters.clickhouse import ClickHouse
+from services.metrics.adapters.clickhouse_audit import AuditStore
+from services.metrics.adapters.clickhouse_queries import InvalidQuestionError
+from services.metrics.adapters.nats_audit import AuditArchive
+from services.metrics.domain.chain import Head, Link, Place, Problem, Walk, record_or_mark
+
+DAY_MS = 86_400_000
+_SLACK_MS = 600_000
+"""By so much the clocks of the engine, the broker and this process may differ about what has expired."""
+_FETCH_S = 1.0
+_HEAD = re.compile(r"[0-9]{1,18}:[0-9a-f]{64}")
+
+
+class _Step(NamedTuple):
+    """What one page came to; ``links`` of one stream, after ``after`` and up to ``until``."""
+
+    problem: Problem | None
+    stream: str
+    links: list[Link]
+    after: int
+    until: int
+    complete: bool
+
+
+class AuditChecks:
+    """Answers `cypria.query.audit_verify`. It keeps nothing between two pages: the place is in the question."""
+
+    def __init__(self, bus: Bus, engine: ClickHouse, archive: AuditArchive, retention_days: int) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._archive = archive
+        self._store = AuditStore(engine)
+        self._retention_ms = retention_days * DAY_MS
+
+    def room(self) -> int:
+        """Bytes that an answer may take."""
+        return int(self._bus.nc.max_payload // 2)
+
+    async def verify(self, question: AuditVerifyQuery) -> AuditVerification:
+        """One page. Raises InvalidQuestionError, one of AWAY, and NatsError."""
+        try:
+            place = Place.parse(question.cursor) if question.cursor else None
+        except ValueError:
+            raise InvalidQuestionError("cursor: give the one of the answer before, or none to begin") from None
+        if question.head and not _HEAD.fullmatch(question.head):
+            raise InvalidQuestionError("head: no head: give SEQUENCE:HASH as an earlier answer had it")
+        walk = Walk(place, now_ms() - self._retention_ms + _SLACK_MS)
+        known = (self._archive.stream, self._archive.head)
+        reply = await self._engine.read(lambda client: self._outset(client, question, known, first=place is None))
+        if reply.problem is not None:
+            return reply
+        step = await self._engine.read(lambda client: self._walk(client, walk, question.limit))
+        reply.checked = len(step.links)
+        problem = step.problem
+        if problem is None and step.stream:
+            reply.compared, problem = await self._compare(step)
+        if problem is not None:
+            return _failed(reply, problem)
+        reply.complete = step.complete
+        reply.cursor = "" if step.complete else str(walk.place or "")
+        return reply
+
+    # in a reading thread ----------------------------------------------------------------------------------
+
+    def _outset(
+        self, client: Client, question: AuditVerifyQuery, known: tuple[str, Head], *, first: bool
+    ) -> AuditVerification:
+        """The head as it is now, and whether it can be what it was."""
+        heads = self._store.heads(client)
+        stream, head = next(reversed(heads.items()), ("", None))
+        reply = AuditVerification(
+            total=self._store.count(client) if first else 0, head=f"{head.sequence}:{head.hash}" if head else None
+        )
+        if problem := _lost_head(heads, known):
+            return _failed(reply, problem)
+        for stray in self._store.strays(client):
+            return _failed(reply, Problem("tail_missing", stray, 0, 0, "the head of the chain is gone from the table"))
+        if first and question.head and (problem := self._pinned(client, question.head, head, stream)):
+            return _failed(reply, problem)
+        return reply
+
+    def _pinned(self, client: Client, pinned: str, head: Head | None, stream: str) -> Problem | None:
+        number, _, hashed = pinned.partition(":")
+        sequence = int(number)
+        found = self._store.hashes(client, sequence)
+        if hashed in found:
+            return None
+        if found:
+            why = f"record {sequence} has another hash than the one that was written down: the chain was made anew"
+        elif head is None or sequence > head.sequence:
+            why = f"record {sequence}, which was written down, is beyond the end of the chain: its tail is gone"
+        else:
+            why = (
+                f"record {sequence}, which was written down, is not there any more: it has expired (write down a newer "
+                "head from time to time) or was removed"
+            )
+        return Problem("pinned", stream, sequence, sequence, why)
+
+    def _walk(self, client: Client, walk: Walk, limit: int) -> _Step:
+        """At most ``limit`` links of one stream: where one ends the page ends, and the next begins the next one."""
+        heads = list(self._store.heads(client).items())
+        for index, (stream, head) in enumerate(heads):
+            at = walk.place
+            if at is not None and at.stream > stream:
+                continue
+            after = at.sequence if at is not None and at.stream == stream else 0
+            if at is not None and at.stream == stream and (at.sequence, at.hash) == (head.sequence, head.hash):
+                continue
+            links = self._store.page(client, stream, after, head.sequence, limit)
+            problem = walk.steps(links)
+            whole = len(links) < limit
+            if problem is None and whole:
+                problem = walk.end(stream, head)
+            until = head.sequence if whole else links[-1].sequence
+            return _Step(problem, stream, links, after, until, whole and index == len(heads) - 1)
+        return _Step(None, "", [], 0, 0, complete=True)
+
+    # with AUDIT -------------------------------------------------------------------------------------------
+
+    async def _compare(self, step: _Step) -> tuple[int, Problem | None]:
+        """Whether what AUDIT holds of a page is in the table, and the same; and how many were compared."""
+        info = await self._bus.js.stream_info(streams.AUDIT.name)
+        if str(info.created) != step.stream or step.until < info.state.first_seq:
+            return 0, None
+        links = {one.sequence: one for one in step.links}
+        reader = SequenceReader(self._bus, streams.AUDIT.name, after=max(step.after, int(info.state.first_seq) - 1))
+        until = min(step.until, int(info.state.last_seq))
+        kept_ms = now_ms() - self._retention_ms + _SLACK_MS
+        compared = 0
+        try:
+            while reader.position < until:
+                messages = await reader.fetch(256, _FETCH_S)
+                if not messages:
+                    if await reader.nothing_left():
+                        break
+                    raise TimeoutError
+                mine = [message for message in messages if message.sequence <= until]
+                problem = await asyncio.to_thread(_differs, step.stream, links, mine, kept_ms)
+                if problem is not None:
+                    return compared, problem
+                compared += len(mine)
+        finally:
+            await reader.close()
+        return compared, None
+
+
+def _lost_head(heads: dict[str, Head], known: tuple[str, Head]) -> Problem | None:
+    """What this process has put into the table is there still: its head only ever moves on."""
+    stream, mine = known
+    now = heads.get(stream)
+    if not stream or mine.sequence == 0 or (now is not None and now.sequence > mine.sequence):
+        return None
+    if now == mine:
+        return None
+    if now is not None and now.sequence == mine.sequence:
+        return Problem("changed", stream, mine.sequence, mine.sequence,
+                       f"the chain came to record {mine.sequence} with another hash than the table's head has: the "
+                       "head was changed, or the chain was made anew")  # fmt: skip
+    end = 0 if now is None else now.sequence
+    return Problem("tail_missing", stream, end + 1, mine.sequence,
+                   f"the chain came to record {mine.sequence}, and the table says that it ends at {end}: its end was "
+                   "taken away or changed")  # fmt: skip
+
+
+def _differs(stream: str, links: dict[int, Link], messages: Sequence[StreamMessage], kept_ms: int) -> Problem | None:
+    for message in messages:
+        one = links.get(message.sequence)
+        if one is None:
+            if message.time_ms <= kept_ms:
+                continue
+            return Problem("removed", stream, message.sequence, message.sequence,
+                           f"record {message.sequence} is in AUDIT and was removed from the table")  # fmt: skip
+        if one.stored_ms != message.time_ms or one.record != record_or_mark(message.data, message.time_ms):
+            return Problem("differs", stream, message.sequence, message.sequence,
+                           f"record {message.sequence} is not what AUDIT holds: it was changed in the table, with the "
+                           "hashes behind it, or in the stream")  # fmt: skip
+    return None
+
+
+def _failed(reply: AuditVerification, problem: Problem) -> AuditVerification:
+    reply.ok, reply.complete = False, True
+    reply.problem = AuditProblem(
+        kind=problem.kind, stream=problem.stream, first=problem.first, last=problem.last, message=problem.message
+    )
+    return reply
