@@ -24,6 +24,7 @@ from schemas.v1.events import (
     RollbackRequested,
     TestEvent,
 )
+from schemas.v1.integrations import CALLS, Occasion
 
 EVENTS: dict[str, type[Message]] = {
     "test.started": TestEvent,
@@ -48,10 +49,11 @@ EVENTS: dict[str, type[Message]] = {
     "model.registered": ModelRegistered,
     "alert": Alert,
     "audit": AuditRecord,
+    **{f"integration.{call}": data for call, data in CALLS.items()},
 }
 """Durable events in structured mode: the kind, as `schemas.v1.cloudevent.envelope` takes it, and its data."""
 
-_BASES = (Message, Command, CloudEvent)
+_BASES = (Message, Command, CloudEvent, Occasion)
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 

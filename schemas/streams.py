@@ -40,7 +40,7 @@ SERVICES = ("router", "inference", "metrics", "monitor", "alerts")
 
 METRICS = Stream("METRICS", (subjects.METRIC,), 3 * DAY, 8 << 30, writers=("router",), readers=("metrics",))
 WINDOWS = Stream(
-    "WINDOWS", (subjects.WINDOW,), 92 * DAY, 16 << 30, writers=("metrics",), readers=("metrics", "monitor", "router"),
+    "WINDOWS", (subjects.WINDOW,), 92 * DAY, 16 << 30, writers=("metrics",), readers=("metrics", "monitor", "router", "alerts"),
 )  # fmt: skip
 EVENTS = Stream(
     "EVENTS", (subjects.ROLLBACK, subjects.EVENT), 92 * DAY, 2 << 30,
@@ -53,9 +53,13 @@ ALERTS = Stream(
 AUDIT = Stream(
     "AUDIT", (subjects.AUDIT,), 92 * DAY, 2 << 30, writers=("router", "inference"), readers=("metrics",)
 )  # fmt: skip
+INTEGRATIONS = Stream(
+    "INTEGRATIONS", (subjects.INTEGRATION,), 7 * DAY, 1 << 30, writers=("alerts",), readers=("alerts",)
+)  # fmt: skip
+"""What integrations have yet to be told; empty where none is configured."""
 DLQ = Stream("DLQ", (subjects.DLQ,), 30 * DAY, 1 << 30, writers=SERVICES, readers=("alerts",))
 
-STREAMS = (METRICS, WINDOWS, EVENTS, ALERTS, AUDIT, DLQ)
+STREAMS = (METRICS, WINDOWS, EVENTS, ALERTS, AUDIT, INTEGRATIONS, DLQ)
 
 EXPERIMENTS = Bucket("experiments", writers=("router",), readers=("monitor", "metrics", "router"), history=5)
 CONTROL = Bucket("control", writers=("router",), readers=("monitor", "router", "alerts"))

@@ -22,10 +22,12 @@ ALERT = "cypria.alert.*"
 ALERTS = "cypria.alerts.*"
 AUDIT = "cypria.audit.*"
 DLQ = "cypria.dlq.>"
+INTEGRATION = "cypria.integration.>"
+INTEGRATION_EVENT = "cypria.integration.event.*"
 
 PATTERNS = (
     REQUEST, CONTROL, INFER, HEARTBEAT, FLOW, MODELS, QUERY, VERDICT, METRIC, WINDOW,
-    LEASE, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ,
+    LEASE, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ, INTEGRATION,
 )  # fmt: skip
 
 CALLER_INBOX = "_INBOX.caller."
@@ -135,8 +137,18 @@ def alert(level: str) -> str:
 
 
 def alerts(verb: str) -> str:
-    """Work of the alerts service; verb is ``test`` or ``redrive``."""
+    """Work of the alerts service; verb is ``test``, ``redrive``, or one of integrations (``integrations-test`` ...)."""
     return f"cypria.alerts.{verb}"
+
+
+def integration_event(kind: str) -> str:
+    """What integrations are told: ``started``, ``rolled_back``, ``decided``, or ``forwarded`` for an event as it is."""
+    return f"cypria.integration.event.{kind}"
+
+
+def integration_window(seconds: int) -> str:
+    """Figures of tests by window of this length, for integrations."""
+    return f"cypria.integration.window.{seconds}"
 
 
 def audit(service: str) -> str:

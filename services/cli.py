@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, audit, keys, later, models, record, rollout, show
+from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
@@ -78,6 +78,7 @@ app.add_typer(alerts.app, name="alerts")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(integrations.app, name="integrations")
 later.register(app)
 
 

@@ -38,7 +38,9 @@ _PUBLISH: dict[str, tuple[str, ...]] = {
     ),
     "metrics": (subjects.WINDOW, subjects.ALERT),
     "monitor": (subjects.LEASE, subjects.ROLLBACK, "cypria.event.verdict.*", subjects.ALERT, subjects.QUERY),
-    "alerts": (subjects.ALERT, "cypria.dlq.ALERTS.alerts.*"),
+    "alerts": (
+        subjects.ALERT, subjects.INTEGRATION, "cypria.dlq.ALERTS.alerts.*", "cypria.dlq.INTEGRATIONS.alerts.*",
+    ),
     CALLER: (subjects.REQUEST, subjects.CONTROL),
 }  # fmt: skip
 
@@ -57,7 +59,9 @@ _SUBSCRIBE: dict[str, tuple[str, ...]] = {
 _NEVER: dict[str, tuple[str, ...]] = {"metrics": ("cypria.query.alerts",)}
 """Holes in a service's patterns: questions about alerts are the alerts service's."""
 
-_DURABLES: dict[str, tuple[str, ...]] = {"alerts": (streams.ALERTS.name, streams.EVENTS.name)}
+_DURABLES: dict[str, tuple[str, ...]] = {
+    "alerts": (streams.ALERTS.name, streams.EVENTS.name, streams.INTEGRATIONS.name)
+}
 """Streams that a service consumes by durable consumers with acknowledgements; other readers keep their own place."""
 
 _ANSWERS: dict[str, tuple[str, ...]] = {

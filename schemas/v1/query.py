@@ -91,10 +91,38 @@ class RedriveQuery(Message):
 
 
 class RedriveReply(Message):
-    """How many were sent back, and by letter why the others were not (``destination``, ``alert``, ``reason``)."""
+    """How many were sent back, and by letter why the others were not (``destination``, ``alert``, ``reason``; of
+    integrations ``integration``, ``event``, ``reason``).
+    """
 
     redriven: int = 0
     skipped: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class IntegrationQuery(Message):
+    """`cypria.alerts.integrations-test` and `.integrations-redrive` (answered by alerts): of one integration, or of all."""
+
+    integration: str | None = None
+
+
+class IntegrationsReply(Message):
+    """`cypria.alerts.integrations` (answered by alerts): how each integration stands.
+
+    By integration: ``integration``, ``type``, ``events``, ``tests``, ``window_seconds``, ``waiting``, ``in_hand``,
+    ``dead_letters`` (not sent back yet) and ``last``: the last message's ``event``, ``kind``, ``status``, ``attempts``,
+    ``reason`` and ``at_ms``, or null.
+    """
+
+    integrations: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class IntegrationsTestReply(Message):
+    """Whether each integration could be told something; nothing is acted upon.
+
+    By integration: ``integration``, ``type``, ``outcome`` (``sent`` or ``failed``), ``reason`` or null, ``seconds``.
+    """
+
+    integrations: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class AuditQuery(Message):

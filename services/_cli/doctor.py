@@ -123,7 +123,28 @@ async def _key() -> list[Check]:
     else:
         running = status.get("running_tests") or []
         found.append(Check("running test", "ok", ", ".join(running) or "none"))
-    return found
+    return found + await _integrations()
+
+
+async def _integrations() -> list[Check]:
+    """Integrations that have dead letters, or whose last message has failed so far; nothing where there are none."""
+    try:
+        integrations = (await api.acall("GET", "/v1/ab-testing/integrations"))["integrations"]
+    except api.ApiError as exc:
+        return [Check("integrations", "warning", str(exc))]
+    if not integrations:
+        return []
+    said = []
+    for one in integrations:
+        last = one.get("last") or {}
+        if one["dead_letters"]:
+            said.append(f"{one['integration']} has {one['dead_letters']} dead letters")
+        elif last and last["status"] != "sent":
+            said.append(f"{one['integration']} fails ({last.get('reason') or last['status']})")
+    if not said:
+        return [Check("integrations", "ok", f"{len(integrations)}, nothing failed")]
+    remedy = "`cypria integrations test` finds out why, `cypria integrations redrive` sends dead letters back"
+    return [Check("integrations", "warning", f"{'; '.join(said)}: {remedy}")]
 
 
 def _processes(data_dir: Path) -> list[tuple[str, str, int]]:

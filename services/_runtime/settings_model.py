@@ -21,6 +21,7 @@ from services._runtime.settings_engines import (
     is_url,
     not_allowed,
 )
+from services._runtime.settings_integrations import Integration
 
 
 def bare(url: str) -> str:
@@ -251,6 +252,7 @@ class Settings(Section):
     ab_testing: AbTesting = AbTesting()
     monitoring: Monitoring = Monitoring()
     alerts: Alerts = Alerts()
+    integrations: list[Integration] = []
     nats: Nats = Nats()
     clickhouse: ClickHouse = ClickHouse()
     models: list[Model] = []

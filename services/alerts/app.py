@@ -31,6 +31,7 @@ from services.alerts.adapters.nats_consumers import EVENTS_DURABLE, durable_of, 
 from services.alerts.adapters.nats_history import HistoryFeed
 from services.alerts.adapters.nats_ledger import NatsLedger
 from services.alerts.adapters.nats_letters import NatsDeadLetters
+from services.alerts.adapters.nats_links import ensure_link_consumers
 from services.alerts.adapters.nats_redrive import ONLY, NatsRedrive
 from services.alerts.adapters.pagerduty import PagerDutyDestination
 from services.alerts.adapters.pushgateway import PushgatewayDestination
@@ -40,7 +41,8 @@ from services.alerts.commands import Commands
 from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.history import History
 from services.alerts.ports import Destination, Incoming
-from services.alerts.settings import DRAIN_S, PROGRESS_S, AlertsSettings, Channel
+from services.alerts.links import Links
+from services.alerts.settings import DRAIN_S, PROGRESS_S, AlertsSettings, Channel, Link
 
 log = get_logger(__name__)
 
@@ -74,6 +76,9 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
         streaming.consume(streams.ALERTS.name, subjects.ALERT, durable_of(destination.name), delivery)
     events = handlers.Events(lambda: feed.history, NatsAlerts(bus).raise_alert, letters, retry)
     streaming.consume(streams.EVENTS.name, subjects.EVENT, EVENTS_DURABLE, events)
+    links = _links(own, bus, ledger, letters, retry)
+    for consumed in links.consumers():
+        streaming.consume(*consumed)
     readiness = Readiness()
     readiness.add("bus", bus.missing)
     readiness.add("history", feed.missing)
@@ -98,18 +103,23 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
 
     answers("test", commands.test)
     answers("redrive", commands.redrive)
+    answers("integrations", links.commands.list)
+    answers("integrations-test", links.commands.test)
+    answers("integrations-redrive", links.commands.redrive)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await bus.connect()
-        await _when_provisioned(bus, names)
+        await _when_provisioned(bus, names, own.links)
         await ledger.start()
         feed.start()
+        links.start()
         try:
             yield
         finally:
             for delivery in deliveries:
                 await delivery.stop()
+            await links.stop()
             await feed.stop()
             await ledger.stop()
             for destination in destinations:
@@ -193,12 +203,13 @@ async def _raw(message: NatsMessage) -> bytes:
     return message.body
 
 
-async def _when_provisioned(bus: Bus, destinations: list[str]) -> None:
+async def _when_provisioned(bus: Bus, destinations: list[str], links: tuple[Link, ...]) -> None:
     """Make the consumers, waiting for streams and buckets that `provision` has yet to make."""
     told = False
     while True:
         try:
             await ensure_consumers(bus, destinations)
+            await ensure_link_consumers(bus, links)
             return
         except NotFoundError:
             if not told:
@@ -212,6 +223,15 @@ async def _when_provisioned(bus: Bus, destinations: list[str]) -> None:
 def _destinations(channels: tuple[Channel, ...], feed: HistoryFeed) -> list[Destination]:
     try:
         return [_make(channel, lambda: feed.history) for channel in channels]
+    except ConfigError as exc:
+        _refuse(exc)
+
+
+def _links(
+    own: AlertsSettings, bus: Bus, ledger: NatsLedger, letters: NatsDeadLetters, retry: RetryPolicy
+) -> Links:
+    try:
+        return Links(own.links, bus, ledger, letters, retry)
     except ConfigError as exc:
         _refuse(exc)
 

@@ -30,7 +30,7 @@ BUS_ERRORS = (NatsError, TimeoutError, OSError)
 _REMEMBERED = 10_000
 
 
-def _short(exc: ValidationError) -> str:
+def short(exc: ValidationError) -> str:
     """What is wrong, without the values."""
     errors = exc.errors(include_url=False, include_input=False)[:5]
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors)
@@ -90,7 +90,7 @@ class Delivery(Consumer):
         try:
             event = CloudEvent[Alert].model_validate_json(incoming.payload)
         except ValidationError as exc:
-            return await self._bury(incoming, f"not an alert: {_short(exc)}")
+            return await self._bury(incoming, f"not an alert: {short(exc)}")
         name, alert = self._destination.name, event.data
         known = await self._ledger.delivery(name, event.id)
         if known is not None and known.final:
@@ -175,7 +175,7 @@ class Events(Consumer):
         try:
             derived = self._derive(kind, incoming.payload)
         except ValidationError as exc:
-            return await self._bury(incoming, f"not an event {kind}: {_short(exc)}")
+            return await self._bury(incoming, f"not an event {kind}: {short(exc)}")
         # An incident is told of when it is new, and its end when there was one.
         if derived is not None and self._stands(derived[1]) == derived[1].resolved:
             await self._raise_alert(*derived)
@@ -220,7 +220,7 @@ def answer(
     try:
         query = AlertsQuery.model_validate_json(payload or b"{}")
     except ValidationError as exc:
-        return QueryError(message=_short(exc), code="invalid_request").model_dump_json().encode(), True
+        return QueryError(message=short(exc), code="invalid_request").model_dump_json().encode(), True
     items, total = history.newest(query.limit, query.test_id)
 
     def item(one: Item) -> dict[str, object]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from schemas.v1.alerts import Alert
+from schemas.v1.integrations import Occasion
 from services.alerts.domain.incident import Send, Skip, Status
 from services.alerts.domain.outcome import Outcome
 from services.alerts.domain.record import DeliveryRecord
@@ -46,6 +47,38 @@ class Destination(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One message for integrations: ``kind`` is that of the call, or of the event that is forwarded as it is.
+
+    ``payload`` is the CloudEvent; ``data`` is decoded where it is one of `schemas.v1.integrations`.
+    """
+
+    kind: str
+    event_id: str
+    test_id: str
+    payload: bytes
+    data: Occasion | None = None
+
+
+class Integration(Protocol):
+    """A system that is told what happens to tests. ``name`` is as configured."""
+
+    name: str
+
+    def wants(self, told: Told) -> bool:
+        """Whether it is to be told."""
+
+    async def tell(self, told: Told) -> Outcome:
+        """One attempt, bounded in time; never raises for what the system does."""
+
+    async def probe(self) -> Outcome:
+        """Whether it could be told something; nothing is acted upon."""
+
+    async def close(self) -> None:
+        """Let go of connections and processes."""
 
 
 class Ledger(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from schemas.v1.common import AlertLevel
 from services._runtime.settings import ConfigError
 from services._runtime.settings_alerts import SECRETS, Destination
+from services._runtime.settings_integrations import CALLS, METRIC_WINDOW, Integration
 from services._runtime.settings_model import Settings
 from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.route import Route
@@ -18,7 +19,9 @@ DRAIN_S = 1.0
 """At SIGTERM what is being delivered gets this long: the supervisor kills after 1.5 s."""
 
 _URLS = frozenset({"webhook_url"})
-_HTTP_TYPES = frozenset({"slack", "pagerduty", "webhook"})
+_HTTP_TYPES = frozenset({"slack", "pagerduty", "webhook", "dtesn"})
+WINDOW_S = 60
+"""How long the windows are whose figures integrations are told, unless they say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,49 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class Link:
+    """One integration. ``secrets`` are read from the file or the environment and never shown; ``environment`` is what a
+    subscriber's process gets of this one's; ``models`` translates names of models where another system has its own.
+    """
+
+    name: str
+    options: Integration
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """Such as ``dtesn``."""
+        return self.options.type
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """What it is told: kinds of calls of a subscriber, patterns of events of a webhook."""
+        if self.type == "dtesn":
+            return ("rolled_back", "decided")
+        return tuple(self.options.events or (CALLS if self.type == "subscriber" else ("test.*",)))
+
+    @property
+    def window_s(self) -> int | None:
+        """Length of the windows that it is told of; None where it wants none."""
+        return (self.options.window_seconds or WINDOW_S) if METRIC_WINDOW in self.events else None
+
+
+@dataclass(frozen=True)
 class AlertsSettings:
-    """Channels, how many alerts the history keeps, and the retry policy."""
+    """Channels, how many alerts the history keeps, integrations, and the retry policy."""
 
     channels: tuple[Channel, ...]
     retention: int
+    links: tuple[Link, ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
     """This service's part of the configuration; with no destination configured, alerts go to the log.
 
-    Raises ConfigError where a named variable is not set or two destinations have one name.
+    Raises ConfigError where a named variable is not set, or two destinations or integrations have one name.
     """
     configured = settings.alerts.destinations or [Destination(type="log")]
     channels: list[Channel] = []
@@ -58,7 +92,27 @@ def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
         if any(channel.name == name for channel in channels):
             raise ConfigError(f"{key}.name: two destinations are named '{name}': give each its own name")
         channels.append(Channel(name, destination, _route(destination), _secrets(destination, key, environ)))
-    return AlertsSettings(channels=tuple(channels), retention=settings.alerts.retention)
+    return AlertsSettings(
+        channels=tuple(channels), retention=settings.alerts.retention, links=_links(settings, environ)
+    )
+
+
+def _links(settings: Settings, environ: Mapping[str, str]) -> tuple[Link, ...]:
+    upstream = {model.name: model.upstream_model for model in settings.models if model.upstream_model}
+    links: list[Link] = []
+    for index, options in enumerate(settings.integrations):
+        key = f"integrations.{index}"
+        name = options.name or _free_name(options.entry_point or options.type, [link.name for link in links])
+        if any(link.name == name for link in links):
+            raise ConfigError(f"{key}.name: two integrations are named '{name}': give each its own name")
+        environment = {}
+        for variable in options.environment or []:
+            if variable not in environ:
+                raise ConfigError(f"{key}.environment: the environment variable {variable} is not set: set or remove it")
+            environment[variable] = environ[variable]
+        names = {**upstream, **(options.model_names or {})}
+        links.append(Link(name, options, _secrets(options, key, environ), environment, names))
+    return tuple(links)
 
 
 def _free_name(base: str, taken: list[str]) -> str:
@@ -80,10 +134,10 @@ def _route(destination: Destination) -> Route:
     )
 
 
-def _secrets(destination: Destination, key: str, environ: Mapping[str, str]) -> dict[str, str]:
+def _secrets(destination: Destination | Integration, key: str, environ: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in SECRETS:
-        given, variable = getattr(destination, name), getattr(destination, f"{name}_env", None)
+        given, variable = getattr(destination, name, None), getattr(destination, f"{name}_env", None)
         if given is not None:
             found[name] = given.get_secret_value()
         elif variable is not None:

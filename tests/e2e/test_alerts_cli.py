@@ -1,4 +1,4 @@
-"""`cypria alerts list|test|redrive` against a running system with a destination that fails at first."""
+"""`cypria alerts` and `cypria integrations` against a running system whose destination and webhook fail at first."""
 
 import asyncio
 import json
@@ -14,12 +14,33 @@ from tests.service.alerts.receivers import Receiver
 from tests.system import ROOT, System, running
 
 
-async def cypria(system: System, *arguments: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
+async def cypria(
+    system: System, *arguments: str, key: str | None = None, group: str = "alerts"
+) -> subprocess.CompletedProcess[str]:
     env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=key or system.key, PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-m", "services.cli", "alerts", *arguments]
+    command = [sys.executable, "-m", "services.cli", group, *arguments]
     return await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=60, check=False
     )
+
+
+async def integrations(system: System, receiver: Receiver, test_id: str) -> None:
+    """Those of the running test: its start was refused at first."""
+    doctor = await cypria(system, group="doctor")
+    assert "lake has 1 dead letters" in " ".join(doctor.stdout.split())
+    listed = await cypria(system, "list", group="integrations")
+    assert "HTTP 404" in listed.stdout, listed.stderr
+    assert (await cypria(system, "test", "--integration", "lake", group="integrations")).returncode == 0
+    redriven = await cypria(system, "redrive", "--integration", "lake", group="integrations")
+    assert "sent back 1" in redriven.stdout, redriven.stderr
+    events = [got for got in receiver.got if got.path == "/events"]
+    await eventually(lambda: len([got for got in receiver.got if got.path == "/events"]) > len(events), 40)
+    last = next(got for got in reversed(receiver.got) if got.path == "/events")
+    assert (last.body["type"], last.body["data"]["test_id"]) == ("cypria.test.started.v1", test_id)
+    status = json.loads((await cypria(system, "list", "--json", group="integrations")).stdout)["integrations"]
+    assert [(one["integration"], one["dead_letters"]) for one in status] == [("lake", 0)]
+    unknown = await cypria(system, "test", "--integration", "nobody", group="integrations")
+    assert (unknown.returncode, "nobody" in unknown.stderr) == (1, True)
 
 
 async def test_test_alerts_and_dead_letters_from_the_shell(
@@ -29,6 +50,8 @@ async def test_test_alerts_and_dead_letters_from_the_shell(
         config = engine_config(*upstreams)
         hook = {"type": "webhook", "name": "hook", "url": f"{receiver.url}/hidden-path", "secret": "hidden-word"}
         config["alerts"] = {"destinations": [{"type": "log"}, hook]}
+        lake = {"type": "webhook", "name": "lake", "url": f"{receiver.url}/events", "secret": "hidden-word"}
+        config["integrations"] = [lake]
         async with running(tmp_path_factory.mktemp("alerts"), config) as system:
             done = await cypria(system, "test", "--json")
             outcomes = {one["destination"]: one for one in json.loads(done.stdout)["destinations"]}
@@ -54,6 +77,7 @@ async def test_test_alerts_and_dead_letters_from_the_shell(
             assert "sent back 1" in redriven.stdout, redriven.stderr
             await eventually(lambda: len(receiver.got) > sent, 40)
             assert "Test started" in receiver.got[-1].body["data"]["title"]
+            await integrations(system, receiver, started.json()["test_id"])
             unknown = await cypria(system, "redrive", "--destination", "nobody")
             assert unknown.returncode == 1
             assert "nobody" in unknown.stderr

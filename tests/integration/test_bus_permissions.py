@@ -52,6 +52,10 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
     "cypria.audit.caller": (set(), set()),
     "cypria.dlq.EVENTS.caller": (set(), set()),
     "cypria.dlq.ALERTS.alerts.slack": ({"alerts"}, set()),
+    "cypria.dlq.INTEGRATIONS.alerts.dtesn": ({"alerts"}, set()),
+    "cypria.alerts.integrations-test": ({"router"}, {"alerts"}),
+    "cypria.integration.event.decided": ({"alerts"}, set()),
+    "cypria.integration.window.60": ({"alerts"}, set()),
     **{f"cypria.dlq.EVENTS.{service}": ({service}, set()) for service in SERVICES},
     "cypria.unknown": (set(), set()),
     "somebody.elses": (set(), set()),
@@ -59,10 +63,11 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
 
 STREAMS: dict[str, set[str]] = {
     "METRICS": {"metrics"},
-    "WINDOWS": {"metrics", "monitor", "router"},
+    "WINDOWS": {"metrics", "monitor", "router", "alerts"},
     "EVENTS": {"metrics", "alerts", "monitor", "router"},
     "ALERTS": {"alerts", "metrics", "router"},
     "AUDIT": {"metrics"},
+    "INTEGRATIONS": {"alerts"},
     "DLQ": {"alerts"},
 }
 BUCKETS: dict[str, tuple[set[str], set[str]]] = {
@@ -82,7 +87,7 @@ ANSWERS: dict[str, set[str]] = {
     "alerts": {"router"},
 }
 """Whose questions a service answers, into their inboxes."""
-ACKNOWLEDGE: dict[str, set[str]] = {"alerts": {"ALERTS", "EVENTS"}}
+ACKNOWLEDGE: dict[str, set[str]] = {"alerts": {"ALERTS", "EVENTS", "INTEGRATIONS"}}
 """Who consumes by durable consumers."""
 
 READING = (
@@ -175,7 +180,9 @@ async def _stored_are_only_the_speakers(server: NatsServer) -> None:
     expected = {
         subject: len(speakers)
         for subject, (speakers, _) in SPEAK_AND_LISTEN.items()
-        if speakers and subject.split(".")[1] in {"metric", "window", "rollback", "event", "alert", "audit", "dlq"}
+        if speakers and subject.split(".")[1] in {
+            "metric", "window", "rollback", "event", "alert", "audit", "integration", "dlq"
+        }
     }
     admin = await server.connect("provision")
     stored: dict[str, int] = {}
@@ -280,7 +287,8 @@ async def test_a_consumers_deliver_subject_is_no_way_into_a_bucket_or_stream(
 async def test_what_is_a_services_own_works_from_end_to_end(nats_server: NatsServer) -> None:
     writers = {"METRICS": ("router", "cypria.metric.0"), "WINDOWS": ("metrics", "cypria.window.0"),
                "EVENTS": ("router", "cypria.event.test.started"), "ALERTS": ("monitor", "cypria.alert.info"),
-               "AUDIT": ("inference", "cypria.audit.inference")}  # fmt: skip
+               "AUDIT": ("inference", "cypria.audit.inference"),
+               "INTEGRATIONS": ("alerts", "cypria.integration.event.started")}  # fmt: skip
     for stream, (writer, subject) in writers.items():
         async with nats_server.bus(writer) as bus:
             await bus.js.publish(subject, writer.encode())

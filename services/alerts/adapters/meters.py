@@ -7,3 +7,4 @@ DEAD_LETTERS = Counter("cypria_alerts_dead_letters", "Messages put into the DLQ"
 DERIVED = Counter("cypria_alerts_derived", "Alerts raised from events of tests and monitoring")
 ERRORS = Counter("cypria_alerts_handler_errors", "Messages that raised and will come again", ["consumer"])
 HISTORY = Gauge("cypria_alerts_history_items", "Alerts in the history")
+CALLS = Counter("cypria_integrations_calls", "Attempts to tell an integration, by outcome", ["integration", "outcome"])

@@ -68,6 +68,18 @@ class Queries:
         """Dead letters back into ALERTS."""
         return await self._ask("alerts", subjects.alerts("redrive"), message, q.RedriveReply, 25)
 
+    async def integrations(self) -> q.IntegrationsReply:
+        """How each integration stands."""
+        return await self._ask("alerts", subjects.alerts("integrations"), None, q.IntegrationsReply, 15)
+
+    async def integrations_test(self, message: q.IntegrationQuery) -> q.IntegrationsTestReply:
+        """Whether integrations could be told something; each has up to 20 s."""
+        return await self._ask("alerts", subjects.alerts("integrations-test"), message, q.IntegrationsTestReply, 25)
+
+    async def integrations_redrive(self, message: q.IntegrationQuery) -> q.RedriveReply:
+        """Dead letters back into INTEGRATIONS."""
+        return await self._ask("alerts", subjects.alerts("integrations-redrive"), message, q.RedriveReply, 25)
+
     async def verdict(self, test_id: str, timeout_s: float = 1.5) -> q.VerdictStatus:
         """How the evidence of a test stands."""
         message = q.VerdictQuery(test_id=test_id)

@@ -47,7 +47,11 @@ _VERDICTS = {
 }  # fmt: skip
 
 
-_ALERTS = {"test": (RAW, "AlertTestReply"), "redrive": ("RedriveQuery", "RedriveReply")}
+_ALERTS = {
+    "test": (RAW, "AlertTestReply"), "redrive": ("RedriveQuery", "RedriveReply"),
+    "integrations": (RAW, "IntegrationsReply"), "integrations-test": ("IntegrationQuery", "IntegrationsTestReply"),
+    "integrations-redrive": ("IntegrationQuery", "RedriveReply"),
+}  # fmt: skip
 _MODELS = {
     "list": ("ModelQuery", RAW), "plan": ("ModelQuery", "ModelPlan"), "load": ("ModelQuery", RAW),
     "unload": ("ModelQuery", RAW),
@@ -56,12 +60,13 @@ _ASKED: dict[str, tuple[Callable[[str], str], str, dict[str, tuple[str, str]]]] 
     "models": (subjects.models, "Asked of the workers", _MODELS),
     "query": (subjects.query, "Asked about the past", _QUERIES),
     "verdict": (subjects.verdict, "Asked about a verdict", _VERDICTS),
-    "alerts": (subjects.alerts, "Asked of the destinations", _ALERTS),
+    "alerts": (subjects.alerts, "Asked of destinations and integrations", _ALERTS),
 }
 _PARAMETERS = {
     "model": "The model's name as one token", "worker": "The worker's id", "partition": "0 to 7", "test_id": "The test",
     "type": "Dotted, such as test.started", "level": "info, warning, critical or emergency", "service": "Who tells",
     "stream": "Where it came from", "consumer": "Who could not",
+    "told": "event.started, event.rolled_back, event.decided, event.forwarded, or window.SECONDS",
 }  # fmt: skip
 _SENT: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
     (subjects.INFER, ("model", "worker"), "A request for one worker, in frames", (RAW,)),
@@ -74,6 +79,8 @@ _SENT: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
     (subjects.EVENT, ("type",), "What happened to tests, models and the monitoring", _EVENTS),
     (subjects.ALERT, ("level",), "Alerts", (catalog.event_type("alert"),)),
     (subjects.AUDIT, ("service",), "Who did what", (catalog.event_type("audit"),)),
+    (subjects.INTEGRATION, ("told",), "What integrations have yet to be told",
+     tuple(catalog.event_type(kind) for kind in catalog.EVENTS if kind.startswith("integration."))),
     (subjects.DLQ, ("stream", "consumer"), "What could not be processed, with the reason", ("DeadLetter",)),
 )
 

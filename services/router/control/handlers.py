@@ -16,7 +16,7 @@ from services._runtime.settings_model import Settings
 from services.router.control import audited
 from services.router.control.base import Done
 from services.router.control.lifecycle import Lifecycle
-from services.router.control.params import NoParams, RedriveParams
+from services.router.control.params import IntegrationParams, NoParams, RedriveParams
 from services.router.control.parts import Parts
 from services.router.control.records import Records
 from services.router.domain import commands
@@ -157,6 +157,16 @@ class Handlers(Records):
         reply = await self._parts.queries.alerts_redrive(q.RedriveQuery(destination=params.destination))
         after = {"redriven": reply.redriven, "skipped": len(reply.skipped)}
         return Done(reply, target=params.destination, after=after)
+
+    async def integrations_test(self, _who: Principal, params: IntegrationParams) -> Done:
+        """404 for an unknown integration."""
+        query = q.IntegrationQuery(integration=params.integration)
+        return Done(await self._parts.queries.integrations_test(query), target=params.integration)
+
+    async def integrations_redrive(self, _who: Principal, params: IntegrationParams) -> Done:
+        """404 for an unknown integration."""
+        query = q.IntegrationQuery(integration=params.integration)
+        return Done(await self._parts.queries.integrations_redrive(query), target=params.integration)
 
     # ------------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,12 @@ class RedriveParams(Command):
     destination: str | None = Field(default=None, min_length=1, max_length=512)
 
 
+class IntegrationParams(Command):
+    """One integration, by default all."""
+
+    integration: str | None = Field(default=None, min_length=1, max_length=512)
+
+
 class AuditParams(Command):
     """Audit records, newest first; ``since`` is RFC 3339."""
 

@@ -84,6 +84,10 @@ class Reads:
         body = {**status.model_dump(mode="json"), "monitoring_active": state.active}
         return Done({**body, "check_interval_seconds": state.check_interval_seconds, "degraded": None})
 
+    async def integrations(self, _who: Principal, _params: p.NoParams) -> Done:
+        """How each integration stands, as the alerts service sees it."""
+        return Done(await self._parts.queries.integrations())
+
     async def monitoring_alerts(self, _who: Principal, params: p.AlertsParams) -> Done:
         """Alerts, newest first."""
         return Done(

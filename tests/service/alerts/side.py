@@ -54,11 +54,11 @@ class Side:
 
     @contextlib.asynccontextmanager
     async def service(
-        self, *destinations: dict[str, Any], retry: RetryPolicy = FAST, retention: int = 1000
+        self, *destinations: dict[str, Any], retry: RetryPolicy = FAST, retention: int = 1000, **sections: Any
     ) -> AsyncIterator[None]:
         """The service in this process."""
         alerts = {"destinations": list(destinations), "retention": retention}
-        app = build_app(self.server.settings("alerts", alerts=alerts), retry)
+        app = build_app(self.server.settings("alerts", alerts=alerts, **sections), retry)
         async with app.start_lifespan_context():
             await eventually(self.answers)
             yield
@@ -69,20 +69,23 @@ class Side:
             return "Cypria-Error" not in (reply.headers or {})
         return False
 
-    def process(self, tmp_path: Path, *destinations: dict[str, Any]) -> subprocess.Popen[bytes]:
-        """The service as a process of its own."""
+    def process(
+        self, tmp_path: Path, *destinations: dict[str, Any], path: Path = ROOT, **sections: Any
+    ) -> subprocess.Popen[bytes]:
+        """The service as a process of its own; ``path`` is where it finds packages besides."""
         config = tmp_path / "alerts.yaml"
         config.write_text(yaml.safe_dump({
             "alerts": {"destinations": list(destinations)},
             "nats": {"servers": [self.server.url]},
             "data_dir": str(tmp_path / "data"),
             "logging": {"format": "json"},
+            **sections,
         }))  # fmt: skip
         with (tmp_path / "alerts.log").open("ab") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", "services.alerts", "--config", str(config)], cwd=ROOT, stdout=sink, stderr=sink,
                 env=environment(
-                    PYTHONPATH=str(ROOT), CYPRIA_NATS__USER="alerts", CYPRIA_SUPERVISOR_PID=str(os.getpid()),
+                    PYTHONPATH=os.pathsep.join([str(ROOT), str(path)]), CYPRIA_NATS__USER="alerts", CYPRIA_SUPERVISOR_PID=str(os.getpid()),
                     CYPRIA_NATS__PASSWORD=self.server.embedded.passwords["alerts"],
                 ),
             )  # fmt: skip

@@ -1,0 +1,55 @@
+"""`cypria integrations`: other systems that are told what happens to tests."""
+
+from typing import Annotated, Any
+
+import typer
+
+from services._cli import api, show
+
+app = typer.Typer(
+    no_args_is_help=True, help="List integrations, find out whether they can be told something, send dead letters back."
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
+NameOption = Annotated[str | None, typer.Option("--integration", help="By default all of them.")]
+
+
+@app.command("list")
+def list_(json_: JsonOption = False) -> None:
+    """List integrations, what waits for each, and what became of its last message."""
+    data = api.call("GET", "/v1/ab-testing/integrations")
+    if json_:
+        show.as_json(data)
+        return
+    columns = ["integration", "type", "waiting", "in_hand", "dead_letters", "last", "status", "at_ms", "reason"]
+    show.rows([_row(one) for one in data["integrations"]], columns)
+
+
+@app.command("test")
+def probe(integration: NameOption = None, json_: JsonOption = False) -> None:
+    """Find out whether integrations could be told something; the exit status is 1 where one could not."""
+    body = {"integration": integration} if integration else {}
+    data = api.call("POST", "/v1/ab-testing/integrations/test", body=body)
+    if json_:
+        show.as_json(data)
+    else:
+        show.rows(data["integrations"], ["integration", "type", "outcome", "reason", "seconds"])
+    raise SystemExit(1 if any(one["outcome"] != "sent" for one in data["integrations"]) else 0)
+
+
+@app.command("redrive")
+def redrive(integration: NameOption = None, json_: JsonOption = False) -> None:
+    """Tell integrations once more what they would not take."""
+    body = {"integration": integration} if integration else {}
+    data = api.call("POST", "/v1/ab-testing/integrations/redrive", body=body)
+    if json_:
+        show.as_json(data)
+        return
+    show.console.print(f"sent back {data['redriven']}, left {len(data['skipped'])}")
+    if data["skipped"]:
+        show.rows(data["skipped"], ["integration", "event", "reason"])
+
+
+def _row(one: dict[str, Any]) -> dict[str, Any]:
+    last = one.get("last") or {}
+    return {**one, **last, "last": last.get("event")}

@@ -1,0 +1,108 @@
+"""What one may ask of integrations: how they stand, whether they can be told something, and dead letters once more."""
+
+import asyncio
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.v1.query import (
+    IntegrationQuery,
+    IntegrationsReply,
+    IntegrationsTestReply,
+    QueryError,
+    RedriveReply,
+)
+from services._runtime.clock import monotonic
+from services._runtime.telemetry import get_logger
+from services.alerts.adapters.nats_links import NatsStandings
+from services.alerts.adapters.nats_redrive import LinkRedrive, UnknownDestinationError
+from services.alerts.domain.outcome import Refused, Retry
+from services.alerts.handlers import BUS_ERRORS
+from services.alerts.ports import Integration
+from services.alerts.settings import Link
+
+log = get_logger(__name__)
+
+PATIENCE_S = 20.0
+
+
+class IntegrationCommands:
+    """Each takes a payload and gives (reply, whether it is a QueryError)."""
+
+    def __init__(
+        self, links: tuple[Link, ...], integrations: list[Integration], standings: NatsStandings, redriver: LinkRedrive
+    ) -> None:
+        self._links = links
+        self._integrations = {integration.name: integration for integration in integrations}
+        self._standings = standings
+        self._redriver = redriver
+
+    async def list(self, _payload: bytes) -> tuple[bytes, bool]:
+        """Every integration, with what waits for it and what became of its last message."""
+        try:
+            shown = [
+                {"integration": link.name, "type": link.type, "events": list(link.events),
+                 "tests": link.options.tests, "window_seconds": link.window_s, **await self._standings.standing(link)}
+                for link in self._links
+            ]  # fmt: skip
+        except BUS_ERRORS as exc:
+            log.warning("integrations_not_listed", error=repr(exc))
+            return _error("the bus failed while the integrations were looked at: try again", "unavailable")
+        return IntegrationsReply(integrations=shown).model_dump_json().encode(), False
+
+    async def test(self, payload: bytes) -> tuple[bytes, bool]:
+        """One attempt at each integration, or at the one that is named, all at once; nothing is acted upon."""
+        try:
+            query = IntegrationQuery.model_validate_json(payload or b"{}")
+            names = self._named(query)
+        except ValidationError:
+            return _error("integration: give the name of one, or leave it out for all", "invalid_request")
+        except UnknownDestinationError as exc:
+            return _error(str(exc), "not_found")
+        results = await asyncio.gather(*(self._probe(self._integrations[name]) for name in names))
+        return IntegrationsTestReply(integrations=list(results)).model_dump_json().encode(), False
+
+    async def redrive(self, payload: bytes) -> tuple[bytes, bool]:
+        """Every dead letter of an integration is sent back once."""
+        try:
+            query = IntegrationQuery.model_validate_json(payload or b"{}")
+            names = self._named(query)
+            reply: RedriveReply = await self._redriver.redrive(names, list(self._integrations))
+        except ValidationError:
+            return _error("integration: give the name of one, or leave it out for all", "invalid_request")
+        except UnknownDestinationError as exc:
+            return _error(str(exc), "not_found")
+        except BUS_ERRORS as exc:
+            log.warning("redrive_failed", error=repr(exc))
+            return _error("the bus failed while dead letters were sent back: try again", "unavailable")
+        return reply.model_dump_json().encode(), False
+
+    def _named(self, query: IntegrationQuery) -> "list[str]":
+        if query.integration is None:
+            return [*self._integrations]
+        if query.integration not in self._integrations:
+            known = ", ".join(self._integrations) or "none"
+            raise UnknownDestinationError(f"no integration is named '{query.integration}': there are {known}")
+        return [query.integration]
+
+    async def _probe(self, integration: Integration) -> dict[str, Any]:
+        began = monotonic()
+        reason: str | None = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                outcome = await integration.probe()
+            failed = isinstance(outcome, (Refused, Retry))
+            reason = (outcome.reason if isinstance(outcome, (Refused, Retry)) else outcome.note) or None
+        except TimeoutError:
+            failed, reason = True, f"no answer within {PATIENCE_S:g} s"
+        except Exception as exc:
+            log.exception("test_of_integration_failed", integration=integration.name)
+            failed, reason = True, type(exc).__name__
+        return {
+            "integration": integration.name, "type": next(one.type for one in self._links if one.name == integration.name),
+            "outcome": "failed" if failed else "sent", "reason": reason, "seconds": round(monotonic() - began, 3),
+        }  # fmt: skip
+
+
+def _error(message: str, code: str) -> tuple[bytes, bool]:
+    return QueryError(message=message, code=code).model_dump_json().encode(), True

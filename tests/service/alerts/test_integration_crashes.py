@@ -1,0 +1,102 @@
+"""kill -9 of the alerts service and of subscribers' processes: nothing is lost, and only what was under way comes twice."""
+
+import json
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.harness import eventually
+from tests.service.alerts.occasions import behaving, calls, happen, hosts, standing
+from tests.service.alerts.receivers import Receiver
+from tests.service.alerts.side import Side
+
+LONG_S = 60
+
+
+async def idle(side: Side, *names: str) -> bool:
+    if not await side.answers():
+        return False
+    found = [await standing(side, name) for name in names]
+    return all(not one["waiting"] and not one["in_hand"] for one in found)
+
+
+async def test_kills_at_random_moments_lose_nothing_and_repeat_only_what_was_under_way(side: Side, tmp_path: Path) -> None:
+    draw = random.Random(8)
+    folder = behaving(tmp_path / "packages")
+    log = tmp_path / "calls"
+    async with Receiver().running() as receiver:
+        integrations = [
+            {"type": "subscriber", "entry_point": "behaving", "options": {"log": str(log)}},
+            {"type": "webhook", "url": receiver.url, "secret": "s"},
+        ]
+        process = side.process(tmp_path, path=folder, integrations=integrations)
+        await eventually(side.answers, LONG_S)
+        kills, told = 3, []
+        for part in range(kills):
+            told += [f"{await happen(side, 'test.started', f'fine{part}x{n}')}" for n in range(8)]
+            goal = len(receiver.got) + draw.randrange(1, 8)
+            await eventually(lambda goal=goal: len(receiver.got) >= goal, LONG_S)
+            children = hosts(process.pid)
+            side.kill(process)
+            await eventually(lambda children=children: not any(map(psutil.pid_exists, children)))
+            process = side.process(tmp_path, path=folder, integrations=integrations)
+        await eventually(lambda: {f"{one}.started" for one in told} == {call["event"] for call in calls(log)}, LONG_S)
+        await eventually(lambda: idle(side, "behaving", "webhook"), LONG_S)
+    called = Counter(call["event"] for call in calls(log))
+    posted = Counter(got.body["id"] for got in receiver.got)
+    assert set(posted) == set(told)
+    for seen in (called, posted):
+        assert sum(seen.values()) - len(told) <= kills, seen
+
+
+async def test_a_killed_subscriber_is_started_again_and_the_call_is_made_again(side: Side, tmp_path: Path) -> None:
+    folder = behaving(tmp_path / "packages")
+    log = tmp_path / "calls"
+    entry: dict[str, Any] = {"type": "subscriber", "entry_point": "behaving", "options": {"log": str(log)}, "timeout_seconds": 60}
+    process = side.process(tmp_path, path=folder, integrations=[entry])
+    await eventually(side.answers, LONG_S)
+    await happen(side, "test.started", "block-once")
+    (call,) = await eventually(lambda: calls(log), LONG_S)
+    os.kill(call["pid"], signal.SIGKILL)
+    await eventually(lambda: len(calls(log)) == 2, LONG_S)
+    await eventually(lambda: idle(side, "behaving"), LONG_S)
+    assert calls(log)[1]["pid"] != call["pid"]
+    process.terminate()
+    await eventually(lambda: process.poll() is not None, LONG_S)
+    lines = [json.loads(line) for line in (tmp_path / "alerts.log").read_text().splitlines() if line.startswith("{")]
+    assert [line["text"] for line in lines if line["event"] == "subscriber_said"].count("made") == 2
+    assert "its process was ended by SIGKILL" in str([line.get("reason") for line in lines])
+
+
+async def test_two_replicas_tell_once(side: Side, tmp_path: Path) -> None:
+    async with Receiver().running() as receiver:
+        entry = {"type": "webhook", "url": receiver.url, "secret": "s"}
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            side.process(tmp_path / name, integrations=[entry])
+        await eventually(side.answers, LONG_S)
+        told = [await happen(side, "test.started", f"t{number}") for number in range(20)]
+        await eventually(lambda: {got.body["id"] for got in receiver.got} == set(told), LONG_S)
+        await eventually(lambda: idle(side, "webhook"), LONG_S)
+    assert len(receiver.got) == len(told)
+
+
+async def test_the_bus_may_go_away_in_between(side: Side, tmp_path: Path) -> None:
+    async with Receiver().running() as receiver:
+        entry = {"type": "webhook", "url": receiver.url, "secret": "s"}
+        side.process(tmp_path, integrations=[entry])
+        await eventually(side.answers, LONG_S)
+        first = await happen(side, "test.started")
+        await eventually(lambda: idle(side, "webhook"), LONG_S)
+        side.server.kill()
+        side.server.start()
+        await eventually(side.answers, LONG_S)
+        second = await happen(side, "test.started", "t2")
+        await eventually(lambda: len(receiver.got) >= 2, LONG_S)
+        await eventually(lambda: idle(side, "webhook"), LONG_S)
+    assert [got.body["id"] for got in receiver.got] == [first, second]
