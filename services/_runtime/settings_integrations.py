@@ -1,5 +1,6 @@
-"""`integrations`: other systems that are told what happens to tests. docs/integrations.md has an example of each type."""
+"""`integrations`: other systems that are told what happens to tests. docs/integrations.md has an example of each."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,15 @@ class Integration(Section):
             raise ValueError("an empty list would let nothing through: leave it out, or name at least one")
         return value
 
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            json.dumps(value)
+        except TypeError as exc:
+            raise ValueError(f"{exc}: give text, numbers, lists and sections; a date needs quotes") from None
+        return value
+
     @model_validator(mode="after")
     def _fits_its_type(self) -> "Integration":
         allowed = KEYS[self.type] | COMMON
@@ -81,11 +91,11 @@ class Integration(Section):
             raise ValueError("a webhook integration needs secret_env (or secret), which signs what is sent")
         for pattern in self.events or []:
             if not _PATTERN.fullmatch(pattern):
-                raise ValueError(f"events: '{pattern}' is no event: give some such as test.*, model.state, metric_window")
+                raise ValueError(f"events: '{pattern}' is no event: give such as test.*, model.state, metric_window")
 
     def _check_subscriber(self) -> None:
         if not self.entry_point and not self.name:
-            raise ValueError("a subscriber integration needs entry_point, such as aar, echo_self or one that you installed")
+            raise ValueError("a subscriber integration needs entry_point: aar, echo_self or one that you installed")
         for event in self.events or []:
             if event not in CALLS:
                 raise ValueError(f"events: '{event}' is no call of a subscriber: there are {', '.join(CALLS)}")

@@ -40,8 +40,8 @@ from services.alerts.adapters.webhook import WebhookDestination
 from services.alerts.commands import Commands
 from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.history import History
-from services.alerts.ports import Destination, Incoming
 from services.alerts.links import Links
+from services.alerts.ports import Destination, Incoming
 from services.alerts.settings import DRAIN_S, PROGRESS_S, AlertsSettings, Channel, Link
 
 log = get_logger(__name__)
@@ -77,8 +77,7 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
     events = handlers.Events(lambda: feed.history, NatsAlerts(bus).raise_alert, letters, retry)
     streaming.consume(streams.EVENTS.name, subjects.EVENT, EVENTS_DURABLE, events)
     links = _links(own, bus, ledger, letters, retry)
-    for consumed in links.consumers():
-        streaming.consume(*consumed)
+    links.bind(streaming.consume)
     readiness = Readiness()
     readiness.add("bus", bus.missing)
     readiness.add("history", feed.missing)
@@ -94,18 +93,7 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
     types = {channel.name: channel.type for channel in own.channels}
     commands = Commands(destinations, types, NatsRedrive(bus, ledger))
 
-    def answers(verb: str, act: Callable[[bytes], Awaitable[tuple[bytes, bool]]]) -> None:
-        @broker.subscriber(subjects.alerts(verb), queue=SERVICE, no_reply=True, decoder=_raw)
-        async def command(body: bytes, message: NatsMessage) -> None:
-            reply, failed = await act(body)
-            if message.reply_to:
-                await broker.publish(reply, message.reply_to, headers={"Cypria-Error": "1"} if failed else None)
-
-    answers("test", commands.test)
-    answers("redrive", commands.redrive)
-    answers("integrations", links.commands.list)
-    answers("integrations-test", links.commands.test)
-    answers("integrations-redrive", links.commands.redrive)
+    _answer(broker, {"test": commands.test, "redrive": commands.redrive, **links.verbs()})
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -130,6 +118,20 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
         broker, lifespan=lifespan, asgi_routes=routes(SERVICE, readiness), logger=None,
         on_shutdown=[streaming.drain],
     )  # fmt: skip
+
+
+def _answer(broker: NatsBroker, verbs: dict[str, Callable[[bytes], Awaitable[tuple[bytes, bool]]]]) -> None:
+    """Have each of `cypria.alerts.<verb>` answered."""
+
+    def answers(verb: str, act: Callable[[bytes], Awaitable[tuple[bytes, bool]]]) -> None:
+        @broker.subscriber(subjects.alerts(verb), queue=SERVICE, no_reply=True, decoder=_raw)
+        async def command(body: bytes, message: NatsMessage) -> None:
+            reply, failed = await act(body)
+            if message.reply_to:
+                await broker.publish(reply, message.reply_to, headers={"Cypria-Error": "1"} if failed else None)
+
+    for verb, act in verbs.items():
+        answers(verb, act)
 
 
 class _Streaming:

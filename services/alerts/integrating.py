@@ -19,7 +19,7 @@ from services.alerts.domain.backoff import RetryPolicy, exhausted
 from services.alerts.domain.incident import Status
 from services.alerts.domain.interest import FORWARDED, METRIC_WINDOW, kind_of, matches
 from services.alerts.domain.occasions import occasions
-from services.alerts.domain.outcome import Outcome, Refused, Retry, Sent
+from services.alerts.domain.outcome import Outcome, Retry, Sent
 from services.alerts.domain.record import DeliveryRecord
 from services.alerts.handlers import Consumer, short
 from services.alerts.ports import DeadLetters, Incoming, Integration, Ledger, Told
@@ -105,7 +105,7 @@ class Calling(Consumer):
             return None
         last = WINDOW_ATTEMPTS if told.kind == METRIC_WINDOW else self._retry.max_attempts
         if isinstance(outcome, Retry) and incoming.attempt < last and not exhausted(self._retry, incoming.attempt):
-            log.warning("integration_failed", integration=name, event=told.event_id, attempt=incoming.attempt,
+            log.warning("integration_failed", integration=name, event_id=told.event_id, attempt=incoming.attempt,
                         reason=outcome.reason)  # fmt: skip
             await self._record(incoming, told, Status.SENDING, outcome.reason)
             return self._delay(incoming, outcome.after_s)

@@ -37,7 +37,7 @@ class IntegrationCommands:
         self._standings = standings
         self._redriver = redriver
 
-    async def list(self, _payload: bytes) -> tuple[bytes, bool]:
+    async def standing(self, _payload: bytes) -> tuple[bytes, bool]:
         """Every integration, with what waits for it and what became of its last message."""
         try:
             shown = [
@@ -77,7 +77,7 @@ class IntegrationCommands:
             return _error("the bus failed while dead letters were sent back: try again", "unavailable")
         return reply.model_dump_json().encode(), False
 
-    def _named(self, query: IntegrationQuery) -> "list[str]":
+    def _named(self, query: IntegrationQuery) -> list[str]:
         if query.integration is None:
             return [*self._integrations]
         if query.integration not in self._integrations:
@@ -87,6 +87,7 @@ class IntegrationCommands:
 
     async def _probe(self, integration: Integration) -> dict[str, Any]:
         began = monotonic()
+        kind = next(link.type for link in self._links if link.name == integration.name)
         reason: str | None = None
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -99,7 +100,7 @@ class IntegrationCommands:
             log.exception("test_of_integration_failed", integration=integration.name)
             failed, reason = True, type(exc).__name__
         return {
-            "integration": integration.name, "type": next(one.type for one in self._links if one.name == integration.name),
+            "integration": integration.name, "type": kind,
             "outcome": "failed" if failed else "sent", "reason": reason, "seconds": round(monotonic() - began, 3),
         }  # fmt: skip
 

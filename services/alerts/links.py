@@ -1,6 +1,6 @@
 """Everything about integrations, wired together; with none configured, nothing of it runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from schemas import streams, subjects
 from services._runtime.bus import Bus
@@ -43,19 +43,27 @@ class Links:
         calls = any(link.type != "webhook" for link in links)
         self._deriving = Deriving(publisher, letters, retry, calls=calls, patterns=wanted_events(links))
         self._tap = WindowTap(bus, {link.window_s for link in links if link.window_s is not None}, publisher.window)
-        self.commands = IntegrationCommands(links, self._integrations, standings, LinkRedrive(bus, ledger))
+        self._commands = IntegrationCommands(links, self._integrations, standings, LinkRedrive(bus, ledger))
 
-    def consumers(self) -> Iterator[tuple[str, str, str, Consumer]]:
-        """(stream, subject, durable, handler) of each consumer."""
+    def bind(self, consume: Callable[[str, str, str, Consumer], None]) -> None:
+        """Have every consumer consumed: ``consume(stream, subject, durable, handler)``."""
         if not self._links:
             return
-        yield streams.EVENTS.name, subjects.EVENT, DERIVING, self._deriving
+        consume(streams.EVENTS.name, subjects.EVENT, DERIVING, self._deriving)
         for link, calling in zip(self._links, self._calling, strict=True):
             stream = streams.INTEGRATIONS.name
-            yield stream, subjects.INTEGRATION_EVENT, events_durable(link.name), calling
+            consume(stream, subjects.INTEGRATION_EVENT, events_durable(link.name), calling)
             if link.window_s is not None:
                 subject = subjects.integration_window(link.window_s)
-                yield stream, subject, windows_durable(link.name, link.window_s), calling
+                consume(stream, subject, windows_durable(link.name, link.window_s), calling)
+
+    def verbs(self) -> dict[str, Callable[[bytes], Awaitable[tuple[bytes, bool]]]]:
+        """What is answered on `cypria.alerts.<verb>`."""
+        return {
+            "integrations": self._commands.standing,
+            "integrations-test": self._commands.test,
+            "integrations-redrive": self._commands.redrive,
+        }
 
     def start(self) -> None:
         """Begin to read windows, where anybody wants them."""

@@ -108,7 +108,7 @@ def _links(settings: Settings, environ: Mapping[str, str]) -> tuple[Link, ...]:
         environment = {}
         for variable in options.environment or []:
             if variable not in environ:
-                raise ConfigError(f"{key}.environment: the environment variable {variable} is not set: set or remove it")
+                raise ConfigError(f"{key}.environment: the environment variable {variable} is not set: set it")
             environment[variable] = environ[variable]
         names = {**upstream, **(options.model_names or {})}
         links.append(Link(name, options, _secrets(options, key, environ), environment, names))

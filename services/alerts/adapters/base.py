@@ -7,6 +7,7 @@ from services.alerts.adapters.poster import Poster
 from services.alerts.domain.outcome import Outcome
 from services.alerts.settings import SEND_TIMEOUT_S, Channel
 
+
 class BaseDestination:
     """Name and routing from the channel; a test alert is delivered like any other."""
 

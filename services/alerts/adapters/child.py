@@ -36,7 +36,10 @@ class ChildError(RuntimeError):
 
 
 class Child:
-    """``hello`` is the first line that a new process gets, answered with ``ready``; ``hide`` takes secrets out of what it says."""
+    """``hello`` is the first line that a new process gets, answered with ``ready``.
+
+    ``hide`` takes secrets out of what it says.
+    """
 
     def __init__(
         self, name: str, module: str, hello: Mapping[str, Any], *, memory_mb: int, environment: Mapping[str, str],
@@ -107,19 +110,14 @@ class Child:
             raise ChildError(f"the subscriber could not be made: {self._hide(str(answer.get('reason')))}")
         self.calls = [str(call) for call in answer.get("calls", [])]
 
-    async def _exchange(self, message: Mapping[str, Any], timeout_s: float, number: int | None = None) -> dict[str, Any]:
+    async def _exchange(
+        self, message: Mapping[str, Any], timeout_s: float, number: int | None = None
+    ) -> dict[str, Any]:
         process = self._process
         assert process is not None and process.stdin is not None  # noqa: PT018
         answer = asyncio.create_task(self._answer(process, json.dumps(message).encode() + b"\n", number))
         try:
-            end = monotonic() + timeout_s
-            while not answer.done():
-                if monotonic() >= end:
-                    raise ChildError(f"no answer within {timeout_s:g} s, its process was ended")
-                if self._size() > self._memory:
-                    raise ChildError(f"it took more than {self._memory >> 20} MiB, its process was ended")
-                await asyncio.wait({answer}, timeout=min(_LOOK_S, max(0.0, end - monotonic())))
-            found = answer.result()
+            found = await self._within(answer, timeout_s)
         except ChildError:
             await self._end()
             raise
@@ -135,6 +133,18 @@ class Child:
         if found is None:
             raise ChildError(await self._how_it_ended())
         return found
+
+    async def _within(
+        self, answer: "asyncio.Task[dict[str, Any] | None]", timeout_s: float
+    ) -> dict[str, Any] | None:
+        end = monotonic() + timeout_s
+        while not answer.done():
+            if monotonic() >= end:
+                raise ChildError(f"no answer within {timeout_s:g} s, its process was ended")
+            if self._size() > self._memory:
+                raise ChildError(f"it took more than {self._memory >> 20} MiB, its process was ended")
+            await asyncio.wait({answer}, timeout=min(_LOOK_S, max(0.0, end - monotonic())))
+        return answer.result()
 
     @staticmethod
     async def _answer(

@@ -27,7 +27,7 @@ class DtesnIntegration:
         return dtesn.stale_and_warm(told.data, self._link.models) is not None
 
     async def tell(self, told: Told) -> Outcome:
-        """Ask whether the cache is there, drop what is stale, and have the promoted model warmed where that is offered."""
+        """Ask whether the cache is there, drop what is stale, have the promoted model warmed where that is offered."""
         assert told.data is not None
         todo = dtesn.stale_and_warm(told.data, self._link.models)
         assert todo is not None

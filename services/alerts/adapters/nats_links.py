@@ -28,7 +28,7 @@ def events_durable(name: str) -> str:
 
 
 def windows_durable(name: str, seconds: int) -> str:
-    """Name of its consumer of windows of one length; a consumer of its own, so that no decision waits behind figures."""
+    """Name of its consumer of windows of one length: no decision is to wait behind figures."""
     return f"integrations-windows-{seconds}-{subjects.token(name)}"
 
 
@@ -43,7 +43,10 @@ def letters_subject(name: str) -> str:
 
 
 async def ensure_link_consumers(bus: Bus, links: tuple[Link, ...]) -> None:
-    """Create what is missing; what exists stays where it is. A new one gets what comes from now on. Raises NATS errors."""
+    """Create what is missing; what exists stays where it is. A new one gets what comes from now on.
+
+    Raises NATS errors.
+    """
     if not links:
         return
     stream = streams.INTEGRATIONS.name

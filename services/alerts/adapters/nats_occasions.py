@@ -11,7 +11,10 @@ _PATIENCE_S = 3.0
 
 
 class NatsOccasions:
-    """Publishes under ids made from the event's, so that one event is one occasion. Raises NATS errors after three seconds."""
+    """Publishes under ids made from the event's, so that one event is one occasion.
+
+    Raises NATS errors after three seconds.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

@@ -1,7 +1,7 @@
 """Reads WINDOWS and publishes the figures of longer windows. Nothing is acknowledged: the position is in the bucket.
 
-It names, for each length, the last message before the window that is open, so that a restart sums the same windows again
-under the same ids. Every replica reads; whoever comes second finds the position moved, or its message known.
+It names, for each length, the last message before the window that is open, so that a restart sums the same windows
+again under the same ids. Every replica reads; whoever comes second finds the position moved, or its message known.
 """
 
 import asyncio
@@ -119,7 +119,10 @@ class WindowTap:
     # ------------------------------------------------------------------------------------------------------
 
     async def _begin(self, *, at_end: bool = False) -> tuple[str, dict[int, int]]:
-        """(creation of the stream, sequence by length after which to read): what has no place of late begins at the end."""
+        """(creation of the stream, sequence by length after which to read).
+
+        What has no place of late begins at the end.
+        """
         info = await self._bus.js.stream_info(streams.WINDOWS.name)
         created, end = str(info.created), int(info.state.last_seq)
         stored = {} if at_end else await self._stored(created)

@@ -1,4 +1,4 @@
-"""POSTs over one HTTP session, with one limit for each. Redirects are not followed: they would carry secrets elsewhere."""
+"""POSTs over one HTTP session, each limited in time. Redirects are not followed: they would carry secrets elsewhere."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ OWN = {
     "aar": "services.alerts.subscribers.aar:AarSubscriber",
     "echo_self": "services.alerts.subscribers.echo_self:EchoSelfSubscriber",
 }
-"""Those that this package brings, as its pyproject.toml declares them: an installation made before it did has no record of it."""
+"""Those that this package brings, as pyproject.toml declares them: an older installation has no record of that."""
 MEMORY_MB = 2048
 _SECRET = re.compile(r"secret|password|token|(^|_)key$", re.IGNORECASE)
 _SHORT = 6
@@ -36,7 +36,7 @@ def entry_of(name: str) -> str:
         )
     if len(found) > 1:
         raise ConfigError(
-            f"integrations: two packages have an entry point '{name}' ({', '.join(sorted(found))}): uninstall one of them"
+            f"integrations: two packages have an entry point '{name}' ({', '.join(sorted(found))}): uninstall one"
         )
     return found.pop()
 
@@ -84,7 +84,9 @@ class SubscriberIntegration:
             await self._child.ensure()
         except ChildError as exc:
             return Retry(str(exc))
-        return Sent(f"has {', '.join(self._child.calls)}") if self._child.calls else Refused("it has none of the methods")
+        if not self._child.calls:
+            return Refused("it has none of the methods")
+        return Sent(f"has {', '.join(self._child.calls)}")
 
     async def close(self) -> None:
         """End its process."""

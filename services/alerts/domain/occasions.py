@@ -38,7 +38,8 @@ def _started(event_id: str, event: TestEvent) -> Started:
         event_id=f"{event_id}.started", test_id=event.test_id, model_a=event.model_a, model_b=event.model_b,
         at_ms=event.at_ms, traffic_split_percent=event.share_bp / 100, actor=event.actor,
         duration_minutes=configured.duration_minutes if configured else None,
-        primary_metric=configured.primary_metric if configured else "", tags=dict(configured.tags) if configured else {},
+        primary_metric=configured.primary_metric if configured else "",
+        tags=dict(configured.tags) if configured else {},
     )  # fmt: skip
 
 
@@ -65,7 +66,8 @@ def _decided(event_id: str, event: TestEvent) -> Decided:
         event_id=f"{event_id}.decided", test_id=event.test_id, model_a=event.model_a, model_b=event.model_b,
         at_ms=event.at_ms, decision=decision, status=event.status,
         reason=(result.reason if result else None) or event.reason or "", rule=verdict.rule if verdict else "",
-        metric=str(verdict.details.get("metric", "")) if verdict else "", performance_gain_percent=gain_percent(verdict),
+        metric=str(verdict.details.get("metric", "")) if verdict else "",
+        performance_gain_percent=gain_percent(verdict),
         n_a=verdict.n_a if verdict else 0, n_b=verdict.n_b if verdict else 0,
         variants={name.removeprefix("variant_"): one for name, one in result.metrics_summary.items()} if result else {},
         tags=dict(result.tags) if result else {},

@@ -1,7 +1,7 @@
 """The process of one subscriber: `python -m services.alerts.subscribers.host`, started by the alerts service.
 
-JSON lines: first the subscriber's entry point and options, answered when it is made; then one call at a time, each answered.
-Whatever foreign code prints goes to stderr, and it reads nothing from stdin, so that it cannot get between.
+JSON lines: first the subscriber's entry point and options, answered when it is made; then one call at a time, each
+answered. Whatever foreign code prints goes to stderr, and it reads nothing from stdin, so that it cannot get between.
 """
 
 import asyncio

@@ -9,8 +9,10 @@ from typing import Any
 def target_of(options: dict[str, Any], methods: tuple[str, ...], example: str) -> Any:
     """The object that ``options["target"]`` (``package.module:attribute``) names.
 
-    What has none of ``methods``, such as a class or a function, is called without arguments, or with the keyword arguments in
-    ``options["arguments"]``. Raises ValueError where there is no target, TypeError where it lacks a method.
+    What has none of ``methods``, such as a class or a function, is called without arguments, or with the keyword
+    arguments in ``options["arguments"]``.
+
+    Raises ValueError where there is no target, TypeError where it lacks a method.
     """
     path = options.get("target")
     if not isinstance(path, str) or ":" not in path:

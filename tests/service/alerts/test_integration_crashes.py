@@ -70,7 +70,9 @@ async def test_a_killed_subscriber_is_started_again_and_the_call_is_made_again(s
     await eventually(lambda: process.poll() is not None, LONG_S)
     lines = [json.loads(line) for line in (tmp_path / "alerts.log").read_text().splitlines() if line.startswith("{")]
     assert [line["text"] for line in lines if line["event"] == "subscriber_said"].count("made") == 2
-    assert "its process was ended by SIGKILL" in str([line.get("reason") for line in lines])
+    (failed,) = [line for line in lines if line["event"] == "integration_failed"]
+    assert (failed["event_id"], failed["reason"]) == ("block-once.2.1.started", "its process was ended by SIGKILL")
+    assert not [line for line in lines if line["event"] == "handler_failed"]
 
 
 async def test_two_replicas_tell_once(side: Side, tmp_path: Path) -> None:

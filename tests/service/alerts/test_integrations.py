@@ -83,8 +83,10 @@ async def _sent(side: Side, name: str) -> Any:
 
 async def test_what_an_integration_would_not_take_is_a_dead_letter_that_is_sent_back_once(side: Side) -> None:
     status = 404
-    async with Receiver(lambda _n, _got: (status, {}, {})).running() as cache, Receiver().running() as other:
-        async with side.service(integrations=[dtesn(cache), hook(other, events=["test.completed"])]):
+    cached, hooked = Receiver(lambda _n, _got: (status, {}, {})), Receiver()
+    async with cached.running() as cache, hooked.running() as other:
+        integrations = [dtesn(cache), hook(other, events=["test.completed"])]
+        async with side.service(integrations=integrations):
             event_id = await decide(side)
             (letter,) = await eventually(side.letters)
             assert letter.stream == "INTEGRATIONS"
@@ -111,7 +113,7 @@ async def _dead(side: Side, name: str) -> Any:
 
 async def test_a_webhook_gets_the_events_that_it_wants_as_they_are_and_signed(side: Side) -> None:
     async with Receiver().running() as receiver:
-        wanted = hook(receiver, events=["test.start*", "model.*"], tests=["t1", ""])
+        wanted = hook(receiver, events=["test.start*", "model.*"], tests=["t1"])
         async with side.service(integrations=[wanted]):
             event_id = await happen(side, "test.started", actor="ops")
             await happen(side, "test.started", "t2")
@@ -205,7 +207,8 @@ def _sum(receiver: Receiver, variant: str) -> int:
 
 async def test_a_test_acts_on_nothing_and_a_list_shows_how_each_stands(side: Side) -> None:
     async with Receiver(lambda _n, got: (404 if "dtesn" in got.path else 200, {}, {})).running() as receiver:
-        async with side.service(integrations=[dtesn(receiver), hook(receiver)]):
+        integrations = [dtesn(receiver), hook(receiver)]
+        async with side.service(integrations=integrations):
             results = (await ask(side, "integrations-test"))["integrations"]
             assert [(one["integration"], one["outcome"]) for one in results] == [("dtesn", "failed"), ("webhook", "sent")]
             assert "no DTESN cache control" in results[0]["reason"]

@@ -1,5 +1,6 @@
 """What `integrations` takes, what integrations are told of which event, and how figures are summed into windows."""
 
+import datetime as dt
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_each_type_is_taken_and_a_key_of_another_one_is_refused(kind: str) -> No
      ({"type": "webhook", "url": "http://h", "secret": "s", "events": []}, "empty list"),
      ({"type": "webhook", "url": "http://h", "secret": "s", "events": ["Test Started"]}, "is no event"),
      ({"type": "subscriber", "entry_point": "aar", "events": ["finished"]}, "no call of a subscriber"),
+     ({"type": "subscriber", "entry_point": "aar", "options": {"since": dt.date(2026, 1, 1)}}, "a date needs quotes"),
      ({"type": "dtesn", "url": "http://h", "url_env": "X"}, "not both"),
      ({"type": "dtesn", "url": "http://h", "timeout_seconds": 0}, "greater than 0")],
 )  # fmt: skip
