@@ -31,9 +31,9 @@ async def integrations(system: System, receiver: Receiver, test_id: str) -> None
     listed = await cypria(system, "list", group="integrations")
     assert "HTTP 404" in listed.stdout, listed.stderr
     assert (await cypria(system, "test", "--integration", "lake", group="integrations")).returncode == 0
+    events = [got for got in receiver.got if got.path == "/events"]
     redriven = await cypria(system, "redrive", "--integration", "lake", group="integrations")
     assert "sent back 1" in redriven.stdout, redriven.stderr
-    events = [got for got in receiver.got if got.path == "/events"]
     await eventually(lambda: len([got for got in receiver.got if got.path == "/events"]) > len(events), 40)
     last = next(got for got in reversed(receiver.got) if got.path == "/events")
     assert (last.body["type"], last.body["data"]["test_id"]) == ("cypria.test.started.v1", test_id)
