@@ -11,8 +11,8 @@ from schemas.v1.events import ActionRequested
 from schemas.v1.experiment import RollbackOrder, VerdictRecord
 from services.monitor.domain import ramp, verdict
 from services.monitor.domain.alerts import acts
-from services.monitor.domain.evaluator import STEP_DOWN, TestEvaluator
-from services.monitor.domain.findings import Finding
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.findings import STEP_DOWN, Finding
 
 ACTOR = "monitor"
 _RULES = {"advance": "ramp", "retry": "retry"}

@@ -4,8 +4,8 @@ from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, TestStatus
 from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
-from services.monitor.domain.evaluator import ACTIONS, TestEvaluator
-from services.monitor.domain.findings import Finding
+from services.monitor.domain.evaluator import TestEvaluator
+from services.monitor.domain.findings import ACTIONS, Finding
 from services.monitor.domain.verdict import finding_record
 
 _LEVELS: dict[str, AlertLevel] = {
@@ -14,6 +14,8 @@ _LEVELS: dict[str, AlertLevel] = {
     "pause": AlertLevel.CRITICAL,  # somebody must look at it: the canary keeps what it has
     "warning": AlertLevel.WARNING,
     "both_arms": AlertLevel.CRITICAL,
+    "stable_bad": AlertLevel.CRITICAL,
+    "stable_recovered": AlertLevel.INFO,
     "sample_ratio": AlertLevel.WARNING,
     "no_data": AlertLevel.WARNING,
     "mixed_models": AlertLevel.WARNING,
@@ -27,12 +29,23 @@ _TITLES: dict[str, str] = {
     "pause": "Pause",
     "warning": "Warning limit exceeded",
     "both_arms": "Both variants are bad",
+    "stable_bad": "The stable model is bad",
+    "stable_recovered": "The stable model is well again",
     "sample_ratio": "Sample ratio mismatch",
     "no_data": "No data",
     "mixed_models": "More than one model in an arm",
     "check_failing": "Monitoring check failing",
     "check_recovered": "Monitoring check works again",
 }
+
+
+_RECOVERED = frozenset({"check_recovered", "stable_recovered"})
+_FAMILIES = {
+    "check_failing": "check", "check_recovered": "check", "both_arms": "stable", "stable_bad": "stable",
+    "stable_recovered": "stable",
+}  # fmt: skip
+"""What begins and what ends an incident have one name in it."""
+_AT_END = "the test has ended, so nobody watches the stable model for it any more; the last that was seen was bad"
 
 
 def acts(experiment: Experiment, *, monitoring_active: bool) -> bool:
@@ -47,7 +60,7 @@ def alert_id(experiment: Experiment, finding: Finding) -> str:
 
 def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: bool) -> Alert:
     """The alert that makes a finding known. What fails and recovers is one incident."""
-    family = "check" if finding.kind.startswith("check_") else finding.kind
+    family = _FAMILIES.get(finding.kind, finding.kind)
     numbers = {
         name: value
         for name in ("log_e", "limit", "value_a", "value_b")
@@ -64,14 +77,28 @@ def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: boo
         test_id=experiment.test_id,
         rule=finding.rule,
         at_ms=finding.tick * 1000,
-        resolved=finding.kind == "check_recovered",
+        resolved=finding.kind in _RECOVERED,
         value=finding.value,
         bound=finding.bound,
         threshold=finding.threshold,
-        n=finding.n_b or None,
+        n=(finding.n_a if finding.kind.startswith("stable_") else finding.n_b) or None,
         tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
         numbers=numbers | {"n_a": finding.n_a, "n_b": finding.n_b, "split_percent": finding.share_bp / 100},
     )
+
+
+def at_the_end(evaluator: TestEvaluator) -> list[tuple[str, Alert]]:
+    """(event id, alert) that ends each incident of the stable model that a test leaves open."""
+    found = []
+    for rule, number in evaluator.stable.open():
+        last = Finding(
+            kind="stable_recovered", rule=rule, number=number, text=_AT_END, tick=evaluator.second or 0,
+            sequence=evaluator.sequence, epoch=evaluator.epoch, share_bp=evaluator.share_bp,
+        )  # fmt: skip
+        alert = alert_of(evaluator.experiment, last, monitoring_active=False)
+        title = f"No longer watched: {rule}"
+        found.append((alert_id(evaluator.experiment, last), alert.model_copy(update={"title": title})))
+    return found
 
 
 _BY_HAND = {

@@ -6,34 +6,31 @@ from functools import partial
 from typing import Any
 
 from schemas.v1.common import TestStatus
-from schemas.v1.experiment import Experiment, GuardrailAction
+from schemas.v1.experiment import Experiment
 from schemas.v1.query import GuardrailStatus
 from services.monitor.domain import guardrails
 from services.monitor.domain.checks import Check, ordinal
 from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick
 from services.monitor.domain.findings import (
+    ACTIONS,
     BOTH_ARMS,
     MIXED_MODELS,
     MONITORING_FAILURE,
     NO_DATA,
+    REPEATED,
     SAMPLE_RATIO,
+    STEP_DOWN,
     Finding,
     Kind,
 )
 from services.monitor.domain.health import FAILURES, CheckHealth
+from services.monitor.domain.stable import StableWatch
 from services.monitor.domain.statistics import RateEProcess, SampleRatio
 from services.monitor.domain.totals import Totals
 from services.monitor.domain.trials import Trials
 
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
-
-STEP_DOWN: GuardrailAction = "step_down"
-REPEATED: tuple[GuardrailAction, ...] = ("step_down", "pause")
-"""Actions after which a test goes on, so that they may be taken again."""
-
-ACTIONS = frozenset({"rollback", *REPEATED})
-"""Kinds of findings that call for more than an alert."""
 
 _SRM = "sample_ratio"
 _NON_INFERIOR = "error_non_inferiority"
@@ -73,6 +70,7 @@ class TestEvaluator:
         )
         self.findings: list[Finding] = []
         self.health = CheckHealth()
+        self.stable = StableWatch(self.checks)
         self.exceptions: list[tuple[str, Exception]] = []
         """Of the last tick, for the log."""
         self._paused = self._resumed = False
@@ -124,6 +122,7 @@ class TestEvaluator:
             if epoch > self.epoch:
                 self._start_epoch(epoch)
             self._epoch(second, [phase for phase in phases if phase.epoch == epoch])
+        self._run("stable", lambda: self._watch_stable(second, tick))
         for variant, models, text in self.totals.mixed():
             self._find("mixed_models", f"{MIXED_MODELS}.{variant}", text, number=models - 1)
         self._watch_data(second, tick)
@@ -203,7 +202,8 @@ class TestEvaluator:
         """Take the action of a check that has reached its limit, once for all checks of that action."""
         both = check.absolute and check.control_bad()
         if both and self.policy("on_both_arms_bad", "alert") != "rollback":
-            self._find_check("both_arms", f"{BOTH_ARMS}.{check.family}", check, "both arms exceed the limit, ")
+            number = self.stable.both(check.family, second, self.epoch)
+            self._find_check("both_arms", f"{BOTH_ARMS}.{check.family}", check, "both arms exceed the limit, ", number)
         elif self.fired is not None or check.bad_units() < guardrails.MIN_BAD_UNITS or not check.worse():
             return
         elif check.action == "step_down":
@@ -274,6 +274,10 @@ class TestEvaluator:
             f"{self.share_bp / 100:g} % (ln E {log_e:.2f}, needed {limit:.2f})",
             log_e=log_e, limit=limit, value=share, threshold=self.share_bp / 100, unit="%", n_a=a, n_b=b,
         )  # fmt: skip
+
+    def _watch_stable(self, second: int, tick: Tick) -> None:
+        for found in self.stable.tick(second, self.epoch, tick.cells):
+            self._find(**found)
 
     def _watch_data(self, second: int, tick: Tick) -> None:
         if self._last_data is None or any(cell.done or cell.admitted or cell.overdue for cell in tick.cells):
@@ -366,6 +370,7 @@ class TestEvaluator:
             "non_inferiority": self.non_inferiority.to_dict(),
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "health": self.health.to_dict(),
+            "stable": self.stable.to_dict(),
         }
 
     @classmethod
@@ -391,4 +396,5 @@ class TestEvaluator:
         evaluator.non_inferiority = RateEProcess.from_dict(state["non_inferiority"])
         evaluator.findings = [Finding.model_validate(value) for value in state["findings"]]
         evaluator.health = CheckHealth.from_dict(state["health"])
+        evaluator.stable.load(state["stable"])
         return evaluator

@@ -3,16 +3,25 @@
 from typing import Literal
 
 from schemas.v1.common import Message
+from schemas.v1.experiment import GuardrailAction
 
 Kind = Literal[
     "rollback", "step_down", "pause", "warning", "both_arms", "sample_ratio", "no_data", "mixed_models",
-    "check_failing", "check_recovered",
+    "stable_bad", "stable_recovered", "check_failing", "check_recovered",
 ]  # fmt: skip
+
+STEP_DOWN: GuardrailAction = "step_down"
+REPEATED: tuple[GuardrailAction, ...] = ("step_down", "pause")
+"""Actions after which a test goes on, so that they may be taken again."""
+
+ACTIONS = frozenset({"rollback", *REPEATED})
+"""Kinds of findings that call for more than an alert."""
 
 MONITORING_FAILURE = "monitoring_failure"
 NO_DATA = "no_data"
 SAMPLE_RATIO = "sample_ratio_mismatch"
 BOTH_ARMS = "both_arms_bad"
+STABLE_BAD = "stable_bad"
 MIXED_MODELS = "mixed_models"
 
 

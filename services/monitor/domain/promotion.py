@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from services.monitor.domain.checks import number
-from services.monitor.domain.evaluator import STEP_DOWN, TestEvaluator
+from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
+from services.monitor.domain.findings import STEP_DOWN
 from services.monitor.domain.opinions import METRICS, opinion_effect
 from services.monitor.domain.statistics import (
     BucketEffect,

@@ -11,8 +11,9 @@ from schemas.v1.common import TestStatus
 from schemas.v1.experiment import Ramp, RampStep
 from schemas.v1.query import RampOutlook
 from services.monitor.domain.checks import number
-from services.monitor.domain.evaluator import REPEATED, STEP_DOWN, TestEvaluator
+from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
+from services.monitor.domain.findings import REPEATED, STEP_DOWN
 from services.monitor.domain.promotion import nearest
 from services.monitor.domain.waiting import Condition, at_this_rate, requests_for
 
