@@ -20,6 +20,7 @@ class Signal(Enum):
     NONE = auto()
     FIRED = auto()
     BOTH_ARMS = auto()
+    BOTH_OVER = auto()
     CLOSED = auto()
 
 
@@ -57,8 +58,9 @@ class Breaker:
         if self.open:
             return Signal.NONE
         if not error:
+            over = self.told
             self._forget()
-            return Signal.NONE
+            return Signal.BOTH_OVER if over else Signal.NONE
         self.errors += 1
         if len(self.units) < MIN_UNITS:
             self.units.add(unit)

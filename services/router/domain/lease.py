@@ -33,6 +33,11 @@ class Lease:
         return max(0.0, now - self.since - LEASE_S)
 
 
+def unwatched(lease: Lease, now: float, connected_for_s: float) -> bool | None:
+    """Whether nobody watches the test; None while the router cannot tell, having been cut off itself."""
+    return None if connected_for_s < LEASE_S else lease.lapsed(now)
+
+
 def rollback_due(
     lease: Lease, now: float, *, check_interval_s: float, connected_for_s: float, auto_rollback: bool, active: bool
 ) -> bool:

@@ -14,13 +14,14 @@ from services.router.domain.assignment import SlotTable, partition_of, unit_hash
 from services.router.domain.breaker import Breaker, Signal
 from services.router.domain.call import Call
 from services.router.domain.facts import Batcher, Fact, stratum
-from services.router.domain.lease import CHECKS_TO_ROLLBACK, Lease, rollback_due
+from services.router.domain.lease import CHECKS_TO_ROLLBACK, Lease, rollback_due, unwatched
 from services.router.ports import Experiments
 
 log = get_logger(__name__)
 
 BREAKER_RULE = "consecutive_errors"
 LEASE_RULE = "monitor_down"
+UNWATCHED = "unwatched"
 MAX_BLOCKED = 1000
 OVERDUE_GRACE_S = 1.0
 """A request that ends at its limit ends by its time-out; only what goes on beyond is overdue."""
@@ -36,7 +37,7 @@ class FactSink(Protocol):
 class Guard:
     """What this router keeps of one running test."""
 
-    __slots__ = ("breaker", "in_flight", "lease", "ordered", "slots", "test")
+    __slots__ = ("breaker", "in_flight", "lease", "ordered", "slots", "test", "unwatched")
 
     def __init__(self, test: Experiment, now: float) -> None:
         self.test = test
@@ -44,6 +45,7 @@ class Guard:
         self.breaker = Breaker(test.failure_criteria.max_consecutive_errors)
         self.lease = Lease(now)
         self.ordered = False
+        self.unwatched = False
         self.in_flight: dict[str, int] = {}
 
     def renew(self, test: Experiment) -> None:
@@ -152,7 +154,9 @@ class Arms:
         for test_id in [t for t, g in self._guards.items() if t not in live and not any(g.in_flight.values())]:
             # The clock stays with batches until the last fact has surely left with one.
             if self._batcher.waiting() == 0:
-                del self._guards[test_id]
+                guard = self._guards.pop(test_id)
+                if guard.unwatched:
+                    self._say_watched(guard, "Nobody needs to watch the canary now", "the test has ended", over=True)
                 self._batcher.forget(test_id)
                 self._blocked.pop(test_id, None)
 
@@ -254,13 +258,36 @@ class Arms:
             log.warning("both_arms_fail", test_id=test.test_id, errors=breaker.errors)
             text = f"{numbers}, but {beside}: not the canary's fault alone, so nothing is rolled back"
             self._alert(guard, AlertLevel.CRITICAL, "both_arms", "Both arms fail", text)
+        elif signal is Signal.BOTH_OVER:
+            text = f"'{test.model_b}' answers again"
+            self._alert(guard, AlertLevel.INFO, "both_arms", "Both arms fail no more", text, resolved=True)
         else:
             log.info("breaker_closed", test_id=test.test_id)
             text = "three trial requests succeeded: the canary has its share again"
             self._alert(guard, AlertLevel.INFO, "breaker", "The canary answers again", text, resolved=True)
 
+    def _note_lapse(self, guard: Guard, now: float) -> None:
+        lapsed = unwatched(guard.lease, now, self._connected_for())
+        if lapsed is None or lapsed == guard.unwatched:
+            return
+        guard.unwatched = lapsed
+        test = guard.test
+        if not lapsed:
+            self._say_watched(guard, "The canary is watched again", f"a monitor watches '{test.model_b}'", over=True)
+            return
+        text = f"'{test.model_b}' keeps its share, since on_monitor_down is hold"
+        if self._policy(test) == "rollback":
+            text = f"requests of '{test.model_b}' go to '{test.model_a}' until a monitor watches it again"
+            text += ", and it is rolled back if none does" if self._acts(test) else ""
+        self._say_watched(guard, "No monitor watches the canary", text)
+
+    def _say_watched(self, guard: Guard, title: str, text: str, *, over: bool = False) -> None:
+        level = AlertLevel.INFO if over else AlertLevel.WARNING
+        self._alert(guard, level, UNWATCHED, title, text, resolved=over)
+
     def _watch_lease(self, guard: Guard, now: float) -> None:
         test = guard.test
+        self._note_lapse(guard, now)
         if guard.ordered or self._policy(test) != "rollback":
             return
         if rollback_due(
@@ -309,7 +336,7 @@ class Arms:
         }
         alert = Alert(
             incident=f"{test.test_id}.{kind}", level=level, title=title, message=message, test_id=test.test_id,
-            rule=LEASE_RULE if kind == LEASE_RULE else BREAKER_RULE, at_ms=now_ms(), resolved=resolved,
+            rule=LEASE_RULE if kind in {LEASE_RULE, UNWATCHED} else BREAKER_RULE, at_ms=now_ms(), resolved=resolved,
             n=breaker.errors, tags=dict(test.tags), numbers=numbers,
         )  # fmt: skip
         self._raise_alert(alert)

@@ -139,6 +139,21 @@ async def test_with_the_policy_hold_a_lapsed_lease_changes_nothing(
         await eventually(lambda: guard.lease.lapsed_for(asyncio.get_running_loop().time()) > 1)
         assert set(await variants(rig, 5)) == {"b"}
         assert await status(rig, test_id) == "running"
+        monitor, counter = await rig.nats.connect("monitor"), 0
+
+        async def said() -> list[tuple[object, object]]:
+            nonlocal counter
+            counter += 1
+            message = {"test_id": test_id, "counter": counter, "holder": "m1"}
+            await monitor.publish(f"cypria.lease.{test_id}", json.dumps(message).encode())
+            found = [alert for alert in await alerts(rig) if alert["incident"] == f"{test_id}.unwatched"]
+            return [(one["level"], one["resolved"]) for one in found][:2]
+
+        async def both() -> bool:
+            return await said() == [("WARNING", False), ("INFO", True)]
+
+        await eventually(both, every_s=0.02)
+        await monitor.close()
 
 
 async def test_switched_off_it_is_a_pure_pass_through(nats_server: NatsServer) -> None:

@@ -48,6 +48,9 @@ def test_both_arms_failing_is_told_once_and_opens_nothing() -> None:
     assert failing(breaker, 100, stable_error=True) is Signal.BOTH_ARMS
     assert failing(breaker, 100, stable_error=True) is Signal.NONE
     assert not breaker.open
+    assert breaker.canary(1, 100.0, error=False) is Signal.BOTH_OVER
+    assert breaker.canary(1, 101.0, error=False) is Signal.NONE
+    assert failing(breaker, 100, stable_error=True) is Signal.BOTH_ARMS
 
 
 def test_without_stable_traffic_it_waits_for_some() -> None:
