@@ -5,26 +5,30 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from schemas.template import problem
 from services._runtime.settings_base import Port, Positive, Section
 
 Level = Literal["INFO", "WARNING", "CRITICAL", "EMERGENCY"]
 Severity = Literal["critical", "error", "warning", "info"]
 Text = Annotated[str, Field(min_length=1, max_length=512)]
+Words = Annotated[str, Field(min_length=1, max_length=4000)]
 
 COMMON = frozenset(
     {"type", "name", "min_level", "levels", "tests", "tags", "messages_per_minute", "repeat_interval_seconds"}
 )
+_READ_BY_PEOPLE = frozenset({"title", "text", "group_seconds"})
 KEYS: dict[str, frozenset[str]] = {
-    "log": frozenset(),
-    "slack": frozenset({"webhook_url", "webhook_url_env", "channel", "token", "token_env", "url"}),
-    "email": frozenset(
+    "log": frozenset({"title", "text"}),
+    "slack": _READ_BY_PEOPLE | frozenset({"webhook_url", "webhook_url_env", "channel", "token", "token_env", "url"}),
+    "email": _READ_BY_PEOPLE
+    | frozenset(
         {"recipients", "smtp_server", "smtp_port", "starttls", "tls", "username", "password", "password_env", "sender",
          "ca_file"}
     ),
-    "pagerduty": frozenset({"integration_key", "integration_key_env", "severity_mapping", "url"}),
+    "pagerduty": frozenset({"integration_key", "integration_key_env", "severity_mapping", "url", "title", "text"}),
     "prometheus": frozenset({"pushgateway_url", "job_name", "username", "password", "password_env"}),
     "webhook": frozenset({"url", "url_env", "secret", "secret_env"}),
-    "apprise": frozenset({"url", "url_env"}),
+    "apprise": _READ_BY_PEOPLE | frozenset({"url", "url_env"}),
 }  # fmt: skip
 """What each type takes besides COMMON."""
 
@@ -45,6 +49,9 @@ class Destination(Section):
     tags: dict[str, str] | None = None
     messages_per_minute: int | None = Field(default=None, ge=1, le=600)
     repeat_interval_seconds: Positive | None = None
+    group_seconds: float | None = Field(default=None, gt=0, le=600)
+    title: Words | None = None
+    text: Words | None = None
     webhook_url: SecretStr | None = None
     webhook_url_env: str | None = None
     channel: str | None = None
@@ -75,6 +82,14 @@ class Destination(Section):
     def _not_empty(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and not value:
             raise ValueError("an empty list would let nothing through: leave it out, or name at least one")
+        return value
+
+    @field_validator("title", "text")
+    @classmethod
+    def _can_be_filled_in(cls, value: str | None) -> str | None:
+        wrong = None if value is None else problem(value)
+        if wrong:
+            raise ValueError(wrong)
         return value
 
     @field_validator("recipients", "sender")

@@ -71,6 +71,17 @@ class Alerts(Section):
 
     destinations: list[Destination] = []
     retention: int = Field(default=1000, ge=1, le=1_000_000)
+    public_url: str | None = None
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and (not is_url(value, {"http", "https"}) or value != bare(value)):
+            raise ValueError(
+                f"'{bare(value)}' is no address to show in messages: give one such as https://cypria.company.com, "
+                "without user and password"
+            )
+        return value
 
 
 class Nats(Section):

@@ -66,12 +66,12 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
     ledger = NatsLedger(bus)
     feed = HistoryFeed(bus, own.retention)
     letters = NatsDeadLetters(bus)
-    destinations = _destinations(own.channels, feed)
+    destinations = _destinations(own.channels, feed, ledger)
     names = [destination.name for destination in destinations]
     streaming = _Streaming(broker, inbox_prefix(settings, SERVICE))
     deliveries: list[handlers.Delivery] = []
     for destination in destinations:
-        delivery = handlers.Delivery(destination, ledger, letters, retry)
+        delivery = handlers.Delivery(destination, ledger, letters, retry, lambda: feed.history)
         deliveries.append(delivery)
         streaming.consume(streams.ALERTS.name, subjects.ALERT, durable_of(destination.name), delivery)
     events = handlers.Events(lambda: feed.history, NatsAlerts(bus).raise_alert, letters, retry)
@@ -222,9 +222,9 @@ async def _when_provisioned(bus: Bus, destinations: list[str], links: tuple[Link
         await asyncio.sleep(0.5)
 
 
-def _destinations(channels: tuple[Channel, ...], feed: HistoryFeed) -> list[Destination]:
+def _destinations(channels: tuple[Channel, ...], feed: HistoryFeed, ledger: NatsLedger) -> list[Destination]:
     try:
-        return [_make(channel, lambda: feed.history) for channel in channels]
+        return [_make(channel, lambda: feed.history, ledger) for channel in channels]
     except ConfigError as exc:
         _refuse(exc)
 
@@ -238,9 +238,9 @@ def _links(
         _refuse(exc)
 
 
-def _make(channel: Channel, history: Callable[[], History]) -> Destination:
+def _make(channel: Channel, history: Callable[[], History], ledger: NatsLedger) -> Destination:
     if channel.type == "prometheus":
-        return PushgatewayDestination(channel, history)
+        return PushgatewayDestination(channel, history, partial(ledger.pushed, channel.name))
     if channel.type == "slack":
         return SlackBotDestination(channel) if "token" in channel.secrets else SlackDestination(channel)
     return _TYPES[channel.type](channel)

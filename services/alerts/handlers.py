@@ -3,6 +3,7 @@
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
@@ -16,11 +17,12 @@ from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
 from services.alerts.adapters import meters
 from services.alerts.domain import derive
-from services.alerts.domain.backoff import RetryPolicy, delay_s, exhausted
+from services.alerts.domain.backoff import RetryPolicy, delay_s, exhausted, turn_s
 from services.alerts.domain.history import History, Item
 from services.alerts.domain.incident import Send, Skip, Status
-from services.alerts.domain.outcome import Refused, Retry, Sent
+from services.alerts.domain.outcome import Later, Refused, Retry, Sent
 from services.alerts.domain.record import DeliveryRecord, shown
+from services.alerts.ordering import Ordering
 from services.alerts.pacing import Pacer
 from services.alerts.ports import DeadLetters, Destination, Incoming, Ledger
 
@@ -28,6 +30,8 @@ log = get_logger(__name__)
 
 BUS_ERRORS = (NatsError, TimeoutError, OSError)
 _REMEMBERED = 10_000
+_PASS_ON_S = 1.0
+_HELD = "held back: gathered with others, or over the rate limit"
 
 
 def short(exc: ValidationError) -> str:
@@ -57,10 +61,13 @@ class Consumer:
             log.exception("handler_failed", consumer=self._consumer, sequence=incoming.sequence)
             if not exhausted(self._retry, incoming.attempt):
                 return self._delay(incoming)
-            return await self._bury(incoming, f"handler raised {type(exc).__name__} on every attempt")
+            return await self._give_up(incoming, f"handler raised {type(exc).__name__} on every attempt")
 
     async def _process(self, incoming: Incoming) -> float | None:
         raise NotImplementedError
+
+    async def _give_up(self, incoming: Incoming, reason: str) -> float | None:
+        return await self._bury(incoming, reason)
 
     async def _bury(self, incoming: Incoming, reason: str, destination: str | None = None) -> float | None:
         try:
@@ -78,12 +85,14 @@ class Delivery(Consumer):
     """Alerts to one destination, which has a consumer of its own: it can only ever delay itself."""
 
     def __init__(
-        self, destination: Destination, ledger: Ledger, letters: DeadLetters, retry: RetryPolicy
-    ) -> None:
+        self, destination: Destination, ledger: Ledger, letters: DeadLetters, retry: RetryPolicy,
+        history: Callable[[], History],
+    ) -> None:  # fmt: skip
         super().__init__(streams.ALERTS.name, f"alerts.{destination.name}", letters, retry)
         self._destination = destination
         self._ledger = ledger
         self._pacer = Pacer(destination, ledger)
+        self._ordering = Ordering(destination.name, history, ledger, retry, self._pacer.holds)
         self._delivered: OrderedDict[str, None] = OrderedDict()
 
     async def _process(self, incoming: Incoming) -> float | None:
@@ -91,24 +100,33 @@ class Delivery(Consumer):
             event = CloudEvent[Alert].model_validate_json(incoming.payload)
         except ValidationError as exc:
             return await self._bury(incoming, f"not an alert: {short(exc)}")
-        name, alert = self._destination.name, event.data
-        known = await self._ledger.delivery(name, event.id)
+        if incoming.only not in {None, self._destination.name}:
+            return None
+        if self._pacer.elsewhere(event.data):
+            return min(_PASS_ON_S, turn_s(self._retry, incoming.attempt, random.random()))  # noqa: S311
+        known = await self._ledger.delivery(self._destination.name, event.id)
         if known is not None and known.final:
             return None
-        if incoming.only not in {None, name}:
-            return None
+        later = await self._ordering.wait(incoming, event.id)
+        return later if later is not None else await self._deliver(incoming, event, known.attempts if known else 0)
+
+    async def _deliver(self, incoming: Incoming, event: CloudEvent[Alert], made: int) -> float | None:
+        """It is the event's turn; ``made`` attempts were made before."""
+        name = self._destination.name
         decision = await self._decide(incoming, event)
         if isinstance(decision, Skip):
             status = Status.SENT if event.id in self._delivered else Status.SUPPRESSED
-            await self._record(incoming, event.id, status, decision.reason)
+            await self._record(incoming, event.id, status, made, decision.reason)
             meters.DELIVERIES.labels(name, "suppressed").inc()
             return None
         if event.id in self._delivered:  # only the bus failed after the last attempt
-            outcome: Sent | Retry | Refused = Sent()
-        else:
-            outcome = await self._pacer.deliver(incoming, alert, event.id)
-            meters.DELIVERIES.labels(name, type(outcome).__name__.lower()).inc()
-        return await self._conclude(incoming, event, outcome)
+            return await self._conclude(incoming, event, made, Sent())
+        note = partial(self._record, incoming, event.id, Status.SENDING, made, _HELD)
+        outcome = await self._pacer.deliver(incoming, event.data, event.id, note)
+        if isinstance(outcome, Later):
+            return outcome.seconds
+        meters.DELIVERIES.labels(name, type(outcome).__name__.lower()).inc()
+        return await self._conclude(incoming, event, made + 1, outcome)
 
     async def stop(self) -> None:
         """Let go of what the rate limit holds back."""
@@ -121,31 +139,40 @@ class Delivery(Consumer):
             return Skip(refused)
         return await self._ledger.claim(self._destination.name, event.data, event.id, incoming.sequence, route)
 
+    async def _give_up(self, incoming: Incoming, reason: str) -> float | None:
+        later = await self._bury(incoming, reason, self._destination.name)
+        if later is None:  # or what comes after it in its incident would wait for it
+            event = CloudEvent[Alert].model_validate_json(incoming.payload)
+            await self._record(incoming, event.id, Status.FAILED, incoming.attempt, reason)
+        return later
+
     async def _conclude(
-        self, incoming: Incoming, event: CloudEvent[Alert], outcome: Sent | Retry | Refused
+        self, incoming: Incoming, event: CloudEvent[Alert], made: int, outcome: Sent | Retry | Refused
     ) -> float | None:
+        """``made`` attempts were made, this one included."""
         name = self._destination.name
         if isinstance(outcome, Sent):
             self._remember(event.id)
             await self._ledger.finish(name, event.data, event.id, Status.SENT)
-            await self._record(incoming, event.id, Status.SENT, outcome.note)
+            await self._record(incoming, event.id, Status.SENT, made, outcome.note)
             return None
-        if isinstance(outcome, Retry) and not exhausted(self._retry, incoming.attempt):
-            log.warning("delivery_failed", destination=name, alert_id=event.id, attempt=incoming.attempt,
-                        reason=outcome.reason)  # fmt: skip
-            await self._record(incoming, event.id, Status.SENDING, outcome.reason)
-            return self._delay(incoming, outcome.after_s)
-        reason = f"destination {name}: {outcome.reason}, given up at attempt {incoming.attempt}"
+        if isinstance(outcome, Retry) and not exhausted(self._retry, made):
+            log.warning("delivery_failed", destination=name, alert_id=event.id, attempt=made, reason=outcome.reason)
+            await self._record(incoming, event.id, Status.SENDING, made, outcome.reason)
+            return delay_s(self._retry, made, random.random(), outcome.after_s)  # noqa: S311
+        reason = f"destination {name}: {outcome.reason}, given up at attempt {made}"
         later = await self._bury(incoming, reason, name)
         if later is None:
             await self._ledger.finish(name, event.data, event.id, Status.FAILED)
-            await self._record(incoming, event.id, Status.FAILED, outcome.reason)
+            await self._record(incoming, event.id, Status.FAILED, made, outcome.reason)
         return later
 
-    async def _record(self, incoming: Incoming, event_id: str, status: Status, reason: str = "") -> None:
+    async def _record(
+        self, incoming: Incoming, event_id: str, status: Status, attempts: int, reason: str = ""
+    ) -> None:
         record = DeliveryRecord(
             destination=self._destination.name, event_id=event_id, sequence=incoming.sequence, status=status,
-            attempts=incoming.attempt, at_ms=now_ms(), reason=reason,
+            attempts=attempts, at_ms=now_ms(), reason=reason,
         )  # fmt: skip
         await self._ledger.record(record)
 

@@ -1,47 +1,79 @@
-"""Keeps one destination within its rate limit; what is held back goes to people as one message."""
+"""Gathers what belongs together and keeps a destination within its limit; what waited goes to people as one message."""
 
 import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
+from services._runtime.bus import TRANSIENT
+from services._runtime.clock import monotonic
 from services.alerts.domain.digest import digest
-from services.alerts.domain.outcome import Outcome
+from services.alerts.domain.incident import incident_key
+from services.alerts.domain.outcome import Later, Outcome, Sent
 from services.alerts.ports import Destination, Incoming, Ledger
 
 IN_HAND = 200
 """So many alerts are held at most; the rest waits in the stream."""
+LEASE_S = 10.0
+"""One replica gathers for a destination, and may be silent for so long."""
+_AGAIN_S = 0.5
+_GIVE_BACK_S = 0.5
 
 
 @dataclass(frozen=True)
 class _Held:
     alert: Alert
     event_id: str
-    outcome: "asyncio.Future[Outcome]"
+    due_at: float
+    outcome: "asyncio.Future[Outcome | Later]"
 
 
 class Pacer:
-    """Delivers at once, or holds alerts until the limit lets a message through. Nothing held is acknowledged."""
+    """Delivers at once, or holds alerts until their time has come and the limit lets a message through.
+
+    Nothing held is acknowledged. One replica holds for all, so that what belongs together is in one hand.
+    """
 
     def __init__(self, destination: Destination, ledger: Ledger) -> None:
         self._destination = destination
         self._ledger = ledger
+        self._replica = secrets.token_hex(4)
         self._held: list[_Held] = []
         self._flusher: asyncio.Task[None] | None = None
 
-    async def deliver(self, incoming: Incoming, alert: Alert, event_id: str) -> Outcome:
-        """The outcome of the message that the alert went with. Raises NATS errors. An emergency is never held back."""
-        limit = self._destination.route.per_minute
-        if limit is None or alert.level is AlertLevel.EMERGENCY:
+    def holds(self, event_id: str) -> bool:
+        """Whether an event is held here; what comes after it is kept in line behind it."""
+        return any(held.event_id == event_id for held in self._held)
+
+    def elsewhere(self, alert: Alert) -> bool:
+        """Whether another replica gathers what has to wait, so that this alert is that one's."""
+        return self._may_wait(alert) and self._ledger.gatherer(self._destination.name) not in {None, self._replica}
+
+    async def deliver(
+        self, incoming: Incoming, alert: Alert, event_id: str, note: Callable[[], Awaitable[None]]
+    ) -> Outcome | Later:
+        """The outcome of the message that the alert went with. Raises NATS errors. An emergency is never held back.
+
+        ``note`` is called once the alert is held.
+        """
+        route = self._destination.route
+        if not self._may_wait(alert):
             return await self._destination.deliver(alert, event_id)
-        if not self._held and not await self._ledger.slot(self._destination.name, limit):
+        if route.group_s is None and not self._held and not await self._slot():
             return await self._destination.deliver(alert, event_id)
-        held = _Held(alert, event_id, asyncio.get_running_loop().create_future())
+        if not await self._gather():
+            return Later(_AGAIN_S)
+        due_at = monotonic() + (route.group_s or 0.0)
+        held = _Held(alert, event_id, due_at, asyncio.get_running_loop().create_future())
         self._held.append(held)
         if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush(limit))
+            self._flusher = asyncio.create_task(self._flush())
         if len(self._held) < IN_HAND:
             incoming.park()
+        await note()
         return await held.outcome
 
     async def stop(self) -> None:
@@ -50,43 +82,82 @@ class Pacer:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
 
-    async def _flush(self, limit: int) -> None:
-        while self._held:
-            batch = await self._when_free(limit)
-            if batch:
-                _settle(batch, await self._send(batch))
+    def _may_wait(self, alert: Alert) -> bool:
+        route = self._destination.route
+        limited = route.per_minute is not None or route.group_s is not None
+        return limited and alert.level is not AlertLevel.EMERGENCY
 
-    async def _when_free(self, limit: int) -> list[_Held]:
+    async def _slot(self) -> int:
+        """Milliseconds until a message may go, 0 where it may now and has taken its place."""
+        limit = self._destination.route.per_minute
+        return 0 if limit is None else await self._ledger.slot(self._destination.name, limit)
+
+    async def _gather(self, seconds: float = LEASE_S) -> bool:
+        return await self._ledger.gather(self._destination.name, self._replica, seconds)
+
+    async def _flush(self) -> None:
+        try:
+            while self._held:
+                batch = await self._when_free()
+                if batch:
+                    self._settle(batch, await self._send(batch))
+        finally:
+            # A lease that cannot be given back ends by itself.
+            with contextlib.suppress(*TRANSIENT):
+                async with asyncio.timeout(_GIVE_BACK_S):
+                    await self._gather(0.0)
+
+    async def _when_free(self) -> list[_Held]:
         """What may go now; empty where the bus failed, which the handlers of all that is held are told."""
         try:
-            wait_ms = await self._ledger.slot(self._destination.name, limit)
-            while wait_ms:
-                await asyncio.sleep(wait_ms / 1000)
-                wait_ms = await self._ledger.slot(self._destination.name, limit)
+            while (early_s := self._held[0].due_at - monotonic()) > 0:
+                await self._pause(early_s)
+            limited = False
+            while wait_ms := await self._slot():
+                limited = True
+                await self._pause(wait_ms / 1000)
         except Exception as exc:
-            _settle(self._take(everything=True), exc)
+            self._settle(self._take(everything=True), exc)
             return []
-        return self._take(everything=self._destination.grouped)
+        return self._take(everything=self._destination.grouped and (limited or self._destination.route.group_s is None))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, and go on being the one who gathers."""
+        await self._gather()
+        await asyncio.sleep(min(seconds, LEASE_S / 3))
 
     async def _send(self, batch: list[_Held]) -> Outcome | Exception:
         try:
-            return await self._destination.deliver(digest([held.alert for held in batch]), batch[0].event_id)
+            return await self._destination.deliver(digest([held.alert for held in batch]), batch[-1].event_id)
         except Exception as exc:
             return exc
 
     def _take(self, *, everything: bool) -> list[_Held]:
+        """All that is held, or what goes with the first: the same test's where alerts are gathered, else nothing."""
         waiting = [held for held in self._held if not held.outcome.done()]
-        taken = waiting if everything else waiting[:1]
-        self._held = waiting[len(taken) :]
+        first = waiting[:1]
+        if everything:
+            taken = waiting
+        elif self._destination.route.group_s is not None:
+            taken = [held for held in waiting if held.alert.test_id == first[0].alert.test_id] if first else []
+        else:
+            taken = first
+        self._held = [held for held in waiting if held not in taken]
         return taken
 
-
-def _settle(batch: list[_Held], outcome: Outcome | Exception) -> None:
-    """A handler that was cancelled in the meantime waits no more."""
-    for held in batch:
-        if held.outcome.done():
-            continue
-        if isinstance(outcome, Exception):
-            held.outcome.set_exception(outcome)
-        else:
-            held.outcome.set_result(outcome)
+    def _settle(self, batch: list[_Held], outcome: Outcome | Exception) -> None:
+        """A handler that was cancelled in the meantime waits no more. What follows a failure does not overtake it."""
+        if not isinstance(outcome, Sent):
+            incidents = {incident_key(held.alert) for held in batch}
+            behind = [held for held in self._held if incident_key(held.alert) in incidents]
+            self._held = [held for held in self._held if held not in behind]
+            for held in behind:
+                if not held.outcome.done():
+                    held.outcome.set_result(Later(_AGAIN_S))
+        for held in batch:
+            if held.outcome.done():
+                continue
+            if isinstance(outcome, Exception):
+                held.outcome.set_exception(outcome)
+            else:
+                held.outcome.set_result(outcome)

@@ -92,6 +92,18 @@ class Ledger(Protocol):
     ) -> Send | Skip:
         """Decide by compare-and-set whether the event is to be delivered."""
 
+    def known(self, destination: str, event_id: str) -> DeliveryRecord | None:
+        """What is known of one event's delivery, perhaps a moment old."""
+
+    def begins_after(self, destination: str) -> int:
+        """The place in ALERTS that a destination begins after."""
+
+    def gatherer(self, destination: str) -> str | None:
+        """The replica that gathers what has to wait."""
+
+    async def gather(self, destination: str, replica: str, seconds: float) -> bool:
+        """Whether this replica is the one that gathers, now and for so many seconds."""
+
     async def slot(self, destination: str, per_minute: int) -> int:
         """Take a place among the messages of this minute: 0, or milliseconds until there may be one."""
 

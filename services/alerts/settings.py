@@ -10,6 +10,7 @@ from services._runtime.settings_integrations import CALLS, METRIC_WINDOW, Integr
 from services._runtime.settings_model import Settings
 from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.route import Route
+from services.alerts.domain.wording import Wording
 
 ACK_WAIT_S = 5.0
 """What a killed replica had in hand is delivered again after this long; a living one keeps telling that it works."""
@@ -32,6 +33,7 @@ class Channel:
     options: Destination
     route: Route = field(default_factory=Route)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    wording: Wording = field(default_factory=Wording)
 
     @property
     def type(self) -> str:
@@ -91,7 +93,8 @@ def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
         name = destination.name or _free_name(destination.type, [channel.name for channel in channels])
         if any(channel.name == name for channel in channels):
             raise ConfigError(f"{key}.name: two destinations are named '{name}': give each its own name")
-        channels.append(Channel(name, destination, _route(destination), _secrets(destination, key, environ)))
+        wording = Wording(destination.title, destination.text, settings.alerts.public_url)
+        channels.append(Channel(name, destination, _route(destination), _secrets(destination, key, environ), wording))
     return AlertsSettings(
         channels=tuple(channels), retention=settings.alerts.retention, links=_links(settings, environ)
     )
@@ -131,6 +134,7 @@ def _route(destination: Destination) -> Route:
         tags=destination.tags or {},
         repeat_ms=None if repeat is None else round(repeat * 1000),
         per_minute=destination.messages_per_minute,
+        group_s=destination.group_seconds,
     )
 
 

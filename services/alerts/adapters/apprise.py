@@ -36,7 +36,7 @@ class AppriseDestination(BaseDestination):
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """One notification."""
-        content = letter(alert, event_id)
+        content = letter(alert, event_id, self.wording.of(alert))
         kind = apprise.NotifyType.SUCCESS if alert.resolved else _KINDS[alert.level]
         try:
             async with asyncio.timeout(TIMEOUT_S):

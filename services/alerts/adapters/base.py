@@ -16,6 +16,7 @@ class BaseDestination:
     def __init__(self, channel: Channel) -> None:
         self.name = channel.name
         self.route = channel.route
+        self.wording = channel.wording
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """One attempt."""
@@ -36,9 +37,11 @@ class HttpDestination(BaseDestination):
         super().__init__(channel)
         self._poster = Poster(timeout_s)
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, explain: bool = False) -> Outcome:
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, method: str = "POST", explain: bool = False
+    ) -> Outcome:
         """The outcome by status; ``explain`` adds the start of the answer to the reason of a refusal."""
-        return (await self._poster.post(url, body, headers, explain=explain))[0]
+        return (await self._poster.send(method, url, body, headers, explain=explain))[0]
 
     async def close(self) -> None:
         """End the session."""

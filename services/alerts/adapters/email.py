@@ -67,7 +67,7 @@ class EmailDestination(BaseDestination):
         return Sent()
 
     def _message(self, alert: Alert, event_id: str) -> EmailMessage:
-        content = letter(alert, event_id)
+        content = letter(alert, event_id, self.wording.of(alert))
         message = EmailMessage()
         message["Subject"] = content.subject
         message["From"] = self._sender

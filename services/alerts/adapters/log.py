@@ -15,7 +15,7 @@ class LogDestination(BaseDestination):
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """Never fails."""
-        fields = log_fields(alert, event_id)
+        fields = log_fields(alert, event_id, self.wording.of(alert))
         if alert.resolved or alert.level is AlertLevel.INFO:
             log.info("alert", **fields)
         elif alert.level is AlertLevel.WARNING:

@@ -13,13 +13,13 @@ from nats.js.errors import NotFoundError
 from schemas import streams, subjects
 from services._runtime.bus import Bus, compare_and_set
 from services._runtime.telemetry import get_logger
+from services.alerts.adapters.nats_ledger import BEGINNINGS
 from services.alerts.settings import ACK_WAIT_S
 
 log = get_logger(__name__)
 
 EVENTS_DURABLE = "alerts-events"
 _PREFIX = "alerts-"
-_BEGINNINGS = "beginnings"
 _FORGOTTEN_AFTER_S = streams.ALERTS.max_age_s
 _MAX_UNACKED = 1000
 
@@ -50,7 +50,7 @@ async def _beginnings(bus: Bus, destinations: list[str]) -> dict[str, int]:
         return json.dumps({**dict.fromkeys(destinations, default), **known}, sort_keys=True).encode()
 
     kv: Any = await js.key_value(streams.ALERT_STATE.name)
-    stored, _ = await compare_and_set(kv, _BEGINNINGS, change)
+    stored, _ = await compare_and_set(kv, BEGINNINGS, change)
     assert stored is not None
     return dict(json.loads(stored))
 

@@ -18,6 +18,7 @@ from services.alerts.domain.history import History
 log = get_logger(__name__)
 
 _BATCH = 256
+_REST_S = 0.05
 
 
 class HistoryFeed:
@@ -59,20 +60,28 @@ class HistoryFeed:
         self.history = History(self._retention)
         reader = SequenceReader(self._bus, streams.ALERTS.name)
         await reader.open()
+        self.history.created = reader.stream_created
         try:
             while True:
-                messages = await reader.fetch(_BATCH, 1.0)
-                for message in messages:
-                    self._add(message.sequence, message.data)
+                # A fetch of many waits for many: the first one is taken as soon as it comes.
+                messages = await self._take(reader, 1, 1.0)
+                if messages:
+                    await self._take(reader, _BATCH, _REST_S)
                 if self._bus.connected and (not messages or reader.position >= reader.last_sequence):
                     self.loaded.set()
                 meters.HISTORY.set(len(self.history.items))
         finally:
             await asyncio.shield(reader.close())
 
+    async def _take(self, reader: SequenceReader, batch: int, timeout_s: float) -> int:
+        messages = await reader.fetch(batch, timeout_s)
+        for message in messages:
+            self._add(message.sequence, message.data)
+        return len(messages)
+
     def _add(self, sequence: int, payload: bytes) -> None:
-        try:
+        # What is no alert is put into the DLQ by the deliveries' consumer, which says so.
+        with contextlib.suppress(ValidationError):
             event = CloudEvent[Alert].model_validate_json(payload)
-        except ValidationError:
-            return  # the deliveries' consumer puts it into the DLQ and says so
-        self.history.add(sequence, event.id, event.data)
+            self.history.add(sequence, event.id, event.data)
+        self.history.position = sequence

@@ -14,6 +14,8 @@ from services.alerts.domain.incident import IncidentState, Send, Skip, Status
 from services.alerts.domain.record import DeliveryRecord
 from services.alerts.domain.route import Route, take_slot
 
+BEGINNINGS = "beginnings"
+"""Key of the places in ALERTS that destinations begin after, by name."""
 _PATIENCE_S = 10.0
 
 
@@ -51,6 +53,16 @@ class NatsLedger:
             if entry is not None:
                 found.append(DeliveryRecord.model_validate_json(entry[0]))
         return found
+
+    def known(self, destination: str, event_id: str) -> DeliveryRecord | None:
+        """What is known of one event's delivery, from the copy in memory."""
+        entry = self._mirror.entries.get(_key("e", destination, event_id))
+        return DeliveryRecord.model_validate_json(entry[0]) if entry else None
+
+    def begins_after(self, destination: str) -> int:
+        """The place in ALERTS that a destination begins after: what came until then never goes there."""
+        entry = self._mirror.entries.get(BEGINNINGS)
+        return int(json.loads(entry[0]).get(destination, 0)) if entry else 0
 
     async def delivery(self, destination: str, event_id: str) -> DeliveryRecord | None:
         """What is known of one event's delivery, from the bucket itself."""
@@ -114,6 +126,41 @@ class NatsLedger:
         key = f"r.{subjects.token(destination)}"
         await compare_and_set(self._kv, key, change, patience_s=_PATIENCE_S)
         return wait_ms
+
+    def gatherer(self, destination: str) -> str | None:
+        """The replica that gathers what has to wait, from the copy in memory."""
+        entry = self._mirror.entries.get(f"g.{subjects.token(destination)}")
+        if entry is None:
+            return None
+        holder, until_ms = json.loads(entry[0])
+        return str(holder) if until_ms > now_ms() else None
+
+    async def gather(self, destination: str, replica: str, seconds: float) -> bool:
+        """Become, or go on being, the one replica that gathers what has to wait, for so long; 0 s ends it."""
+        mine = False
+
+        def change(value: bytes | None) -> bytes | None:
+            nonlocal mine
+            now = now_ms()
+            holder, until_ms = json.loads(value) if value else ("", 0)
+            mine = holder == replica or until_ms <= now
+            return json.dumps([replica, now + round(seconds * 1000)]).encode() if mine else None
+
+        await compare_and_set(self._kv, f"g.{subjects.token(destination)}", change, patience_s=_PATIENCE_S)
+        return mine
+
+    async def pushed(self, destination: str, stream: str, sequence: int) -> int:
+        """Note that figures up to ``sequence`` of a stream (its creation time) are being pushed; the highest noted."""
+        highest = sequence
+
+        def change(value: bytes | None) -> bytes | None:
+            nonlocal highest
+            known = int(json.loads(value)) if value else 0
+            highest = max(known, sequence)
+            return str(sequence).encode() if sequence > known else None
+
+        await compare_and_set(self._kv, _key("p", destination, stream), change, patience_s=_PATIENCE_S)
+        return highest
 
     async def _change(self, destination: str, alert: Alert, change: Any) -> None:
         key = _key("i", destination, incident.incident_key(alert))

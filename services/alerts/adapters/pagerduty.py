@@ -26,7 +26,7 @@ class PagerDutyDestination(HttpDestination):
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """Trigger, or resolve."""
-        body = event_body(alert, event_id, self._key, self._mapping)
+        body = event_body(alert, event_id, self._key, self._mapping, self.wording.of(alert))
         return await self.post(self._url, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     async def probe(self, alert: Alert, event_id: str) -> Outcome:

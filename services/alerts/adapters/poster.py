@@ -1,4 +1,4 @@
-"""POSTs over one HTTP session, each limited in time. Redirects are not followed: they would carry secrets elsewhere."""
+"""Requests over one HTTP session, each limited in time. Redirects are not followed: they would carry secrets elsewhere."""
 
 from collections.abc import Mapping
 
@@ -20,6 +20,12 @@ class Poster:
     async def post(
         self, url: str, body: bytes, headers: Mapping[str, str], *, explain: bool = False
     ) -> tuple[Outcome, int]:
+        """As `send`, by POST."""
+        return await self.send("POST", url, body, headers, explain=explain)
+
+    async def send(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str], *, explain: bool = False
+    ) -> tuple[Outcome, int]:
         """(outcome by status, status: 0 where there was no answer).
 
         ``explain`` adds the start of the answer to the reason of a refusal.
@@ -27,7 +33,9 @@ class Poster:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=True)
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
                 why = ""
                 if explain and response.status >= 400:
                     why = (await response.content.read(_SHOWN)).decode(errors="replace")

@@ -1,26 +1,27 @@
 """The destination `prometheus`: figures of all alerts, pushed to a Pushgateway."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import base64
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
-from urllib.error import HTTPError
+from urllib.parse import quote
 
-from prometheus_client import CollectorRegistry, push_to_gateway
+import aiohttp
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import basic_auth_handler, default_handler
 
 from schemas.v1.alerts import Alert
 from services._runtime.clock import monotonic
-from services.alerts.adapters.base import BaseDestination
+from services.alerts.adapters.base import HttpDestination
 from services.alerts.domain.board import Board
 from services.alerts.domain.history import History
-from services.alerts.domain.http_status import outcome_of
 from services.alerts.domain.outcome import Outcome, Retry, Sent
 from services.alerts.settings import SEND_TIMEOUT_S, Channel
 
 DEFAULT_JOB = "cypria"
 _POLL_S = 0.05
+_NOT_READ = Retry("the history has not read this alert yet")
 
 
 class BoardCollector:
@@ -46,55 +47,69 @@ class BoardCollector:
         yield from (total, last, active)
 
 
-class PushgatewayDestination(BaseDestination):
-    """The figures come from the history, which every replica folds from the same stream: none pushes another number."""
+class PushgatewayDestination(HttpDestination):
+    """The figures come from the history, which every replica folds from the same stream: none pushes another number.
 
-    def __init__(self, channel: Channel, history: Callable[[], History], timeout_s: float = SEND_TIMEOUT_S) -> None:
-        super().__init__(channel)
+    ``note`` writes down how far the figures go that are about to be pushed, and gives the farthest that any replica
+    has written down: who pushed older ones, perhaps over newer ones, pushes again.
+    """
+
+    def __init__(
+        self, channel: Channel, history: Callable[[], History], note: Callable[[str, int], Awaitable[int]],
+        timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:  # fmt: skip
+        super().__init__(channel, timeout_s)
         options = channel.options
-        self._gateway = str(options.pushgateway_url).rstrip("/")
-        self._job = options.job_name or DEFAULT_JOB
-        self._username = options.username
-        self._password = channel.secrets.get("password")
+        self._url = group_url(str(options.pushgateway_url).rstrip("/"), options.job_name or DEFAULT_JOB)
+        self._headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        if options.username is not None:
+            login = aiohttp.BasicAuth(options.username, channel.secrets.get("password", ""), encoding="utf-8")
+            self._headers["Authorization"] = login.encode()
         self._history = history
+        self._note = note
         self._timeout_s = timeout_s
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """Push once the history has the alert, which takes a moment."""
         del alert
         deadline = monotonic() + self._timeout_s
-        while not self._history().holds(event_id):
-            if monotonic() > deadline:
-                return Retry("the history has not read this alert yet")
-            await asyncio.sleep(_POLL_S)
-        return await self._push()
+        if not await self._until(lambda: self._history().holds(event_id), deadline):
+            return _NOT_READ
+        while True:
+            created, own = self._history().created, self._history().position
+            farthest = await self._note(created, own)
+            if farthest <= own:
+                outcome = await self._push()
+                if not isinstance(outcome, Sent) or await self._note(created, own) <= own:
+                    return outcome
+            elif not await self._until(partial(self._has_read, farthest), deadline):
+                return _NOT_READ
 
     async def probe(self, alert: Alert, event_id: str) -> Outcome:
         """Push the figures as they are: a test alert is not counted."""
         del alert, event_id
         return await self._push()
 
+    def _has_read(self, sequence: int) -> bool:
+        return self._history().position >= sequence
+
+    @staticmethod
+    async def _until(done: Callable[[], bool], deadline: float) -> bool:
+        while not done():
+            if monotonic() > deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
     async def _push(self) -> Outcome:
+        # Not by the client's own push: it blocks, and a gateway that drips would hold its thread for ever.
         registry = CollectorRegistry()
         registry.register(BoardCollector(self._history().board))
-        try:
-            await asyncio.to_thread(
-                push_to_gateway, self._gateway, self._job, registry, timeout=self._timeout_s, handler=self._handler()
-            )
-        except HTTPError as exc:
-            return outcome_of(exc.code, dict(exc.headers or {}))
-        except (OSError, ValueError) as exc:  # urllib's errors are OSErrors
-            return Retry(type(exc).__name__)
-        return Sent()
-
-    def _handler(self) -> Any:
-        if self._username is None:
-            return default_handler
-        return partial(_authenticated, username=self._username, password=self._password)
+        return await self.post(self._url, generate_latest(registry), self._headers, method="PUT")
 
 
-def _authenticated(
-    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes, *,
-    username: str, password: str | None,
-) -> Callable[[], None]:  # fmt: skip
-    return basic_auth_handler(url, method, timeout, headers, data, username, password)
+def group_url(gateway: str, job: str) -> str:
+    """The address of a job's group; a name with a slash goes in base64, as the Pushgateway wants it."""
+    if "/" in job:
+        return f"{gateway}/metrics/job@base64/{base64.urlsafe_b64encode(job.encode()).decode()}"
+    return f"{gateway}/metrics/job/{quote(job, safe='')}"

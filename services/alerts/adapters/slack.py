@@ -44,7 +44,7 @@ class SlackDestination(BaseDestination):
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """One POST; the reason of a failure is a status or the kind of error, never the URL."""
         try:
-            reply = await self._client.send_dict(slack_body(alert, event_id, self._channel))
+            reply = await self._client.send_dict(slack_body(alert, event_id, self._channel, self.wording.of(alert)))
         except _FAILURES as exc:
             return Retry(type(exc).__name__)
         return outcome_of(reply.status_code, reply.headers)
@@ -64,7 +64,7 @@ class SlackBotDestination(BaseDestination):
 
     async def deliver(self, alert: Alert, event_id: str) -> Outcome:
         """One call; Slack says what is wrong in a word, which is the reason."""
-        body = slack_body(alert, event_id, self._channel)
+        body = slack_body(alert, event_id, self._channel, self.wording.of(alert))
         try:
             await self._client.chat_postMessage(unfurl_links=False, **body)
         except SlackApiError as exc:

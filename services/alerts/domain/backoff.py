@@ -12,6 +12,15 @@ class RetryPolicy:
     max_attempts: int = 20
 
 
+WAIT_CAP_S = 5.0
+"""Longest pause of what waits for its turn, which is no failure."""
+
+
+def turn_s(policy: RetryPolicy, delivery: int, jitter: float) -> float:
+    """Seconds until a message that waits for its turn comes again, after its ``delivery``-th time (from 1)."""
+    return min(WAIT_CAP_S, delay_s(policy, delivery, jitter))
+
+
 def exhausted(policy: RetryPolicy, attempt: int) -> bool:
     """Whether the attempt (from 1) that has just failed was the last."""
     return attempt >= policy.max_attempts

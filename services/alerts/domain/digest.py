@@ -1,8 +1,8 @@
-"""What was held back by a destination's rate limit, as one message."""
+"""What was held back by a destination's rate limit or gathered for it, as one message."""
 
 from schemas.v1.alerts import Alert
 from services.alerts.domain.incident import rank
-from services.alerts.domain.render import headline
+from services.alerts.domain.wording import headline
 
 _SHOWN = 20
 
@@ -19,7 +19,7 @@ def digest(alerts: list[Alert]) -> Alert:
     return Alert(
         incident=f"group.{alerts[0].incident}",
         level=worst.level,
-        title=f"{worst.title} (one of {len(alerts)} alerts that the rate limit held back)",
+        title=f"{worst.title} (one of {len(alerts)} alerts)",
         message="\n".join(lines),
         test_id=tests.pop() if len(tests) == 1 else None,
         at_ms=max(alert.at_ms for alert in alerts),

@@ -19,15 +19,30 @@ class Item:
     last_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An event and its place in ALERTS."""
+
+    sequence: int
+    event_id: str
+
+
 @dataclass
 class History:
-    """Fold of ALERTS in its order, keeping ``retention`` items and as many event ids as ``remembered``."""
+    """Fold of ALERTS in its order, keeping ``retention`` items and as many event ids as ``remembered``.
+
+    ``position`` is the last sequence that was read, whatever it held; ``created`` when the stream was.
+    """
 
     retention: int
     remembered: int = 100_000
     items: deque[Item] = field(default_factory=deque)
     board: Board = field(default_factory=Board)
+    position: int = 0
+    created: str = ""
     _open: "OrderedDict[str, Item]" = field(default_factory=OrderedDict)
+    _latest: "OrderedDict[str, Place]" = field(default_factory=OrderedDict)
+    _before: "OrderedDict[str, Place]" = field(default_factory=OrderedDict)
     _seen: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
     def add(self, sequence: int, event_id: str, alert: Alert) -> None:
@@ -38,6 +53,7 @@ class History:
         if len(self._seen) > self.remembered:
             self._seen.popitem(last=False)
         key = incident_key(alert)
+        self._put_in_line(key, Place(sequence, event_id))
         known = self._open.get(key)
         if alert.resolved:
             if known is not None:
@@ -58,6 +74,10 @@ class History:
         """Whether an event has been taken in."""
         return event_id in self._seen
 
+    def before(self, event_id: str) -> Place | None:
+        """The event of the same incident that came before this one."""
+        return self._before.get(event_id)
+
     def known(self, alert: Alert) -> bool:
         """Whether the incident stands open at this level or above."""
         item = self._open.get(incident_key(alert))
@@ -67,6 +87,16 @@ class History:
         """(items newest first, how many there are), of one test where it is named."""
         matching = [item for item in reversed(self.items) if test_id is None or item.alert.test_id == test_id]
         return matching[:limit], len(matching)
+
+    def _put_in_line(self, incident: str, place: Place) -> None:
+        previous = self._latest.get(incident)
+        if previous is not None:
+            self._before[place.event_id] = previous
+        self._latest[incident] = place
+        self._latest.move_to_end(incident)
+        for known in (self._latest, self._before):
+            if len(known) > self.remembered:
+                known.popitem(last=False)
 
     def _append(self, item: Item) -> None:
         self.board.add(item.alert)

@@ -5,7 +5,8 @@ from html import escape
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, rfc3339
-from services.alerts.domain.render import figures, headline, number
+from services.alerts.domain.render import figures
+from services.alerts.domain.wording import Words, number, plain
 
 _SUBJECT = 200
 _COLOURS = {
@@ -26,13 +27,16 @@ class Letter:
     html: str
 
 
-def letter(alert: Alert, event_id: str) -> Letter:
+def letter(alert: Alert, event_id: str, words: Words | None = None) -> Letter:
     """The same facts in both parts; everything that came from outside is escaped in the HTML part."""
-    subject = " ".join("".join(c if c.isprintable() else " " for c in f"[Cypria] {headline(alert)}").split())
+    words = words or plain(alert)
+    subject = " ".join("".join(c if c.isprintable() else " " for c in f"[Cypria] {words.headline}").split())
     facts = _facts(alert, event_id)
     width = max(len(name) for name, _ in facts)
-    lines = [headline(alert), "", alert.message, "", *(f"{name:<{width}}  {value}" for name, value in facts)]
-    return Letter(subject[:_SUBJECT], "\n".join(lines) + "\n", _html(alert, facts))
+    lines = [words.headline, "", words.text, "", *(f"{name:<{width}}  {value}" for name, value in facts)]
+    if words.report:
+        lines += ["", f"Decision report: {words.report}"]
+    return Letter(subject[:_SUBJECT], "\n".join(lines) + "\n", _html(alert, facts, words))
 
 
 def _facts(alert: Alert, event_id: str) -> list[tuple[str, str]]:
@@ -43,15 +47,16 @@ def _facts(alert: Alert, event_id: str) -> list[tuple[str, str]]:
     return [*facts, ("Time", rfc3339(alert.at_ms)), ("Incident", alert.incident), ("Alert", event_id)]
 
 
-def _html(alert: Alert, facts: list[tuple[str, str]]) -> str:
+def _html(alert: Alert, facts: list[tuple[str, str]], words: Words) -> str:
     colour = _RESOLVED if alert.resolved else _COLOURS[alert.level]
     rows = "".join(
         f'<tr><td style="padding:2px 16px 2px 0;color:#555">{escape(name)}</td><td>{escape(value)}</td></tr>'
         for name, value in facts
     )
-    message = escape(alert.message).replace("\n", "<br>")
+    message = escape(words.text).replace("\n", "<br>")
+    report = f'<p><a href="{escape(words.report)}">Decision report</a></p>' if words.report else ""
     return (
         '<!doctype html><html><body style="font-family:sans-serif;color:#222">'
-        f'<h2 style="margin:0;padding:8px 12px;background:{colour};color:#fff">{escape(headline(alert))}</h2>'
-        f"<p>{message}</p><table>{rows}</table></body></html>"
+        f'<h2 style="margin:0;padding:8px 12px;background:{colour};color:#fff">{escape(words.headline)}</h2>'
+        f"<p>{message}</p><table>{rows}</table>{report}</body></html>"
     )

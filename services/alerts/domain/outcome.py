@@ -26,3 +26,10 @@ class Refused:
 
 
 Outcome = Sent | Retry | Refused
+
+
+@dataclass(frozen=True)
+class Later:
+    """No attempt was made: it is to come again in so many seconds, to this replica or another one."""
+
+    seconds: float

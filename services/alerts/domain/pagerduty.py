@@ -8,6 +8,7 @@ from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, rfc3339
 from services.alerts.domain.incident import incident_key
 from services.alerts.domain.render import figures
+from services.alerts.domain.wording import Words, plain
 
 SEVERITIES: Mapping[AlertLevel, str] = {
     AlertLevel.INFO: "info",
@@ -27,20 +28,22 @@ def dedup_key(alert: Alert) -> str:
 
 
 def event_body(
-    alert: Alert, event_id: str, routing_key: str, mapping: Mapping[AlertLevel, str] | None = None
-) -> dict[str, Any]:
+    alert: Alert, event_id: str, routing_key: str, mapping: Mapping[AlertLevel, str] | None = None,
+    words: Words | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The JSON body of `POST /v2/enqueue`; ``mapping`` overrides SEVERITIES level by level."""
+    words = words or plain(alert)
     body: dict[str, Any] = {"routing_key": routing_key, "dedup_key": dedup_key(alert)}
     if alert.resolved:
         return {**body, "event_action": "resolve"}
     details: dict[str, Any] = {
-        "message": alert.message, "level": alert.level.value, "alert_id": event_id, "incident": alert.incident,
+        "message": words.text, "level": alert.level.value, "alert_id": event_id, "incident": alert.incident,
         **figures(alert), **alert.tags,
     }  # fmt: skip
     if alert.rule:
         details["rule"] = alert.rule
     payload: dict[str, Any] = {
-        "summary": alert.title[:_SUMMARY] or alert.level.value,
+        "summary": words.title[:_SUMMARY] or alert.level.value,
         "source": alert.test_id or "cypria",
         "severity": ({**SEVERITIES, **(mapping or {})})[alert.level],
         "timestamp": rfc3339(alert.at_ms),
@@ -49,4 +52,6 @@ def event_body(
     }
     if alert.test_id:
         payload["group"] = alert.test_id
+    if words.report:
+        body["links"] = [{"href": words.report, "text": "Decision report"}]
     return {**body, "event_action": "trigger", "client": "Cypria", "payload": payload}

@@ -4,6 +4,7 @@ from typing import Any
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, rfc3339
+from services.alerts.domain.wording import Words, number, plain
 
 _SIGNS = {
     AlertLevel.INFO: "\u2139\ufe0f",
@@ -24,20 +25,10 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def headline(alert: Alert) -> str:
-    """One line: level, or that it is over, and title."""
-    return f"{'RESOLVED' if alert.resolved else alert.level.value}: {alert.title}"
-
-
 def figures(alert: Alert) -> dict[str, float]:
     """All numbers of an alert by name."""
     own = {"value": alert.value, "bound": alert.bound, "threshold": alert.threshold, "n": alert.n}
     return {name: float(number) for name, number in own.items() if number is not None} | alert.numbers
-
-
-def number(value: float) -> str:
-    """At most six significant digits, counts whole."""
-    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
 def _cut(text: str, limit: int) -> str:
@@ -51,39 +42,50 @@ def _cut(text: str, limit: int) -> str:
     return kept + "\u2026"
 
 
-def slack_body(alert: Alert, event_id: str, channel: str | None) -> dict[str, Any]:
+def _link(url: str) -> str:
+    """Slack takes no more than this of a section; an address that long is shown as text."""
+    link = f"<{escape(url)}|Decision report>"
+    return link if len(link) <= _SECTION else _cut(escape(url), _SECTION)
+
+
+def slack_body(alert: Alert, event_id: str, channel: str | None, words: Words | None = None) -> dict[str, Any]:
     """The JSON body for an incoming webhook; ``text`` is what notifications and old clients show."""
+    words = words or plain(alert)
     sign = _RESOLVED if alert.resolved else _SIGNS[alert.level]
-    title = f"{sign} {headline(alert)}"
+    title = f"{sign} {words.headline}"
     fields = [("Level", alert.level.value), ("Test", alert.test_id), ("Rule", alert.rule)]
     lines = [f"*{name}*\n{escape(text)}" for name, text in fields if text]
     lines += [f"*{escape(name)}*\n{number(value)}" for name, value in figures(alert).items()]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": _cut(title, _HEADER), "emoji": True}},
-        {"type": "section", "text": {"type": "mrkdwn", "text": _cut(escape(alert.message) or "-", _SECTION)}},
+        {"type": "section", "text": {"type": "mrkdwn", "text": _cut(escape(words.text) or "-", _SECTION)}},
     ]
     for start in range(0, min(len(lines), 4 * _FIELDS), _FIELDS):
         part = [{"type": "mrkdwn", "text": _cut(line, _FIELD)} for line in lines[start : start + _FIELDS]]
         blocks.append({"type": "section", "fields": part})
+    if words.report:
+        blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": _link(words.report)}})
     foot = f"{rfc3339(alert.at_ms)} \u00b7 {escape(alert.incident)} \u00b7 {escape(event_id)}"
     blocks.append({"type": "context", "elements": [{"type": "mrkdwn", "text": _cut(foot, _FIELD)}]})
-    body: dict[str, Any] = {"text": _cut(f"{sign} {escape(headline(alert))}", _SECTION), "blocks": blocks}
+    body: dict[str, Any] = {"text": _cut(f"{sign} {escape(words.headline)}", _SECTION), "blocks": blocks}
     if channel:
         body["channel"] = channel
     return body
 
 
-def log_fields(alert: Alert, event_id: str) -> dict[str, Any]:
+def log_fields(alert: Alert, event_id: str, words: Words | None = None) -> dict[str, Any]:
     """What the log destination writes."""
+    words = words or plain(alert)
     fields: dict[str, Any] = {
         "level_of_alert": alert.level.value,
-        "title": alert.title,
-        "message": alert.message,
+        "title": words.title,
+        "message": words.text,
         "test_id": alert.test_id,
         "rule": alert.rule,
         "incident": alert.incident,
         "alert_id": event_id,
         "resolved": alert.resolved or None,
         "numbers": figures(alert) or None,
+        "report": words.report,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -15,7 +15,7 @@ class Route:
     """The rules of one destination; ``tests`` and the values of ``tags`` are patterns with ``*`` and ``?``.
 
     ``repeat_ms``: an incident that is raised again after this long is told again. ``per_minute``: messages in any
-    60 s, over all replicas.
+    60 s, over all replicas. ``group_s``: how long the alerts of one test are gathered into one message.
     """
 
     min_level: AlertLevel = AlertLevel.INFO
@@ -24,6 +24,7 @@ class Route:
     tags: Mapping[str, str] = field(default_factory=dict)
     repeat_ms: int | None = None
     per_minute: int | None = None
+    group_s: float | None = None
 
     def refuses(self, alert: Alert) -> str | None:
         """Why an alert does not go here, or None; resolutions go where the incident was told, whatever they are."""

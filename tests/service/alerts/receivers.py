@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
@@ -114,8 +115,9 @@ class MailServer:
 
     @contextlib.asynccontextmanager
     async def running(
-        self, tls: tuple[Path, Path] | None = None, login: tuple[str, str] | None = None
+        self, tls: tuple[Path, Path] | None = None, login: tuple[str, str] | None = None, *, from_the_start: bool = False
     ) -> AsyncIterator["MailServer"]:
+        """With ``tls`` and a login only what is encrypted, by STARTTLS or ``from_the_start``, may log in."""
         context = None
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -127,11 +129,15 @@ class MailServer:
 
         def protocol() -> SMTP:
             return SMTP(
-                self, hostname="mail.test", tls_context=context, require_starttls=context is not None,
+                self, hostname="mail.test", tls_context=None if from_the_start else context,
+                require_starttls=context is not None and not from_the_start,
                 authenticator=check if login else None, auth_required=login is not None,
+                auth_require_tls=not from_the_start,
             )  # fmt: skip
 
-        server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(
+            protocol, "127.0.0.1", 0, ssl=context if from_the_start else None
+        )
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -144,6 +150,8 @@ class Got:
     path: str
     headers: dict[str, str]
     raw: bytes
+    answered: int = 0
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -174,6 +182,7 @@ class Receiver:
     async def _take(self, request: web.Request) -> web.Response:
         got = Got(request.path, dict(request.headers), await request.read())
         status, body, headers = self.reply(len(self.got), got)
+        got.answered = status
         self.got.append(got)
         return web.json_response(body, status=status, headers=headers)
 
@@ -220,3 +229,29 @@ async def until_up(url: str) -> None:
             return False
 
     await eventually(up)
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, config: str) -> Iterator[str]:
+    """Debian's Prometheus with this configuration; its URL."""
+    binary = shutil.which("prometheus")
+    assert binary, "prometheus is not installed: run infra/install_debian.sh (as root), or `make test`"
+    path, port = folder / "prometheus.yml", free_port()
+    path.write_text(config)
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [binary, f"--config.file={path}", f"--storage.tsdb.path={folder / 'tsdb'}",
+             f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def queried(url: str, query: str) -> dict[str, float]:
+    """What Prometheus answers to a query: values by test and level."""
+    async with ClientSession() as session, session.get(f"{url}/api/v1/query", params={"query": query}) as response:
+        found = (await response.json())["data"]["result"]
+    return {f"{one['metric'].get('test_id')} {one['metric'].get('level', '')}".strip(): float(one["value"][1]) for one in found}

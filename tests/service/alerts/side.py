@@ -54,10 +54,11 @@ class Side:
 
     @contextlib.asynccontextmanager
     async def service(
-        self, *destinations: dict[str, Any], retry: RetryPolicy = FAST, retention: int = 1000, **sections: Any
+        self, *destinations: dict[str, Any], retry: RetryPolicy = FAST, retention: int = 1000,
+        public_url: str | None = None, **sections: Any,
     ) -> AsyncIterator[None]:
         """The service in this process."""
-        alerts = {"destinations": list(destinations), "retention": retention}
+        alerts = {"destinations": list(destinations), "retention": retention, "public_url": public_url}
         app = build_app(self.server.settings("alerts", alerts=alerts, **sections), retry)
         async with app.start_lifespan_context():
             await eventually(self.answers)
@@ -126,7 +127,7 @@ class Side:
             **{"test_id": "t1", "version": 2, "status": TestStatus.RUNNING, "model_a": "stable", "model_b": "canary",
                "share_bp": 2000, "at_ms": 1_700_000_000_000, **fields}
         )  # fmt: skip
-        payload = dump(envelope(kind, f"t1.{event.version}.1", "router", event.at_ms, event))
+        payload = dump(envelope(kind, f"{event.test_id}.{event.version}.1", "router", event.at_ms, event))
         await self.router.jetstream().publish(subjects.event(kind), payload)
 
     async def history(self, **query: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """PagerDuty, Slack's bot, signed webhooks, Apprise and the Pushgateway, each against a real receiver."""
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,20 @@ from services.alerts.adapters.webhook import WebhookDestination
 from services.alerts.domain.outcome import Refused, Retry, Sent
 from services.alerts.domain.signing import TOLERANCE_S, verify
 from tests.harness import eventually
-from tests.service.alerts.receivers import Got, Receiver, an_alert, channel, pushgateway, scrape, until_up
-from tests.service.alerts.side import Side
+from tests.service.alerts.receivers import (
+    Got,
+    Receiver,
+    an_alert,
+    channel,
+    prometheus,
+    pushgateway,
+    queried,
+    scrape,
+    until_up,
+)
+from tests.service.alerts.side import ROOT, Side
+
+PAGE = ROOT / "docs" / "alerts.md"
 
 
 def events_v2(_number: int, got: Got) -> tuple[int, Any, dict[str, str]]:
@@ -165,6 +179,36 @@ async def test_a_real_pushgateway_gets_totals_times_and_active_incidents(side: S
             await side.raise_alert("After a restart", test_id="t1")
             await eventually(lambda: side.delivered("After a restart", "prometheus"))
         assert (await scrape(url))[f'cypria_alerts_total{{{labels},level="CRITICAL",test_id="t1"}}'] == 3
+
+
+async def test_prometheus_scrapes_what_three_replicas_pushed_and_sees_what_the_history_says(
+    side: Side, tmp_path: Path
+) -> None:
+    (scraping,) = re.findall(r"```yml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with pushgateway() as gateway:
+        await until_up(gateway)
+        config = scraping.replace("pushgateway:9091", gateway.removeprefix("http://"))
+        config = f"global: {{scrape_interval: 500ms}}\n{config}"
+        with prometheus(tmp_path, config) as server:
+            await until_up(server)
+            entry = {"type": "prometheus", "pushgateway_url": gateway, "job_name": "team/a-b tests"}
+            async with side.service(entry), side.service(entry), side.service(entry):
+                for number in range(24):
+                    incident, resolved = f"t{number % 3}.{number // 6}", number % 6 > 2
+                    await side.raise_alert(
+                        f"n{number}", incident=incident, test_id=f"t{number % 3}", resolved=resolved, event_id=f"e{number}"
+                    )
+                await eventually(side.consumers_idle)
+                expected = {f"t{test} CRITICAL": 4.0 for test in range(3)}
+
+                async def scraped() -> bool:
+                    totals = await queried(server, 'cypria_alerts_total{job="team/a-b tests",level="CRITICAL"}')
+                    active = await queried(server, "cypria_incidents_active")
+                    return totals == expected and set(active.values()) == {0.0}
+
+                await eventually(scraped)
+                raised = await queried(server, "cypria_alert_last_timestamp_seconds")
+                assert all(abs(value - time.time()) < 600 for value in raised.values())
 
 
 async def test_a_pushgateway_that_is_not_there_is_tried_again(side: Side) -> None:

@@ -140,6 +140,30 @@ async def test_starts_and_ends_of_tests_are_alerts_and_one_rollback_is_one_emerg
     assert "keep_a: B is 3 % slower" in str(completed.body["blocks"])
 
 
+async def test_every_terminal_state_of_a_test_is_told_with_what_became_of_it(side: Side) -> None:
+    def result(decision: Decision, reason: str, status: TestStatus = TestStatus.COMPLETED) -> TestResult:
+        return TestResult(test_id="t1", status=status, decision=decision, reason=reason)
+
+    order = RollbackOrder(rule="monitor_down", reason="no monitor has watched the test for 165 s", actor="router", at_ms=1)
+    ends: dict[str, tuple[str, dict[str, Any], str]] = {
+        "promoted": ("test.completed", {"result": result(Decision.PROMOTE_B, "B is 12 % better")}, "promote_b: B is 12 %"),
+        "expired": ("test.completed", {"result": result(Decision.INCONCLUSIVE, "its time is over")}, "its time is over"),
+        "stopped": ("test.completed", {"result": result(Decision.KEEP_A, "stopped by ops")}, "keep_a: stopped by ops"),
+        "failed": ("test.failed", {"result": result(Decision.INCONCLUSIVE, "canary did not load", TestStatus.FAILED)},
+                   "canary did not load"),
+        "unwatched": ("test.rolled_back", {"order": order}, "no monitor has watched"),
+        "by hand": ("test.rolled_back", {"reason": "looks odd"}, "looks odd"),
+    }  # fmt: skip
+    async with side.service(side.slack()):
+        for name, (kind, fields, _) in ends.items():
+            await side.test_event(kind, test_id=name, **fields)
+        await eventually(lambda: len(side.webhook.accepted()) == len(ends))
+        await eventually(side.consumers_idle)
+    told = [str(call.body["blocks"]) for call in side.webhook.accepted()]
+    for name, (_, _, words) in ends.items():
+        assert sum(name in text and words in text for text in told) == 1, name
+
+
 async def test_a_rollback_that_nobody_alerted_is_an_emergency_with_the_verdicts_numbers(side: Side) -> None:
     verdict = VerdictRecord(
         decision=Decision.ROLLBACK, reason="errors of B above 10 %", rule="critical_error_rate", at_ms=1, value=0.4,

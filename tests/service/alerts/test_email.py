@@ -49,6 +49,27 @@ async def test_starttls_and_login_with_a_certificate_of_ones_own(tmp_path: Path)
     assert mail.recipients == [TEAM, "b@company.com"]
 
 
+async def test_tls_from_the_first_byte_with_a_login_through_the_whole_service(side: Side, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    async with MailServer().running((cert, key), ("cypria", "hunter2"), from_the_start=True) as server:
+        entry = {
+            "type": "email", "recipients": [TEAM], "smtp_server": server.address, "tls": True, "ca_file": str(cert),
+            "username": "cypria", "password": "hunter2", "title": "$state of $test_id", "text": "$message see $report_url",
+        }  # fmt: skip
+        async with side.service(entry, public_url="https://cypria.company.com"):
+            await side.raise_alert("Too slow", test_id="t9")
+            await eventually(lambda: side.delivered("Too slow", "email"))
+    (mail,) = server.mails
+    assert mail.user == "cypria"
+    assert mail.message["Subject"] == "[Cypria] CRITICAL of t9"
+    for kind in ("plain", "html"):
+        part = mail.message.get_body((kind,))
+        assert part is not None
+        assert "https://cypria.company.com/v1/ab-testing/tests/t9/report" in part.get_content()
+    plain = EmailDestination(channel(type="email", recipients=[TEAM], smtp_server=server.address))
+    assert isinstance(await plain.deliver(an_alert(), "e2"), Retry), "it talks to nobody who does not"
+
+
 async def test_a_password_is_never_sent_in_the_clear() -> None:
     async with MailServer().running() as server:
         one = channel(

@@ -1,6 +1,7 @@
 """A webhook server as Slack has one: records every call and answers as it is told."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ class Call:
     path: str
     body: dict[str, Any]
     answered: int | None = None
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def title(self) -> str:

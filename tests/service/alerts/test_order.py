@@ -1,0 +1,122 @@
+"""Events of one incident arrive in their order, whoever delivers them and whatever fails; what belongs together goes together."""
+
+import contextlib
+from typing import Any
+
+from schemas.v1.common import AlertLevel
+from services.alerts.domain.backoff import RetryPolicy
+from tests.harness import eventually
+from tests.service.alerts.receivers import Receiver
+from tests.service.alerts.side import Side
+
+STORY = (("warns", "WARNING", False), ("worsens", "CRITICAL", False), ("ends", "INFO", True), ("returns", "WARNING", False))
+
+
+async def tell(side: Side, incident: str, story: tuple[tuple[str, str, bool], ...] = STORY) -> None:
+    for word, level, resolved in story:
+        await side.raise_alert(
+            f"{incident} {word}", incident=incident, level=AlertLevel(level), resolved=resolved, event_id=f"{incident}.{word}"
+        )
+
+
+@contextlib.asynccontextmanager
+async def three(side: Side, *destinations: dict[str, Any], **more: Any) -> Any:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(side.service(*destinations, **more))
+        yield
+
+
+def told(side: Side, incident: str) -> list[str]:
+    return [call.title.split(f"{incident} ")[1] for call in side.webhook.accepted() if f" {incident} " in call.title]
+
+
+async def test_three_replicas_keep_each_incident_in_order_through_failures(side: Side) -> None:
+    side.webhook.behave = lambda _path, n: 500 if n % 3 == 0 else 200
+    side.webhook.delay_s = 0.02
+    names = [f"i{number}" for number in range(12)]
+    async with three(side, side.slack()):
+        for name in names:
+            await tell(side, name)
+        await eventually(lambda: len(side.webhook.accepted()) >= 4 * len(names), 40)
+        await eventually(side.consumers_idle)
+    assert {name: told(side, name) for name in names} == {name: [word for word, _, _ in STORY] for name in names}
+
+
+async def test_a_resolution_waits_for_what_a_broken_channel_has_not_taken_yet(side: Side) -> None:
+    broken = True
+    side.webhook.behave = lambda _path, _n: 500 if broken else 200
+    async with three(side, side.slack(), side.slack("fine")):
+        await tell(side, "disk", STORY[:3])
+        await side.raise_alert("other")
+        await eventually(lambda: len(side.webhook.of("hook")) >= 4)
+        assert all("disk warns" in call.title or "other" in call.title for call in side.webhook.of("hook"))
+        broken = False
+        await eventually(lambda: side.delivered("disk ends"))
+        await eventually(side.consumers_idle)
+    assert told(side, "disk") == ["warns", "worsens", "ends"]
+
+
+async def test_what_was_given_up_holds_nothing_up(side: Side) -> None:
+    side.webhook.behave = lambda _path, n: 404 if n == 0 else 200
+    async with three(side, side.slack()):
+        await tell(side, "disk")
+        await eventually(lambda: side.delivered("disk returns"))
+        await eventually(side.consumers_idle)
+    assert told(side, "disk") == ["worsens", "ends", "returns"]
+
+
+async def test_waiting_for_ones_turn_is_no_attempt(side: Side) -> None:
+    """A channel that is away for long: what waits behind still gets all of its attempts."""
+    side.webhook.behave = lambda _path, n: 500 if n < 12 else 200
+    policy = RetryPolicy(first_s=0.02, cap_s=0.1, max_attempts=10)
+    async with three(side, side.slack(), retry=policy):
+        await tell(side, "disk", STORY[:2])
+        await eventually(lambda: side.delivered("disk worsens"))
+        await eventually(side.consumers_idle)
+        items = await side.history()
+    states = {item["title"]: item["deliveries"][0] for item in items}
+    assert (states["disk warns"]["status"], states["disk warns"]["attempts"]) == ("failed", 10)
+    assert (states["disk worsens"]["status"], states["disk worsens"]["attempts"]) == ("sent", 3)
+
+
+async def test_alerts_of_one_test_within_the_time_go_as_one_message_from_whichever_replica(side: Side) -> None:
+    async with three(side, side.slack(group_seconds=3)):
+        for number in range(6):
+            await side.raise_alert(f"first {number}", test_id="t1")
+            await side.raise_alert(f"second {number}", test_id="t2")
+        await side.raise_alert("fire", level=AlertLevel.EMERGENCY, test_id="t1")
+        await eventually(side.webhook.accepted, 10)
+        assert [call.title.split(": ")[1] for call in side.webhook.accepted()] == ["fire"], "an emergency does not wait"
+        for word in ("first", "second"):
+            for number in range(6):
+                await eventually(lambda title=f"{word} {number}": side.delivered(title))
+        await eventually(side.consumers_idle)
+    groups = [str(call.body["blocks"]) for call in side.webhook.accepted()[1:]]
+    assert len(groups) == 2
+    for word, text in zip(("first", "second"), sorted(groups, key=lambda text: "second" in text), strict=True):
+        assert all(f"{word} {number}" in text for number in range(6))
+        assert "one of 6 alerts" in text
+
+
+async def test_a_rate_limit_holds_back_in_one_hand_and_keeps_the_order(side: Side, monkeypatch: Any) -> None:
+    monkeypatch.setattr("services.alerts.domain.route.WINDOW_MS", 3_000)
+    async with (
+        Receiver().running() as machine,
+        three(
+            side, side.slack(messages_per_minute=1),
+            {"type": "webhook", "url": machine.url, "secret": "s", "messages_per_minute": 30},
+        ),
+    ):
+        for name in ("a", "b"):
+            await tell(side, name)
+        await eventually(lambda: side.delivered("b returns"), 30)
+        await eventually(side.consumers_idle, 30)
+    assert len(side.webhook.accepted()) == 2, "the first at once, the others as one message"
+    lines = side.webhook.accepted()[1].body["blocks"][1]["text"]["text"].splitlines()
+    for name in ("a", "b"):
+        words = [line.rpartition(" ")[2] for line in lines if f" {name} " in line]
+        assert words == [word for word, _, _ in STORY][-len(words) :]
+    for name in ("a", "b"):
+        ids = [got.body["id"] for got in machine.got if got.body["id"].startswith(f"{name}.")]
+        assert ids == [f"{name}.{word}" for word, _, _ in STORY]
