@@ -1,4 +1,4 @@
-"""Requests over one HTTP session, each limited in time. Redirects are not followed: they would carry secrets elsewhere."""
+"""Requests over one HTTP session, each limited in time. Redirects are not followed: they would carry secrets off."""
 
 from collections.abc import Mapping
 
