@@ -16,6 +16,7 @@ VERDICT = "cypria.verdict.*"
 METRIC = "cypria.metric.*"
 WINDOW = "cypria.window.*"
 LEASE = "cypria.lease.*"
+PEER = "cypria.peer.*"
 ROLLBACK = "cypria.rollback.*"
 EVENT = "cypria.event.>"
 ALERT = "cypria.alert.*"
@@ -27,7 +28,7 @@ INTEGRATION_EVENT = "cypria.integration.event.*"
 
 PATTERNS = (
     REQUEST, CONTROL, INFER, HEARTBEAT, FLOW, MODELS, QUERY, VERDICT, METRIC, WINDOW,
-    LEASE, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ, INTEGRATION,
+    LEASE, PEER, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ, INTEGRATION,
 )  # fmt: skip
 
 CALLER_INBOX = "_INBOX.caller."
@@ -119,6 +120,11 @@ def window(partition: int) -> str:
 def lease(test_id: str) -> str:
     """The lease of one test's canary."""
     return f"cypria.lease.{test_id}"
+
+
+def peer(router: str) -> str:
+    """One router lives; its own id, not a name."""
+    return f"cypria.peer.{router}"
 
 
 def rollback(test_id: str) -> str:

@@ -28,7 +28,7 @@ class Permissions:
 _PUBLISH: dict[str, tuple[str, ...]] = {
     "router": (
         subjects.INFER, subjects.FLOW, subjects.MODELS, subjects.QUERY, subjects.VERDICT, subjects.METRIC,
-        subjects.ROLLBACK, "cypria.event.test.*", "cypria.event.monitoring.*",
+        subjects.ROLLBACK, subjects.PEER, "cypria.event.test.*", "cypria.event.monitoring.*",
         "cypria.event.model.registered", subjects.ALERT, subjects.ALERTS,
         "cypria.audit.router",
     ),
@@ -46,8 +46,8 @@ _PUBLISH: dict[str, tuple[str, ...]] = {
 
 _SUBSCRIBE: dict[str, tuple[str, ...]] = {
     "router": (
-        subjects.REQUEST, subjects.CONTROL, subjects.HEARTBEAT, subjects.LEASE, subjects.ROLLBACK, subjects.EVENT,
-        subjects.ALERT, subjects.WINDOW,
+        subjects.REQUEST, subjects.CONTROL, subjects.HEARTBEAT, subjects.LEASE, subjects.PEER, subjects.ROLLBACK,
+        subjects.EVENT, subjects.ALERT, subjects.WINDOW,
     ),
     "inference": (subjects.INFER, subjects.FLOW, subjects.MODELS),
     "metrics": (subjects.QUERY,),

@@ -149,11 +149,12 @@ class ApiKey(Section):
 
 
 class RateLimit(Section):
-    """`security.rate_limit`; 0 means no limit."""
+    """`security.rate_limit`: of each key, over all routers; 0 means no limit. Feedback has inference's limit by default."""
 
     control_per_minute: int = Field(default=100, ge=0)
     control_burst: int = Field(default=10, ge=1)
     inference_per_minute: int = Field(default=0, ge=0)
+    feedback_per_minute: int | None = Field(default=None, ge=0)
 
 
 class Anomalies(Section):

@@ -37,6 +37,7 @@ SPEAK_AND_LISTEN: dict[str, tuple[set[str], set[str]]] = {
     "cypria.metric.3": ({"router"}, set()),
     "cypria.window.3": ({"metrics"}, {"router"}),
     "cypria.lease.t1": ({"monitor"}, {"router"}),
+    "cypria.peer.r1": ({"router"}, {"router"}),
     "cypria.rollback.t1": ({"router", "monitor"}, {"router"}),
     "cypria.event.test.started": ({"router"}, {"router"}),
     "cypria.event.monitoring.changed": ({"router"}, {"router"}),

@@ -63,7 +63,7 @@ _ASKED: dict[str, tuple[Callable[[str], str], str, dict[str, tuple[str, str]]]] 
     "alerts": (subjects.alerts, "Asked of destinations and integrations", _ALERTS),
 }
 _PARAMETERS = {
-    "model": "The model's name as one token", "worker": "The worker's id", "partition": "0 to 7", "test_id": "The test",
+    "model": "The model's name as one token", "worker": "The worker's id", "router": "The router's id", "partition": "0 to 7", "test_id": "The test",
     "type": "Dotted, such as test.started", "level": "info, warning, critical or emergency", "service": "Who tells",
     "stream": "Where it came from", "consumer": "Who could not",
     "told": "event.started, event.rolled_back, event.decided, event.forwarded, or window.SECONDS",
@@ -75,6 +75,7 @@ _SENT: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...]], ...] = (
     (subjects.METRIC, ("partition",), "Facts about finished requests, in batches", ("FactBatch",)),
     (subjects.WINDOW, ("partition",), "Aggregates with their watermark, one a second", ("Window",)),
     (subjects.LEASE, ("test_id",), "The canary's lease, every second", ("Lease",)),
+    (subjects.PEER, ("router",), "A router lives, every second", ("RouterBeat",)),
     (subjects.ROLLBACK, ("test_id",), "A rollback is asked for", (catalog.event_type("rollback.requested"),)),
     (subjects.EVENT, ("type",), "What happened to tests, models and the monitoring", _EVENTS),
     (subjects.ALERT, ("level",), "Alerts", (catalog.event_type("alert"),)),

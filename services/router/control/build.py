@@ -17,6 +17,7 @@ from services.router.adapters.nats_keys import NatsKeys
 from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
+from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_plans import NatsPlans
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
@@ -32,7 +33,7 @@ from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
 from services.router.domain.auth import KeyRing
-from services.router.domain.ratelimit import RateLimiter
+from services.router.domain.ratelimit import Limits, RateLimiter
 from services.router.ports import RequestPath
 
 DAY_MS = 86_400_000
@@ -60,6 +61,8 @@ class Control:
     actions: Actions
     keeper: Keeper
     max_body: int
+    limits: Limits
+    peers: NatsPeers
 
     @property
     def models(self) -> NatsModels:
@@ -87,6 +90,7 @@ class Control:
         """Read the state and begin to act on it. Raises TimeoutError when the bus does not answer in time."""
         self.parts.path()
         await self.parts.keys.start()
+        await self.peers.start()
         await self.experiments.start()
         await self.models.start()
         await self.parts.monitoring.start()
@@ -100,6 +104,7 @@ class Control:
     async def stop(self) -> None:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
+        await self.peers.stop()
         await self.keeper.stop()
         await self.lifecycle.stop()
         await self.actions.stop()
@@ -153,12 +158,22 @@ def build_control(
     orders = Orders(parts, NatsPlans(bus))
     keeper = Keeper(parts, orders)
     lifecycle = Lifecycle(parts, step_s)
-    limits = settings.security.rate_limit
-    limiter = RateLimiter(limits.control_per_minute, limits.control_burst)
-    client_limiter = RateLimiter(limits.inference_per_minute, max(1, limits.inference_per_minute // 6))
+    limits = limits_of(settings)
     handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring))
-    dispatcher = Dispatcher(handlers, ring, limiter, parts.audit, source_salt, client_limiter)
+    dispatcher = Dispatcher(handlers, ring, limits, parts.audit, source_salt)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)
-    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body)
+    peers = NatsPeers(bus, limits.share)
+    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body, limits, peers)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that the configuration gives each key; a burst is ten seconds' worth where it says nothing of it."""
+    given = settings.security.rate_limit
+    feedback = given.inference_per_minute if given.feedback_per_minute is None else given.feedback_per_minute
+    return Limits(
+        control=RateLimiter(given.control_per_minute, given.control_burst),
+        feedback=RateLimiter(feedback, max(1, feedback // 6)),
+        inference=RateLimiter(given.inference_per_minute, max(1, given.inference_per_minute // 6)),
+    )

@@ -21,7 +21,7 @@ from services.router.control.base import JSON, Done
 from services.router.control.explain import explained
 from services.router.control.verbs import VERBS, Verb
 from services.router.domain.auth import KeyRing, Principal, Role, authenticate, require, still_good
-from services.router.domain.ratelimit import RateLimiter
+from services.router.domain.ratelimit import Limits, RateLimiter
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
 log = get_logger(__name__)
@@ -64,16 +64,14 @@ class Dispatcher:
     """Checks a call, carries it out and writes it to the audit log."""
 
     def __init__(
-        self, handlers: Sequence[object], ring: KeyRing, limiter: RateLimiter, audit: AuditLog, source_salt: bytes,
-        client_limiter: RateLimiter,
-    ) -> None:  # fmt: skip
+        self, handlers: Sequence[object], ring: KeyRing, limits: Limits, audit: AuditLog, source_salt: bytes
+    ) -> None:
         self._handlers: dict[str, Handler] = {
             verb.name: next(getattr(some, verb.handler) for some in handlers if hasattr(some, verb.handler))
             for verb in VERBS
         }
         self._ring = ring
-        self._limiter = limiter
-        self._client_limiter = client_limiter
+        self._limits = limits
         self._audit = audit
         self._salt = source_salt
         self._anonymous = RateLimiter(per_minute=60, burst=60)
@@ -142,7 +140,9 @@ class Dispatcher:
     def _admit(self, verb: Verb, call: Call) -> Principal:
         who = authenticate(self._ring, call.authorization)
         self._note_place(verb, call, who)
-        limiter, what = (self._client_limiter, "feedback") if verb.of_clients else (self._limiter, "control requests")
+        limiter, what = (
+            (self._limits.feedback, "feedback") if verb.of_clients else (self._limits.control, "control requests")
+        )
         wait = limiter.take(who.name, monotonic())
         if wait is not None:
             raise TooMany(f"key '{who.name}' is over its limit of {what}: wait {wait} s", retry_after_s=wait)

@@ -1,7 +1,8 @@
-"""Token buckets, one for each key."""
+"""Token buckets, one for each key; with several routers, each enforces its share."""
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 _MAX_BUCKETS = 10_000
 
@@ -13,9 +14,14 @@ class RateLimiter:
     """
 
     def __init__(self, per_minute: float, burst: int) -> None:
-        self._rate = per_minute / 60.0
-        self._burst = float(max(1, burst))
+        self._whole = (per_minute / 60.0, max(1, burst))
+        self._rate, self._burst = self._whole[0], float(self._whole[1])
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def share(self, routers: int) -> None:
+        """So many routers serve: this one allows its part of the rate and of the burst, of which at least 1."""
+        rate, burst = self._whole
+        self._rate, self._burst = rate / routers, float(max(1, burst // routers))
 
     def take(self, key: str, now_s: float) -> int | None:
         """None when the call may go on; else whole seconds (at least 1) until the next one may."""
@@ -32,3 +38,17 @@ class RateLimiter:
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         return wait
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The three limits of each key: control requests, feedback, inference."""
+
+    control: RateLimiter
+    feedback: RateLimiter
+    inference: RateLimiter
+
+    def share(self, routers: int) -> None:
+        """So many routers serve now."""
+        for limiter in (self.control, self.feedback, self.inference):
+            limiter.share(routers)

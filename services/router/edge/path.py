@@ -19,6 +19,7 @@ from services.router.adapters.nats_alerts import AlertSink
 from services.router.adapters.nats_heartbeats import hear_heartbeats
 from services.router.adapters.nats_infer import InferClient
 from services.router.adapters.nats_leases import hear_leases
+from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_secrets import Secrets
 from services.router.adapters.workers import WorkerTable
 from services.router.control import Control
@@ -26,7 +27,6 @@ from services.router.domain.auth import KeyRing
 from services.router.domain.capacity import Load
 from services.router.domain.facts import Batcher
 from services.router.domain.models import standing
-from services.router.domain.ratelimit import RateLimiter
 from services.router.edge.arms import Arms
 from services.router.edge.feedback import FeedbackDesk
 from services.router.edge.gate import Gate
@@ -76,14 +76,13 @@ class InferencePath:
             fallback=settings.policies.fallback_to_stable, want=control.keeper.want,
         )  # fmt: skip
         self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts)
-        per_minute = settings.security.rate_limit.inference_per_minute
         self.gate = Gate(
-            ring=ring, limiter=RateLimiter(per_minute, max(1, per_minute // 6)), arms=self.arms, server=self.server,
+            ring=ring, limiter=control.limits.inference, arms=self.arms, server=self.server,
             meters=self.meters, signing_key=secrets.signing_key, max_body=self._max_body(),
             default_model=configured[0] if configured else None, ip_allow=settings.security.ip_allow,
             unit_sources=settings.assignment.unit, models=self.models,
         )  # fmt: skip
-        self._gauges()
+        self._gauges(control.peers)
 
     async def start(self) -> None:
         """Hear workers and leases, send what a dead router left behind. Both connections must stand."""
@@ -204,8 +203,9 @@ class InferencePath:
         self.arms.tick(now)
         self.client.tick(loop_now)
 
-    def _gauges(self) -> None:
+    def _gauges(self, peers: NatsPeers) -> None:
         gauge = self.meters.gauge
+        gauge("cypria_routers", "Routers that share the limits, this one included.", lambda: peers.routers)
         gauge("cypria_router_open_breakers", "Tests whose canary this router keeps away.", self.arms.open_breakers)
         gauge("cypria_router_fact_batches_waiting", "Fact batches without a PubAck.", lambda: self.facts.spooled()[0])
         gauge("cypria_router_spool_bytes", "Bytes of facts on the disk.", lambda: self.facts.spooled()[1])

@@ -43,3 +43,26 @@ def test_memory_is_bounded() -> None:
     for n in range(20_000):
         limiter.take(str(n), 0.0)
     assert len(limiter._buckets) <= 10_000
+
+
+def test_routers_share_a_limit_and_each_allows_at_least_one() -> None:
+    for routers, burst in ((1, 10), (3, 3), (20, 1)):
+        limiter = RateLimiter(per_minute=60, burst=10)
+        limiter.share(routers)
+        assert [limiter.take("k", 100.0) for _ in range(burst)] == [None] * burst
+        assert limiter.take("k", 100.0) == routers, "so long until this router's share has grown by one"
+        assert limiter.take("k", 100.0 + routers) is None
+    limiter.share(1)
+    assert limiter.take("other", 200.0) is None
+    unlimited = RateLimiter(per_minute=0, burst=1)
+    unlimited.share(5)
+    assert all(unlimited.take("k", 0.0) is None for _ in range(100))
+
+
+@given(st.integers(1, 50), st.integers(1, 40))
+def test_all_shares_together_never_exceed_the_limit_where_it_can_be_shared(burst: int, routers: int) -> None:
+    shares = [RateLimiter(per_minute=60, burst=burst) for _ in range(routers)]
+    for one in shares:
+        one.share(routers)
+    allowed = sum(one.take("k", 0.0) is None for one in shares for _ in range(burst + 1))
+    assert allowed <= max(burst, routers)
