@@ -169,10 +169,11 @@ class Anomalies(Section):
 
 
 class Security(Section):
-    """`security`."""
+    """`security`. failed_keys_per_minute: wrong keys from one address before it has to wait; 0: any number."""
 
     api_keys: list[ApiKey] = []
     rate_limit: RateLimit = RateLimit()
+    failed_keys_per_minute: int = Field(default=20, ge=0, le=10_000)
     anomalies: Anomalies = Anomalies()
     signing_key_env: str | None = None
     ip_allow: list[str] = []

@@ -67,7 +67,7 @@ class Router:
         secrets = await load_secrets(self.bus, self._settings)
         control = build_control(self._settings, self.bus, self._ring, source_salt=secrets.unit_salt)
         path = InferencePath(
-            self._settings, bus=self.bus, infer_bus=self.infer_bus, control=control, ring=self._ring, secrets=secrets
+            self._settings, bus=self.bus, infer_bus=self.infer_bus, control=control, secrets=secrets
         )
         control.attach(path)
         control.subscribe(self._broker)

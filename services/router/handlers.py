@@ -23,6 +23,8 @@ from services.router.edge.gate import Gate, common_headers, new_id, too_large
 log = get_logger(__name__)
 
 QUEUE = "routers"
+BUS = "bus"
+"""Where callers on the bus come from: they share one address."""
 STATUS = "Cypria-Status"
 FINAL = "Cypria-Final"
 ROUTES = frozenset({"chat", "completions", "embeddings"})
@@ -122,7 +124,7 @@ class BusEdge:
 
     def _admit(self, msg: Msg, headers: dict[str, str], own_id: bytes) -> Call:
         kind = msg.subject.rsplit(".", 1)[-1]
-        principal = self._gate.enter(headers.get("authorization"))
+        principal = self._gate.enter(headers.get("authorization"), BUS)
         if kind not in ROUTES:
             known = ", ".join(sorted(ROUTES))
             raise NotFound(f"there is no cypria.request.{kind[:64]}: use one of {known}", code="unknown_subject")
@@ -133,4 +135,4 @@ class BusEdge:
             for name, source in (("x-session-id", "x_session_id"), ("x-user-id", "x_user_id"))
             if name in headers
         }
-        return self._gate.call(route=kind, body=msg.data, principal=principal, units=units, own_id=own_id, host="bus")
+        return self._gate.call(route=kind, body=msg.data, principal=principal, units=units, own_id=own_id, host=BUS)

@@ -33,6 +33,7 @@ from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
 from services.router.domain.auth import KeyRing
+from services.router.domain.door import Door
 from services.router.domain.ratelimit import Limits, RateLimiter
 from services.router.ports import RequestPath
 
@@ -61,6 +62,7 @@ class Control:
     actions: Actions
     keeper: Keeper
     max_body: int
+    door: Door
     limits: Limits
     peers: NatsPeers
 
@@ -159,13 +161,14 @@ def build_control(
     keeper = Keeper(parts, orders)
     lifecycle = Lifecycle(parts, step_s)
     limits = limits_of(settings)
+    door = Door(ring, settings.security.failed_keys_per_minute)
     handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring))
-    dispatcher = Dispatcher(handlers, ring, limits, parts.audit, source_salt)
+    dispatcher = Dispatcher(handlers, door, limits, parts.audit, source_salt)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)
     peers = NatsPeers(bus, limits.share)
-    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body, limits, peers)
+    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body, door, limits, peers)
 
 
 def limits_of(settings: Settings) -> Limits:

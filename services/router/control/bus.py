@@ -59,7 +59,7 @@ async def _answer(
         return refusal(
             NotFound(f"there is no control verb '{token[:64]}': use one of {known}", code="unknown_verb")
         )
-    if len(body) > max_body and dispatcher.knows(headers.get("authorization")):
+    if len(body) > max_body and dispatcher.knows(headers.get("authorization"), BUS):
         return refusal(TooLarge(f"the body is over {max_body} bytes: send a smaller one"))
     call = Call(authorization=headers.get("authorization"), request_id=request_id, peer=BUS, body=body)
     # Shielded: a connection lost while the command runs must not leave it half done.

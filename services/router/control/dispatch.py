@@ -20,7 +20,8 @@ from services.router.control.audited import bounded
 from services.router.control.base import JSON, Done
 from services.router.control.explain import explained
 from services.router.control.verbs import VERBS, Verb
-from services.router.domain.auth import KeyRing, Principal, Role, authenticate, require, still_good
+from services.router.domain.auth import Principal, Role, require, still_good
+from services.router.domain.door import Door
 from services.router.domain.ratelimit import Limits, RateLimiter
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
@@ -64,13 +65,13 @@ class Dispatcher:
     """Checks a call, carries it out and writes it to the audit log."""
 
     def __init__(
-        self, handlers: Sequence[object], ring: KeyRing, limits: Limits, audit: AuditLog, source_salt: bytes
+        self, handlers: Sequence[object], door: Door, limits: Limits, audit: AuditLog, source_salt: bytes
     ) -> None:
         self._handlers: dict[str, Handler] = {
             verb.name: next(getattr(some, verb.handler) for some in handlers if hasattr(some, verb.handler))
             for verb in VERBS
         }
-        self._ring = ring
+        self._door = door
         self._limits = limits
         self._audit = audit
         self._salt = source_salt
@@ -106,21 +107,14 @@ class Dispatcher:
 
     def refuse(self, verb: Verb, call: Call, exc: Refused) -> Reply:
         """The reply to a call whose body could not be taken in."""
-        try:
-            who: Principal | None = authenticate(self._ring, call.authorization)
-        except Refused:
-            who = None
+        who = self._door.knows(call.authorization, call.peer, monotonic())
         if verb.changes:
             self._record(verb, call, who, exc.status, exc.code, Done(None))
         return refusal(exc)
 
-    def knows(self, authorization: str | None) -> bool:
-        """Whether this is somebody's key."""
-        try:
-            authenticate(self._ring, authorization)
-        except Refused:
-            return False
-        return True
+    def knows(self, authorization: str | None, peer: str) -> bool:
+        """Whether this is somebody's key, and may be told from there."""
+        return self._door.knows(authorization, peer, monotonic()) is not None
 
     def admit(self, verb: Verb, call: Call) -> Principal:
         """Key, limit and role alone, for verbs whose reply is a stream; refusals are audited. Raises Refused."""
@@ -135,15 +129,16 @@ class Dispatcher:
 
     def still_good(self, call: Call) -> Callable[[], bool]:
         """A question to be asked again and again: is the key of an admitted call still good?"""
-        return still_good(self._ring, call.authorization)
+        return still_good(self._door.ring, call.authorization)
 
     def _admit(self, verb: Verb, call: Call) -> Principal:
-        who = authenticate(self._ring, call.authorization)
+        now = monotonic()
+        who = self._door.enter(call.authorization, call.peer, now)
         self._note_place(verb, call, who)
         limiter, what = (
             (self._limits.feedback, "feedback") if verb.of_clients else (self._limits.control, "control requests")
         )
-        wait = limiter.take(who.name, monotonic())
+        wait = limiter.take(who.name, now)
         if wait is not None:
             raise TooMany(f"key '{who.name}' is over its limit of {what}: wait {wait} s", retry_after_s=wait)
         return who

@@ -63,7 +63,7 @@ def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
 def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> None:
     async def endpoint(request: Request) -> Response:
         # A body is taken in only from those who have a key: whoever has none must not fill the memory.
-        known = dispatcher.knows(request.headers.get("authorization"))
+        known = dispatcher.knows(request.headers.get("authorization"), _peer(request))
         try:
             call = await _call(request, max_body if known else None)
         except Refused as exc:
@@ -133,7 +133,7 @@ async def _call(request: Request, max_body: int | None) -> Call:
     return Call(
         authorization=request.headers.get("authorization"),
         request_id=_request_id(request),
-        peer=request.client.host if request.client else "unknown",
+        peer=_peer(request),
         body=bytes(body),
         query=dict(request.query_params),
         path={name: str(value) for name, value in request.path_params.items()},
@@ -156,6 +156,10 @@ async def _discard(request: Request) -> None:
                     return
     except (TimeoutError, ClientDisconnect):
         return
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
 def _too_large(limit: int) -> TooLarge:

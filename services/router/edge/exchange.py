@@ -97,7 +97,7 @@ class Exchange:
     def _admit(self, authorization: str | None, *, plain: bool) -> None:
         try:
             self._gate.address(self.host)
-            self.principal = self._gate.enter(authorization)
+            self.principal = self._gate.enter(authorization, self.host)
             if self.announced > self._gate.max_body:
                 raise too_large(self._gate.max_body)
             if not plain:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from services._runtime.clock import monotonic
 from services.router.domain import feedback_token
-from services.router.domain.auth import KeyRing, Principal, Role, authorize
+from services.router.domain.auth import Principal
 from services.router.domain.call import Call
+from services.router.domain.door import Door
 from services.router.domain.feedback_token import FeedbackToken
 from services.router.domain.ratelimit import RateLimiter
 from services.router.domain.refusals import BadRequest, Forbidden, NotFound, TooLarge, TooMany
@@ -27,11 +28,11 @@ class Gate:
     """Keys, roles, addresses and rates; bodies and the arms they go to."""
 
     def __init__(
-        self, *, ring: KeyRing, limiter: RateLimiter, arms: Arms, server: Server, meters: Meters, signing_key: bytes,
+        self, *, door: Door, limiter: RateLimiter, arms: Arms, server: Server, meters: Meters, signing_key: bytes,
         max_body: int, default_model: str | None, ip_allow: Sequence[str], unit_sources: Sequence[str],
         models: Callable[[], list[ModelInfo]],
     ) -> None:  # fmt: skip
-        self.ring = ring
+        self._door = door
         self.server = server
         self.meters = meters
         self.max_body = max_body
@@ -54,10 +55,11 @@ class Gate:
         if known is None or not any(known in net for net in self._networks):
             raise Forbidden("this address is not allowed: have security.ip_allow name it", code="address_not_allowed")
 
-    def enter(self, authorization: str | None) -> Principal:
-        """Raises Unauthenticated, Forbidden or TooMany."""
-        principal = authorize(self.ring, authorization, Role.CLIENT)
-        wait = self._limiter.take(principal.name, monotonic())
+    def enter(self, authorization: str | None, host: str) -> Principal:
+        """Who comes from ``host``; every role may. Raises Unauthenticated or TooMany."""
+        now = monotonic()
+        principal = self._door.enter(authorization, host, now)
+        wait = self._limiter.take(principal.name, now)
         if wait is not None:
             raise TooMany("over the inference limit of this key: slow down", retry_after_s=wait)
         return principal

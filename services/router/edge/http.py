@@ -37,13 +37,14 @@ class ModelsApp:
         path, method = scope["path"], scope["method"]
         extra: dict[str, str] = {}
         try:
-            self.gate.address(scope["client"][0] if scope["client"] else "")
+            host = scope["client"][0] if scope["client"] else ""
+            self.gate.address(host)
             wanted = ("POST",) if path in PATHS else ("GET", "HEAD")
             if method not in wanted:
                 extra = {"Allow": ", ".join(wanted)}
                 raise MethodNotAllowed(f"{method} is not offered at {path}: use {' or '.join(wanted)}")
             authorization = headers.get(b"authorization")
-            self.gate.enter(None if authorization is None else authorization.decode("latin-1"))
+            self.gate.enter(None if authorization is None else authorization.decode("latin-1"), host)
             status, body = 200, _encode(self._models(path))
         except Refused as exc:
             self.gate.meters.refuse(exc.status)

@@ -23,7 +23,6 @@ from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_secrets import Secrets
 from services.router.adapters.workers import WorkerTable
 from services.router.control import Control
-from services.router.domain.auth import KeyRing
 from services.router.domain.capacity import Load
 from services.router.domain.facts import Batcher
 from services.router.domain.models import standing
@@ -43,7 +42,7 @@ class InferencePath:
     """Implements `ports.RequestPath`. ``bus`` carries facts and alerts, ``infer_bus`` requests and frames."""
 
     def __init__(
-        self, settings: Settings, *, bus: Bus, infer_bus: Bus, control: Control, ring: KeyRing, secrets: Secrets
+        self, settings: Settings, *, bus: Bus, infer_bus: Bus, control: Control, secrets: Secrets
     ) -> None:
         self._settings = settings
         self._bus = bus
@@ -77,7 +76,7 @@ class InferencePath:
         )  # fmt: skip
         self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts)
         self.gate = Gate(
-            ring=ring, limiter=control.limits.inference, arms=self.arms, server=self.server,
+            door=control.door, limiter=control.limits.inference, arms=self.arms, server=self.server,
             meters=self.meters, signing_key=secrets.signing_key, max_body=self._max_body(),
             default_model=configured[0] if configured else None, ip_allow=settings.security.ip_allow,
             unit_sources=settings.assignment.unit, models=self.models,

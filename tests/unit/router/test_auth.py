@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from services._runtime.settings import ConfigError
 from services._runtime.settings_model import ApiKey
 from services.router.adapters.keys import load_keys
-from services.router.domain.auth import KeyRing, Principal, Role, StoredKey, authorize
+from services.router.domain.auth import KeyRing, Principal, Role, StoredKey, require
+from services.router.domain.door import Door
 from services.router.domain.refusals import Forbidden, Unauthenticated
 
 
@@ -17,6 +18,12 @@ def ring(**keys: Role) -> KeyRing:
     return KeyRing([
         StoredKey(Principal(name, role), hashlib.sha256(f"secret-{name}".encode()).digest()) for name, role in keys.items()
     ])  # fmt: skip
+
+
+def authorize(keys: KeyRing, header: str | None, needed: Role) -> Principal:
+    who = Door(keys, failed_per_minute=0).enter(header, "192.0.2.1", 0.0)
+    require(who, needed)
+    return who
 
 
 RING = ring(app=Role.CLIENT, eye=Role.VIEWER, ops=Role.OPERATOR, root=Role.ADMIN)
