@@ -11,6 +11,13 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+SHIELD = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Whatever is answered is data: a browser that shows it runs nothing, loads nothing and lets nobody frame it."""
+
 
 class Readiness:
     """What a process still lacks before it can serve.
@@ -43,11 +50,10 @@ async def respond(
 ) -> None:
     """One whole HTTP response; ``extra`` are further headers."""
     headers = [
-        *((name.lower().encode(), value.encode()) for name, value in (extra or {}).items()),
+        *((name.lower().encode(), value.encode()) for name, value in {**SHIELD, **(extra or {})}.items()),
         (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

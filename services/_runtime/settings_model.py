@@ -149,7 +149,7 @@ class ApiKey(Section):
 
 
 class RateLimit(Section):
-    """`security.rate_limit`: of each key, over all routers; 0 means no limit. Feedback has inference's limit by default."""
+    """`security.rate_limit`: of each key, over all routers; 0: no limit. Feedback has inference's limit by default."""
 
     control_per_minute: int = Field(default=100, ge=0)
     control_burst: int = Field(default=10, ge=1)

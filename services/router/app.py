@@ -19,6 +19,7 @@ from services.router.edge.gate import Gate
 from services.router.edge.http import ModelsApp
 from services.router.edge.path import InferencePath
 from services.router.edge.protocol import EdgeProtocol
+from services.router.edge.shield import shielded
 from services.router.handlers import BusEdge
 from services.router.settings import SERVICE, read_keys
 
@@ -120,6 +121,7 @@ class RouterApp(AsgiFastStream):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        send = shielded(send)
         path = scope["path"]
         models_app, control = self._router.models_app, self._router.control
         if ModelsApp.serves(path) and models_app is not None:

@@ -63,7 +63,8 @@ _ASKED: dict[str, tuple[Callable[[str], str], str, dict[str, tuple[str, str]]]] 
     "alerts": (subjects.alerts, "Asked of destinations and integrations", _ALERTS),
 }
 _PARAMETERS = {
-    "model": "The model's name as one token", "worker": "The worker's id", "router": "The router's id", "partition": "0 to 7", "test_id": "The test",
+    "model": "The model's name as one token", "worker": "The worker's id", "router": "The router's id",
+    "partition": "0 to 7", "test_id": "The test",
     "type": "Dotted, such as test.started", "level": "info, warning, critical or emergency", "service": "Who tells",
     "stream": "Where it came from", "consumer": "Who could not",
     "told": "event.started, event.rolled_back, event.decided, event.forwarded, or window.SECONDS",

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from services._runtime.health import SHIELD
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Feed
 from services.router.control import asyncapi
@@ -107,7 +108,7 @@ def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
 
 async def _asyncapi(_request: Request) -> Response:
     text = await asyncio.to_thread(asyncapi.text)
-    return Response(text, media_type="application/yaml", headers={"X-Content-Type-Options": "nosniff"})
+    return Response(text, media_type="application/yaml", headers=SHIELD)
 
 
 async def _call(request: Request, max_body: int | None) -> Call:
@@ -175,7 +176,7 @@ def _request_id(request: Request) -> str:
 
 
 def _response(reply: Reply, request_id: str) -> Response:
-    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store", **SHIELD}
     return Response(reply.body, reply.status, {**headers, **reply.headers}, media_type=reply.media)
 
 

@@ -16,7 +16,7 @@ MAX_PLACES = 256
 
 
 class Guesses:
-    """Keys that nobody has, by where they came from: over ``per_minute`` in a minute are too many; 0 allows any number."""
+    """Wrong keys by where they came from: over ``per_minute`` in a minute are too many; 0 allows any number."""
 
     def __init__(self, per_minute: int) -> None:
         self._limit = per_minute
@@ -62,9 +62,9 @@ def network(source: str) -> str:
 
 
 class Door:
-    """The ring of keys, guarded. From where too many wrong keys came, only keys that were good from there before are let in.
+    """The ring of keys, guarded. From where too many wrong keys came, only keys that were good from there are let in.
 
-    The others are not even compared, so nothing can be learnt by trying. ``failed_per_minute`` 0: no such guard.
+    All others are not even compared, so nothing can be learnt by trying. ``failed_per_minute`` 0: no such guard.
     """
 
     def __init__(self, ring: KeyRing, failed_per_minute: int) -> None:
@@ -108,7 +108,7 @@ class Door:
         if wait is None or (digest is not None and source in self._places.get(digest, ())):
             return
         raise TooMany(
-            f"too many wrong API keys came from this address: wait {wait} s (keys that were good from here before go on)",
+            f"too many wrong API keys came from this address: wait {wait} s (keys that were good from here go on)",
             code="too_many_failed_keys", retry_after_s=wait,
         )  # fmt: skip
 

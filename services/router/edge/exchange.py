@@ -11,6 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from schemas.v1.inference import ReplyHead
+from services._runtime.health import SHIELD
 from services.router.domain.auth import Principal
 from services.router.domain.call import Call, Reply
 from services.router.domain.errors import refusal
@@ -151,7 +152,7 @@ class Exchange:
 
     def _refuse(self, exc: Refused) -> None:
         self._gate.meters.refuse(exc.status)
-        headers = {"X-Request-ID": request_id(self.own_id) or new_id(), **exc.headers()}
+        headers = {"X-Request-ID": request_id(self.own_id) or new_id(), **SHIELD, **exc.headers()}
         if self.expects and self.more_body:
             self.keep_alive = False  # whether the body will come is anybody's guess
         self._whole(refusal(exc), headers)

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with what a public edge needs besides: limits on heads and on patience.
 
-* a head (request line and headers) over 64 KiB: 431;
+* a head (request line and headers) over 64 KiB or 100 headers: 431;
 * a head that takes over 10 s, a body that pauses for 30 s or takes over 300 s: 408 (slow loris);
 * a client that closes its sending side in the middle of a request: 400;
 * one that closes it while it waits for a model has hung up: the generation is cancelled;
@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from services._runtime.health import SHIELD
 from services.router.domain.errors import refusal
 from services.router.domain.refusals import BadRequest, Refused
 from services.router.domain.request import PATHS, request_id
@@ -24,6 +25,7 @@ from services.router.edge.gate import Gate, new_id
 from services.router.edge.sweeper import sweeper_of
 
 MAX_HEAD = 64 << 10
+MAX_HEADERS = 100
 HEAD_S = 10.0
 BODY_IDLE_S = 30.0
 BODY_S = 300.0
@@ -35,7 +37,8 @@ REFUSED_BODY_BYTES = 64 << 20
 
 _HEAD, _BODY, _WAITING, _LINGERING = range(4)
 _UPGRADE = frozenset({b"connection", b"upgrade", b"http2-settings"})
-_SINGLE = frozenset({b"authorization", b"transfer-encoding"})
+_SINGLE = frozenset({b"authorization", b"host", b"transfer-encoding"})
+_SHIELD = "".join(f"{name.lower()}: {value}\r\n" for name, value in SHIELD.items())
 _ROUTES = {path.encode(): route for path, route in PATHS.items()}
 
 
@@ -140,6 +143,9 @@ class EdgeProtocol(HttpToolsProtocol):
         name = name.lower()
         if name in _SINGLE:
             self._single(name, value)
+        if len(self.headers) >= MAX_HEADERS:
+            self._refusal = HeadTooLarge(f"there are over {MAX_HEADERS} headers: send fewer")
+            raise self._refusal
         self.headers.append((name, value))
 
     def _single(self, name: bytes, value: bytes) -> None:
@@ -375,7 +381,7 @@ class EdgeProtocol(HttpToolsProtocol):
         own_id = next((value for name, value in self.headers or () if name == b"x-request-id"), None)
         head = (
             f"x-request-id: {request_id(own_id) or new_id()}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(reply.body)}\r\n{_SHIELD}connection: close\r\n\r\n"
         )
         self.transport.write(STATUS_LINE[reply.status] + head.encode() + reply.body)
         self._linger()

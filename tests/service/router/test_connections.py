@@ -97,8 +97,19 @@ async def test_what_the_connection_itself_refuses_has_a_request_id_too(rig: Rig)
 
 
 @pytest.mark.parametrize(
-    "headers", [b"Authorization: Bearer viewer-key\r\n", b"Transfer-Encoding: gzip, chunked\r\n"]
-)
+    "headers",
+    [
+        b"Authorization: Bearer viewer-key\r\n", b"Host: y\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: xchunked\r\n", b"Transfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding : chunked\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5, 5\r\n", b"Content-Length: +5\r\n", b"Content-Length: -5\r\n", b"Content-Length: 0x5\r\n",
+        b"Content-Length: 99999999999999999999999\r\n",
+        b"X-One: a\r\n Content-Length: 5\r\n", b"X-One: a\nContent-Length: 5\r\n", b"X-One: a\rContent-Length: 5\r\n",
+        b"X-One: a\x00\r\n", b"X\x00One: a\r\n", b": a\r\n",
+    ],
+)  # fmt: skip
 async def test_heads_that_two_readers_could_read_differently_are_refused(rig: Rig, headers: bytes) -> None:
     for start in (HEAD, HEAD.replace(b"/v1/chat/completions", b"/v1/ab-testing/start")):
         async with raw(rig) as client:
