@@ -90,12 +90,17 @@ async def acall(
 
 def call(
     method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
-    accept: str = "application/json",
+    accept: str = "application/json", raises: int | None = None,
 ) -> Any:  # fmt: skip
-    """`acall` from synchronous code; refusals and an absent edge end the command with a clear line."""
+    """`acall` from synchronous code; refusals and an absent edge end the command with a clear line.
+
+    Raises ApiError for a refusal with the status ``raises`` alone.
+    """
     try:
         return asyncio.run(acall(method, path, body=body, params=params, accept=accept))
     except ApiError as exc:
+        if exc.status == raises:
+            raise
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")
     except TimeoutError:

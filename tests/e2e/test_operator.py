@@ -377,3 +377,14 @@ async def test_the_command_line_says_what_it_cannot_do(product: Product, tmp_pat
     assert status == 0
     assert "\x1b" not in shown
     assert {listed["test_id"], listed["end_time"]} <= set(shown.split())  # whole, where a program reads
+
+
+async def test_no_change_is_recorded_without_what_it_left(product: Product) -> None:
+    query = "SELECT action, count() AS n FROM audit_log WHERE changes AND status = 200 AND after = '' GROUP BY action"
+    everything = "SELECT DISTINCT action FROM audit_log WHERE changes AND status = 200"
+
+    async def caught_up() -> bool:
+        return {"start", "stop", "keys-create", "keys-revoke"} <= {r["action"] for r in await clickhouse(product, everything)}
+
+    await eventually(caught_up, 15, 0.2)
+    assert await clickhouse(product, query) == []

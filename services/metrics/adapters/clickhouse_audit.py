@@ -1,23 +1,21 @@
 """`audit_chain`: the links of the chain of audit records, its head in each stream, and what anomalies are seen from."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.domain.anomalies import Seen
-from services.metrics.domain.chain import START, Head, Link, Record
+from services.metrics.domain.chain import RECORD, START, Head, Link, Record, values
 
 TABLE = "audit_chain"
 
-_RECORD = tuple(field.name for field in fields(Record))
 COLUMNS = (
     "stream_created", "sequence", "position", "stored_at", "previous_at", "previous", "hash",
-    *("at" if name == "at_ms" else name for name in _RECORD),
+    *("at" if name == "at_ms" else name for name in RECORD),
 )  # fmt: skip
-_NOTHING = tuple(0 if name in {"at_ms", "status", "changes"} else "" for name in _RECORD)
+_NOTHING = tuple(0 if name in {"at_ms", "status", "changes"} else "" for name in RECORD)
 _SELECT = ", ".join(
     f"toUnixTimestamp64Milli({name})" if name in {"at", "stored_at", "previous_at"} else name for name in COLUMNS
 )
@@ -106,7 +104,7 @@ class AuditStore:
 def _row(one: Link) -> list[Any]:
     """Times as Unix ms: columns of this scale take integers for what they are."""
     place = [one.stream, one.sequence, one.sequence, one.stored_ms, one.previous_ms, one.previous, one.hash]
-    return [*place, *astuple(one.record)]
+    return [*place, *values(one.record)]
 
 
 def _head_row(last: Link) -> list[Any]:

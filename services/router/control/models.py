@@ -85,7 +85,7 @@ class ModelHandlers:
             found = None if was is None else ModelEntry.model_validate(was)
         return Done(
             p.ModelChanged(model=name, status=made.status, generation=made.generation, message=note), target=name,
-            before=audited.of_model(found), after=audited.of_model(left),
+            before=audited.of_model(found), after=audited.of_model(left) or {},
         )  # fmt: skip
 
     def _shown(self, info: ModelInfo) -> p.ModelShown:

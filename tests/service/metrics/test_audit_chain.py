@@ -6,6 +6,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,31 @@ async def test_the_chain_goes_on_when_the_stream_was_made_anew(parts: Parts, nat
     assert (found.total, found.complete, found.cursor.split(":")[0]) == (22, False, "20")
     await parts.command(f"DELETE WHERE stream_created = '{older}'")
     assert await parts.problem() == ("front_missing", 1, 1)
+
+
+async def test_the_engine_lets_expire_what_is_old_and_the_chain_stands(parts: Parts) -> None:
+    elsewhere, day = "2020-01-01 00:00:00+00:00", 86_400_000
+    parts.archive.stream = ""  # these are not what this process has put in
+    now, head, made = now_ms(), START, []
+    for number, age in enumerate((100, 99, 98, 3, 2, 1), 1):
+        made.append(chain.link(head, elsewhere, number, now - age * day, parts.taken[number - 1].record))
+        head = made[-1].head
+    await parts.put(made)
+    await parts.engine.write(lambda client: client.command("OPTIMIZE TABLE cypria.audit_chain FINAL"))
+    assert await parts.engine.read(lambda client: parts.store.page(client, elsewhere, 0, 100, 100)) == made[3:]
+    assert await parts.problem(head=f"6:{head.hash}") is None
+    assert await parts.problem(head=f"2:{made[1].hash}") == ("pinned", 2, 2)
+    done = await parts.engine.write(lambda client: parts.engine.migrate(client, 30))
+    assert "table audit_chain: rows are kept for 30 days" in done
+
+
+async def test_the_view_shows_each_event_once_and_what_older_versions_took_in(parts: Parts) -> None:
+    columns = ("event_id", "stream_created", "sequence", "at", "actor", "status")
+    moment = datetime.now(UTC)
+    older = [[event_id, "x", 1, moment, "older", 200] for event_id in ("audit.3", "old.1", "@x")]
+    await parts.engine.write(lambda client: parts.engine.insert(client, "audit_events", columns, older, {}))
+    query = "SELECT event_id, actor FROM cypria.audit_log ORDER BY event_id"
+    rows = await parts.engine.read(lambda client: client.query(query).result_rows)
+    expected = {f"audit.{number}": "ops" for number in range(1, 21) if number != 7} | {"old.1": "older"}
+    assert dict(rows) == expected
+    assert len(rows) == len(expected)

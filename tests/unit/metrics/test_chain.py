@@ -138,6 +138,13 @@ def record() -> Record:
     return chain.record_of(message())
 
 
+def test_the_hash_of_a_record_is_the_same_for_ever() -> None:
+    """What was written down must verify with every later version: a change of this is a change of every chain."""
+    assert Record.__slots__ == chain.RECORD
+    made = chain.link(START, OLD, 1, 1000, chain.record_of(message(before={"a": 1}, target="é", needs="admin", changes=True)))
+    assert made.hash == "70a2f807acadda2500f758bc8476560b0545afa7d88aa23ff7a493018f728fb0"
+
+
 def message(**fields: Any) -> bytes:
     known: dict[str, Any] = {
         "at_ms": 5, "actor": "ops", "role": "admin", "action": "stop", "source": "bus", "status": 200, "outcome": "ok",
