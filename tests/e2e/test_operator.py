@@ -319,7 +319,7 @@ async def test_doctor_looks_at_everything_and_says_what_is_wrong(product: Produc
     finally:
         await product.system.api("POST", "monitoring/start")
     status, shown, _ = await cypria(product, "doctor", CYPRIA_API_KEY="wrong", CYPRIA_DATA_DIR=folder)
-    assert (status, "unknown API key" in shown) == (1, True)
+    assert (status, "revoked API key" in shown) == (1, True)
     status, shown, _ = await cypria(product, "doctor", "--data-dir", folder, CYPRIA_URL="http://127.0.0.1:9")
     assert (status, "no answer from http://127.0.0.1:9" in shown) == (1, True)
 

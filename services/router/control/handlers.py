@@ -149,24 +149,24 @@ class Handlers(Records):
     async def alerts_test(self, _who: Principal, _params: NoParams) -> Done:
         """A test alert to every destination, with what became of each."""
         reply = await self._parts.queries.alerts_test()
-        outcomes = Counter(str(one.get("outcome")) for one in reply.destinations)
-        return Done(reply, after=dict(outcomes))
+        return Done(reply, after=_tally(reply.destinations))
 
     async def alerts_redrive(self, _who: Principal, params: RedriveParams) -> Done:
         """404 for an unknown destination."""
         reply = await self._parts.queries.alerts_redrive(q.RedriveQuery(destination=params.destination))
-        after = {"redriven": reply.redriven, "skipped": len(reply.skipped)}
-        return Done(reply, target=params.destination, after=after)
+        return Done(reply, target=params.destination, after=_redriven(reply))
 
     async def integrations_test(self, _who: Principal, params: IntegrationParams) -> Done:
         """404 for an unknown integration."""
         query = q.IntegrationQuery(integration=params.integration)
-        return Done(await self._parts.queries.integrations_test(query), target=params.integration)
+        reply = await self._parts.queries.integrations_test(query)
+        return Done(reply, target=params.integration, after=_tally(reply.integrations))
 
     async def integrations_redrive(self, _who: Principal, params: IntegrationParams) -> Done:
         """404 for an unknown integration."""
         query = q.IntegrationQuery(integration=params.integration)
-        return Done(await self._parts.queries.integrations_redrive(query), target=params.integration)
+        reply = await self._parts.queries.integrations_redrive(query)
+        return Done(reply, target=params.integration, after=_redriven(reply))
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -205,6 +205,15 @@ class Handlers(Records):
             "check_interval_seconds": state.check_interval_seconds,
         }
         return Done(body, target="monitoring", before=was, after=audited.of_monitoring(state))
+
+
+def _tally(tried: list[dict[str, Any]]) -> audited.Shown:
+    """How many destinations or integrations came to which outcome."""
+    return dict(Counter(str(one.get("outcome")) for one in tried))
+
+
+def _redriven(reply: q.RedriveReply) -> audited.Shown:
+    return {"redriven": reply.redriven, "skipped": len(reply.skipped)}
 
 
 def _changed(test: Experiment, before: audited.Shown | None, body: dict[str, Any] | None = None) -> Done:
