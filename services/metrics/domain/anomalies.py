@@ -15,6 +15,9 @@ PREFIX = "security."
 _REFUSED = frozenset({401, 403, 429})
 _GUARDED = frozenset({"operator", "admin"})
 """Roles whose keys are watched for new places: client keys are used from wherever applications run."""
+KEY_GUESSING = "key-guessing"
+"""Action of a record that stands for many refusals: a router has shut out an address for its wrong keys."""
+_MANY = 1 << 31
 _MAX_KEYS = 10_000
 
 
@@ -91,12 +94,12 @@ class _Rate:
         self._limits = limits
         self._bursts: OrderedDict[str, _Burst] = OrderedDict()
 
-    def add(self, key: str, at_ms: int) -> None:
+    def add(self, key: str, at_ms: int, times: int = 1) -> None:
         if self._limit == 0:
             return
         burst = self._bursts.pop(key, None) or _Burst(deque(maxlen=self._limit))
         self._bursts[key] = burst
-        burst.times.append(at_ms)
+        burst.times.extend([at_ms] * min(times, self._limit))
         if len(burst.times) == self._limit and at_ms - burst.times[0] <= self._limits.window_ms:
             if at_ms - burst.last_ms > self._limits.quiet_ms:
                 burst.since_ms = at_ms
@@ -136,7 +139,8 @@ class Watch:
         self._place(one.actor, one.role, one.source, one.at_ms)
         if one.status not in _REFUSED:
             return
-        self._by_source.add(one.source, one.at_ms)
+        # Where keys are guessed, what came with requests to models is counted by the routers alone.
+        self._by_source.add(one.source, one.at_ms, _MANY if one.action == KEY_GUESSING else 1)
         self._in_all.add("", one.at_ms)
         if one.status == 403 and one.needs == "admin" and one.changes and one.role not in {"none", ""}:
             self._admins_things.add(one.actor, one.at_ms)

@@ -164,6 +164,7 @@ def build_control(
     door = Door(ring, settings.security.failed_keys_per_minute)
     handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring))
     dispatcher = Dispatcher(handlers, door, limits, parts.audit, source_salt)
+    door.on_guessing(dispatcher.guessed)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)

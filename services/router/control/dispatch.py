@@ -32,6 +32,8 @@ Handler = Callable[[Principal, Any], Awaitable[Done]]
 BUS = "bus"
 KEY_USE = "key-use"
 """Action of the record of an operator's or admin's key that this process sees from an address for the first time."""
+KEY_GUESSING = "key-guessing"
+"""Action of the record of an address from which too many wrong keys have come."""
 _MAX_PLACES = 10_000
 _AUDITED_BODY = 64 << 10
 _NOT_AUDITED = Counter(
@@ -127,6 +129,18 @@ class Dispatcher:
             raise
         return who
 
+    def guessed(self, peer: str) -> None:
+        """Too many wrong keys came from an address, to this API or with requests to models: audited where it begins."""
+        if self._anonymous.take(KEY_GUESSING, monotonic()) is not None:
+            _NOT_AUDITED.inc()
+            return
+        self._audit.record(
+            AuditRecord(
+                at_ms=now_ms(), actor="anonymous", role="none", action=KEY_GUESSING, source=self._source(peer),
+                status=429, outcome="too_many_failed_keys", request_id="",
+            )
+        )  # fmt: skip
+
     def still_good(self, call: Call) -> Callable[[], bool]:
         """A question to be asked again and again: is the key of an admitted call still good?"""
         return still_good(self._door.ring, call.authorization)
@@ -147,7 +161,7 @@ class Dispatcher:
         """Questions are not audited, and a key that somebody has got hold of asks first: its first use is."""
         if who.role < Role.OPERATOR:
             return
-        place = (who.name, self._source(call))
+        place = (who.name, self._source(call.peer))
         known = place in self._places
         self._places[place] = None
         self._places.move_to_end(place)
@@ -165,7 +179,7 @@ class Dispatcher:
     def _record(
         self, verb: Verb, call: Call, who: Principal | None, status: int, outcome: str, done: Done
     ) -> None:
-        source = self._source(call)
+        source = self._source(call.peer)
         # Whoever has no key must not be able to push everybody else's records out of the stream.
         if who is None and self._anonymous.take(source, monotonic()) is not None:
             _NOT_AUDITED.inc()
@@ -189,10 +203,10 @@ class Dispatcher:
             )
         )
 
-    def _source(self, call: Call) -> str:
-        if call.peer == BUS:
+    def _source(self, peer: str) -> str:
+        if peer == BUS:
             return BUS
-        return hmac.new(self._salt, call.peer.encode(), hashlib.sha256).hexdigest()[:16]
+        return hmac.new(self._salt, peer.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def parse(model: type[BaseModel], call: Call) -> Any:

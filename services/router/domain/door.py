@@ -3,6 +3,7 @@
 import ipaddress
 import math
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from functools import lru_cache
 
 from services.router.domain.auth import KeyRing, Principal, bearer, digest_of
@@ -32,10 +33,11 @@ class Guesses:
             return None
         return max(1, math.ceil(WINDOW_S - (now_s - times[0])))
 
-    def failed(self, source: str, now_s: float) -> None:
-        """A key from there was wrong."""
+    def failed(self, source: str, now_s: float) -> bool:
+        """A key from there was wrong; whether that was the one too many."""
         if not self._limit:
-            return
+            return False
+        waited = self.wait(source, now_s) is not None
         place = network(source)
         times = self._failed.pop(place, None) or deque(maxlen=self._limit + 1)
         times.append(now_s)
@@ -43,8 +45,9 @@ class Guesses:
         while self._failed:
             oldest = next(iter(self._failed))
             if len(self._failed) <= MAX_SOURCES and now_s - self._failed[oldest][-1] < WINDOW_S:
-                return
+                break
             del self._failed[oldest]
+        return not waited and self.wait(source, now_s) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -71,7 +74,12 @@ class Door:
         self.ring = ring
         self._guesses = Guesses(failed_per_minute)
         self._places: dict[bytes, OrderedDict[str, None]] = {}
+        self._guessed: Callable[[str], None] = lambda _source: None
         ring.on_change(self._forget)
+
+    def on_guessing(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` with a source when it begins to be kept waiting, once each time; quick, not async."""
+        self._guessed = callback
 
     def enter(self, header: str | None, source: str, now_s: float) -> Principal:
         """Who comes with this `Authorization` header. Raises Unauthenticated, and TooMany with the seconds to wait."""
@@ -85,7 +93,8 @@ class Door:
             self._guard(digest, source, now_s)
         who = self.ring.holder(digest)
         if who is None:
-            self._guesses.failed(source, now_s)
+            if self._guesses.failed(source, now_s):
+                self._guessed(source)
             raise Unauthenticated(
                 "unknown, expired or revoked API key: send one that is good, or ask an admin for one"
             )

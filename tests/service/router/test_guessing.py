@@ -1,12 +1,15 @@
 """Somebody tries keys: over HTTP to models and to the control API, and on the bus."""
 
+import json
+
 import httpx
 import nats
 from nats.aio.msg import Msg
 
 from schemas import subjects
-from tests.harness import NatsServer
+from tests.harness import NatsServer, eventually
 from tests.service.router.rig import Rig, bearer, chat, running
+from tests.service.router_control.sides import stream_messages
 
 
 def told(reply: httpx.Response) -> tuple[int, str]:
@@ -50,6 +53,15 @@ async def test_wrong_keys_are_counted_together_wherever_they_are_tried(nats_serv
         assert await ask(caller, subjects.control("status"), "admin-key") == "429"
         assert await guess(rig, "admin-key", "/v1/ab-testing/status", source="127.0.0.2") == (200, "")
         await caller.close()
+
+        async def shut_out() -> list[str] | None:
+            found = await stream_messages(nats_server, "metrics", "AUDIT", subjects.audit("router"))
+            records = [json.loads(message.data)["data"] for message in found]
+            sources = [r["source"] for r in records if r["action"] == "key-guessing"]
+            return sources if len(sources) >= 2 else None
+
+        first, second = await eventually(shut_out)
+        assert (len(first), second) == (16, "bus"), "each is told once, and no address is"
 
 
 async def ask(nc: nats.NATS, subject: str, key: str) -> str:

@@ -43,6 +43,15 @@ def test_refusals_of_one_address_within_the_window_and_over_when_it_is_quiet() -
     assert incidents(watch, T0 + 20_200) == {name: T0 + 20_200}
 
 
+def test_an_address_that_a_router_has_shut_out_is_enough_by_itself() -> None:
+    watch = Watch(LIMITS)
+    watch.add(seen(1, T0, action="key-guessing", status=429, needs=""))
+    assert incidents(watch, T0) == {"security.refused.source.aa": T0}
+    off = Watch(replace(LIMITS, refused_by_source=0))
+    off.add(seen(1, T0, action="key-guessing", status=429, needs=""))
+    assert off.going_on(T0) == []
+
+
 def test_refusals_from_everywhere_together_are_worse() -> None:
     watch = Watch(LIMITS)
     for number in range(1, 6):

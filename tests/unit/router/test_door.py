@@ -44,6 +44,24 @@ def test_after_twenty_wrong_keys_in_a_minute_only_known_ones_come_in_from_there(
     assert guarded.enter("Bearer other", HERE, 60.0).name == "other", "waiting as long as told is enough"
 
 
+def test_it_is_told_once_each_time_that_a_source_begins_to_wait() -> None:
+    told: list[str] = []
+    guarded = Door(ring(), failed_per_minute=2)
+    guarded.on_guessing(told.append)
+    wrong(guarded, 2)
+    assert told == []
+    wrong(guarded, 1)
+    for _ in range(5):
+        with pytest.raises(TooMany):
+            guarded.enter("Bearer wrong", HERE, 1.0)
+    assert told == [HERE]
+    wrong(guarded, 2, at=100.0)
+    assert told == [HERE]
+    wrong(guarded, 1, at=100.0)
+    wrong(guarded, 3, source=THERE, at=100.0)
+    assert told == [HERE, HERE, THERE]
+
+
 def test_a_missing_key_is_no_guess_and_looking_leaves_no_trace() -> None:
     guarded = Door(ring(), failed_per_minute=2)
     for _ in range(50):
