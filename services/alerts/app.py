@@ -101,7 +101,7 @@ def build_app(settings: Settings, retry: RetryPolicy | None = None) -> AsgiFastS
         await _when_provisioned(bus, names, own.links)
         await ledger.start()
         feed.start()
-        links.start()
+        await links.start()
         try:
             yield
         finally:

@@ -65,9 +65,9 @@ class Links:
             "integrations-redrive": self._commands.redrive,
         }
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to read windows, where anybody wants them."""
-        self._tap.start()
+        await self._tap.start()
 
     async def stop(self) -> None:
         """End what runs."""

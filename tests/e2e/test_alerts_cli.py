@@ -24,6 +24,13 @@ async def cypria(
     )
 
 
+def requests(receiver: Receiver, test_id: str) -> int:
+    """Of both variants, in the windows of figures."""
+    told = [got.body["data"] for got in receiver.got if got.path == "/events" and "metric_window" in got.body["type"]]
+    assert {(one["test_id"], one["model_a"], one["model_b"]) for one in told} <= {(test_id, "stable", "canary")}
+    return sum(variant["requests"] for one in told for variant in one["variants"].values())
+
+
 async def integrations(system: System, receiver: Receiver, test_id: str) -> None:
     """Those of the running test: its start was refused at first."""
     doctor = await cypria(system, group="doctor")
@@ -38,7 +45,14 @@ async def integrations(system: System, receiver: Receiver, test_id: str) -> None
     last = next(got for got in reversed(receiver.got) if got.path == "/events")
     assert (last.body["type"], last.body["data"]["test_id"]) == ("cypria.test.started.v1", test_id)
     status = json.loads((await cypria(system, "list", "--json", group="integrations")).stdout)["integrations"]
-    assert [(one["integration"], one["dead_letters"]) for one in status] == [("lake", 0)]
+    assert [(one["integration"], one["dead_letters"]) for one in status] == [("lake", 0), ("dtesn", 0)]
+    for _ in range(20):
+        body = {"model": "stable", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        assert (await system.client.post("/v1/chat/completions", json=body)).status_code == 200
+    await eventually(lambda: requests(receiver, test_id) == 20, 40)
+    await system.api("POST", "rollback", {"test_id": test_id})
+    told = {"action": "invalidate_model", "targets": ["org/canary"], "force": False}
+    await eventually(lambda: told in [got.body for got in receiver.got if got.path == "/v1/dtesn/cache/control"], 40)
     unknown = await cypria(system, "test", "--integration", "nobody", group="integrations")
     assert (unknown.returncode, "nobody" in unknown.stderr) == (1, True)
 
@@ -50,8 +64,9 @@ async def test_test_alerts_and_dead_letters_from_the_shell(
         config = engine_config(*upstreams)
         hook = {"type": "webhook", "name": "hook", "url": f"{receiver.url}/hidden-path", "secret": "hidden-word"}
         config["alerts"] = {"destinations": [{"type": "log"}, hook]}
-        lake = {"type": "webhook", "name": "lake", "url": f"{receiver.url}/events", "secret": "hidden-word"}
-        config["integrations"] = [lake]
+        lake = {"type": "webhook", "name": "lake", "url": f"{receiver.url}/events", "secret": "hidden-word",
+                "events": ["test.*", "metric_window"], "window_seconds": 1}  # fmt: skip
+        config["integrations"] = [lake, {"type": "dtesn", "url": receiver.url, "model_names": {"canary": "org/canary"}}]
         async with running(tmp_path_factory.mktemp("alerts"), config) as system:
             done = await cypria(system, "test", "--json")
             outcomes = {one["destination"]: one for one in json.loads(done.stdout)["destinations"]}

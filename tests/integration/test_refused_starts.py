@@ -54,6 +54,16 @@ def test_a_router_that_cannot_use_its_configuration_says_so_and_is_not_restarted
     assert "Traceback" not in said
 
 
+def test_alerts_with_an_integration_that_is_not_installed_say_which_there_are(tmp_path: Path) -> None:
+    file = tmp_path / "cypria.yaml"
+    file.write_text("integrations: [{type: subscriber, entry_point: nobody}]\nnats: {servers: ['nats://127.0.0.1:1']}\n")
+    status, said = start("services.alerts", "--config", str(file), CYPRIA_DATA_DIR=str(tmp_path))
+    assert status == EXIT_CONFIG, said
+    assert "no entry point of the group cypria.integrations is named 'nobody'" in said
+    assert "aar, echo_self" in said
+    assert "Traceback" not in said
+
+
 def test_a_taken_port_stops_the_start_before_anything_runs(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

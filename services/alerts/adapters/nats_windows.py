@@ -29,7 +29,8 @@ log = get_logger(__name__)
 POSITION = "w.position"
 OLDEST_MS = 6 * 3600 * 1000
 """What happened longer ago than this while no alerts service ran is not told any more."""
-_BATCH = 256
+_BATCH = 32
+"""Few, since each is decoded at once, on the loop that alerts are delivered by."""
 _TESTS = 1000
 _PATIENCE_S = 5.0
 
@@ -49,9 +50,11 @@ class WindowTap:
         self._task: asyncio.Task[None] | None = None
         self._models: dict[str, tuple[str, str]] = {}
 
-    def start(self) -> None:
-        """Begin to read, where anybody wants windows."""
+    async def start(self) -> None:
+        """Begin to read, where anybody wants windows: from now on, where nobody has read before."""
         if self._lengths:
+            with contextlib.suppress(NatsError, TimeoutError, OSError):
+                await self._begin()
             self._task = asyncio.create_task(self._run(), name="windows")
 
     async def stop(self) -> None:
