@@ -104,20 +104,24 @@ class Subscriber(Protocol):
 
     One call at a time, in a process of its own: async methods on one event loop that goes on between the calls, the others in
     one thread. A call that returns has succeeded; one that raises, takes too long or ends the process is made again later,
-    with the same event.
+    with the same event. What is inherited from here does nothing, and is not called.
     """
 
-    def on_started(self, event: Started) -> Awaitable[None] | None:
+    def on_started(self, event: Started) -> Awaitable[None] | None:  # noqa: ARG002
         """A test has begun."""
+        return None
 
-    def on_metric_window(self, event: MetricWindow) -> Awaitable[None] | None:
+    def on_metric_window(self, event: MetricWindow) -> Awaitable[None] | None:  # noqa: ARG002
         """Figures of a test's last window; a window in which nothing finished is not told."""
+        return None
 
-    def on_rolled_back(self, event: RolledBack) -> Awaitable[None] | None:
+    def on_rolled_back(self, event: RolledBack) -> Awaitable[None] | None:  # noqa: ARG002
         """A canary was taken out; `on_decided` follows."""
+        return None
 
-    def on_decided(self, event: Decided) -> Awaitable[None] | None:
+    def on_decided(self, event: Decided) -> Awaitable[None] | None:  # noqa: ARG002
         """A test has ended."""
+        return None
 
 
 CALLS: dict[str, type[Occasion]] = {

@@ -27,7 +27,9 @@ _SHORT = 6
 
 def entry_of(name: str) -> str:
     """``package.module:attribute`` of an entry point. Raises ConfigError for one that is not installed, or is twice."""
-    found = {entry.value for entry in entry_points(group=GROUP, name=name)} or {OWN.get(name, "")} - {""}
+    found = {entry.value for entry in entry_points(group=GROUP, name=name)}
+    if name in OWN:
+        found.add(OWN[name])
     if not found:
         known = sorted({*OWN, *(entry.name for entry in entry_points(group=GROUP))})
         raise ConfigError(

@@ -69,6 +69,10 @@ class Behaving:
         self._act("rolled_back", event)
 
     def on_metric_window(self, event):
+        if event.test_id.startswith("slow"):
+            with self.log.open("a") as log:
+                log.write(json.dumps({"kind": "slow", "event": event.event_id}) + "\\n")
+            time.sleep(600)
         if event.test_id.startswith("window"):
             requests = {name: one.requests for name, one in event.variants.items()}
             with self.log.open("a") as log:

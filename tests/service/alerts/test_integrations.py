@@ -131,6 +131,15 @@ async def test_a_webhook_gets_the_events_that_it_wants_as_they_are_and_signed(si
     assert [g.body["id"] for g in receiver.got] == [event_id, "t1.3.1"]
 
 
+async def test_one_that_answers_too_late_is_told_again(side: Side) -> None:
+    side.webhook.behave = lambda _path, n: "hang" if n == 0 else 200
+    late = {"type": "webhook", "url": f"{side.webhook.url}/late", "secret": "s", "timeout_seconds": 0.3}
+    async with side.service(integrations=[late]):
+        await happen(side, "test.started")
+        assert (await eventually(lambda: _sent(side, "webhook")))["last"]["attempts"] == 2
+    assert [call.answered for call in side.webhook.of("late")] == [None, 200]
+
+
 @contextlib.asynccontextmanager
 async def breaking() -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that takes connections, reads, and lets go without a word."""

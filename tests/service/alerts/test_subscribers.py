@@ -123,6 +123,27 @@ async def test_figures_come_beside_decisions(side: Side, installed: Path, tmp_pa
     assert found[0]["requests"]["b"] >= 3
 
 
+async def test_a_decision_does_not_wait_behind_figures(side: Side, installed: Path, tmp_path: Path) -> None:
+    async with side.service(retry=QUICK, integrations=[subscriber(tmp_path, window_seconds=1, timeout_seconds=2)]):
+        metrics = await side.server.connect("metrics")
+        cells = [Cell(test=f"slow{n}", variant="b", share_bp=1, done=1, outcomes={Outcome.OK: 1}) for n in range(20)]
+        payload = Window(partition=0, writer="w", watermark=Watermark(), cells=cells).model_dump_json().encode()
+        try:
+
+            async def stuck() -> bool:
+                await metrics.jetstream().publish(subjects.window(0), payload)
+                return any(call["kind"] == "slow" for call in calls(tmp_path / "calls"))
+
+            await eventually(stuck, 40, every_s=0.2)
+        finally:
+            await metrics.close()
+        await decide(side, test_id="fine")
+        await eventually(lambda: [call for call in calls(tmp_path / "calls") if call["kind"] == "decided"], 40)
+        assert (await standing(side, "behaving"))["waiting"] >= 10
+        told = [call["kind"] for call in calls(tmp_path / "calls")]
+        assert told.index("decided") <= 4, "one figure was under way, and one more may have been next in the line"
+
+
 async def test_one_that_cannot_be_made_says_why(side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = package(
         tmp_path / "packages", "broken_one", "import nowhere_at_all\n", broken="broken_one:Thing"

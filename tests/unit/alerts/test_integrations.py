@@ -26,6 +26,7 @@ from services.alerts.domain.windows import WindowFold, metric_window
 from services.alerts.settings import Link, read
 from services.alerts.subscribers.host import calls_of
 from services.router.control.config_view import masked
+from tests.service.alerts.occasions import package
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD: dict[str, dict[str, Any]] = {
@@ -113,6 +114,13 @@ def test_the_package_declares_the_subscribers_that_it_brings() -> None:
 def test_an_entry_point_that_is_not_installed_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match=r"is named 'nobody': install the package that has it; there are .*aar, echo_self"):
         subscriber.entry_of("nobody")
+
+
+def test_nobody_takes_the_place_of_another_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(package(tmp_path / "packages", "other", "", aar="other:Aar", mine="other:Mine")))
+    assert subscriber.entry_of("mine") == "other:Mine"
+    with pytest.raises(ConfigError, match=r"two packages have an entry point 'aar' \(other:Aar, services.*\): uninstall one"):
+        subscriber.entry_of("aar")
 
 
 def test_a_subscriber_has_the_methods_that_are_its_own() -> None:
