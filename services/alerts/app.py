@@ -32,6 +32,7 @@ from services.alerts.adapters.nats_history import HistoryFeed
 from services.alerts.adapters.nats_ledger import NatsLedger
 from services.alerts.adapters.nats_letters import NatsDeadLetters
 from services.alerts.adapters.nats_links import ensure_link_consumers
+from services.alerts.adapters.nats_occasions import ORIGIN
 from services.alerts.adapters.nats_redrive import ONLY, NatsRedrive
 from services.alerts.adapters.pagerduty import PagerDutyDestination
 from services.alerts.adapters.pushgateway import PushgatewayDestination
@@ -176,7 +177,7 @@ class _Streaming:
         meta = raw.metadata
         incoming = Incoming(
             body, raw.subject, int(meta.sequence.stream), int(meta.num_delivered),
-            only=(raw.headers or {}).get(ONLY), park=park,
+            only=(raw.headers or {}).get(ONLY), park=park, origin=int((raw.headers or {}).get(ORIGIN, 0)),
         )  # fmt: skip
         working = asyncio.create_task(_keep_working(message))
         try:

@@ -1,7 +1,6 @@
 """Tells integrations: finds out what from EVENTS, and makes each call until it has succeeded or is a dead letter."""
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -34,11 +33,21 @@ _REMEMBERED = 10_000
 class Publisher(Protocol):
     """Where what integrations are told is put. Methods raise NATS errors."""
 
-    async def occasion(self, kind: str, occasion: Occasion) -> None:
-        """What one of the calls is told."""
+    async def occasion(self, kind: str, occasion: Occasion, origin: int) -> None:
+        """What one of the calls is told; ``origin`` is the place of its event in EVENTS."""
 
-    async def forward(self, event_id: str, payload: bytes) -> None:
+    async def forward(self, event_id: str, payload: bytes, origin: int) -> None:
         """An event as it is."""
+
+
+class Standings(Protocol):
+    """What is remembered of integrations. Methods raise NATS errors."""
+
+    async def note(self, name: str, **fields: Any) -> None:
+        """Write down what became of a message."""
+
+    async def beginning(self, name: str) -> int:
+        """The place in EVENTS after which it is told."""
 
 
 class Deriving(Consumer):
@@ -57,11 +66,11 @@ class Deriving(Consumer):
         try:
             if matches(self._patterns, kind):
                 event_id = CloudEvent[Message].model_validate_json(incoming.payload).id
-                await self._publisher.forward(event_id, incoming.payload)
+                await self._publisher.forward(event_id, incoming.payload, incoming.sequence)
             if self._calls and kind.startswith("test."):
                 event = CloudEvent[TestEvent].model_validate_json(incoming.payload)
                 for call, occasion in occasions(kind, event.id, event.data):
-                    await self._publisher.occasion(call, occasion)
+                    await self._publisher.occasion(call, occasion, incoming.sequence)
         except ValidationError as exc:
             return await self._bury(incoming, f"not an event {kind}: {short(exc)}")
         return None
@@ -71,13 +80,13 @@ class Calling(Consumer):
     """Messages to one integration, which has consumers of its own: it can only ever delay itself."""
 
     def __init__(
-        self, integration: Integration, ledger: Ledger, letters: DeadLetters, retry: RetryPolicy,
-        note: Callable[..., Awaitable[None]],
-    ) -> None:  # fmt: skip
+        self, integration: Integration, ledger: Ledger, letters: DeadLetters, retry: RetryPolicy, standings: Standings
+    ) -> None:
         super().__init__(streams.INTEGRATIONS.name, f"alerts.{ledger_name(integration.name)}", letters, retry)
         self._integration = integration
         self._ledger = ledger
-        self._note = note
+        self._standings = standings
+        self._beginning: int | None = None
         self._told: OrderedDict[str, None] = OrderedDict()
 
     async def _process(self, incoming: Incoming) -> float | None:
@@ -86,6 +95,8 @@ class Calling(Consumer):
         except ValidationError as exc:
             return await self._bury(incoming, f"not for integrations: {short(exc)}")
         if incoming.only not in {None, self._integration.name} or not self._integration.wants(told):
+            return None
+        if incoming.origin and incoming.origin <= await self._begins():
             return None
         if told.kind != METRIC_WINDOW:
             known = await self._ledger.delivery(ledger_name(self._integration.name), told.event_id)
@@ -124,10 +135,16 @@ class Calling(Consumer):
                 attempts=incoming.attempt, at_ms=now_ms(), reason=reason,
             )  # fmt: skip
             await self._ledger.record(record)
-        await self._note(
+        await self._standings.note(
             name, event=told.event_id, kind=told.kind, status=status.value, attempts=incoming.attempt,
             reason=reason or None,
         )  # fmt: skip
+
+    async def _begins(self) -> int:
+        """What was found in EVENTS only now may have happened before the integration was there."""
+        if self._beginning is None:
+            self._beginning = await self._standings.beginning(self._integration.name)
+        return self._beginning
 
     def _remember(self, event_id: str) -> None:
         self._told[event_id] = None

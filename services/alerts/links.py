@@ -38,7 +38,7 @@ class Links:
         standings = NatsStandings(bus)
         publisher = NatsOccasions(bus)
         self._calling = [
-            Calling(integration, ledger, letters, retry, standings.note) for integration in self._integrations
+            Calling(integration, ledger, letters, retry, standings) for integration in self._integrations
         ]
         calls = any(link.type != "webhook" for link in links)
         self._deriving = Deriving(publisher, letters, retry, calls=calls, patterns=wanted_events(links))

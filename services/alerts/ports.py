@@ -21,7 +21,8 @@ class Incoming:
     """A message of a durable consumer; ``attempt`` counts its deliveries from 1.
 
     ``only`` names the one destination that it is for: a dead letter that was sent back. ``park`` says that the
-    message stays in hand and the next one may be taken.
+    message stays in hand and the next one may be taken. ``origin`` is the place in EVENTS of the event that it was made
+    from; 0 where it was not.
     """
 
     payload: bytes
@@ -30,6 +31,7 @@ class Incoming:
     attempt: int
     only: str | None = None
     park: Callable[[], None] = _stay
+    origin: int = 0
 
 
 class Destination(Protocol):

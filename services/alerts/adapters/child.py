@@ -164,7 +164,8 @@ class Child:
 
     async def _how_it_ended(self) -> str:
         process = self._process
-        assert process is not None
+        if process is None:  # closed in the middle of the call
+            return "its process was ended"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await process.wait()

@@ -51,6 +51,8 @@ async def ensure_link_consumers(bus: Bus, links: tuple[Link, ...]) -> None:
         return
     stream = streams.INTEGRATIONS.name
     for link in links:
+        if not await _exists(bus, stream, events_durable(link.name)):
+            await _begin(bus, link.name)
         await _ensure(bus, stream, events_durable(link.name), subjects.INTEGRATION_EVENT)
         if link.window_s is not None:
             durable = windows_durable(link.name, link.window_s)
@@ -59,10 +61,27 @@ async def ensure_link_consumers(bus: Bus, links: tuple[Link, ...]) -> None:
     await _ensure(bus, streams.EVENTS.name, DERIVING, subjects.EVENT)
 
 
-async def _ensure(bus: Bus, stream: str, durable: str, subject: str) -> None:
+async def _exists(bus: Bus, stream: str, durable: str) -> bool:
     try:
         await bus.js.consumer_info(stream, durable)
     except NotFoundError:
+        return False
+    return True
+
+
+async def _begin(bus: Bus, name: str) -> None:
+    """A new integration is told what happens from now on, also where the events before have yet to be looked at."""
+    end = int((await bus.js.stream_info(streams.EVENTS.name)).state.last_seq)
+    kv: Any = await bus.js.key_value(streams.ALERT_STATE.name)
+    await compare_and_set(kv, _beginning_key(name), lambda _value: str(end).encode(), patience_s=5)
+
+
+def _beginning_key(name: str) -> str:
+    return f"b.{subjects.token(name)}"
+
+
+async def _ensure(bus: Bus, stream: str, durable: str, subject: str) -> None:
+    if not await _exists(bus, stream, durable):
         config = ConsumerConfig(
             name=durable, durable_name=durable, filter_subject=subject, deliver_policy=DeliverPolicy.NEW,
             ack_policy=AckPolicy.EXPLICIT, ack_wait=ACK_WAIT_S, max_ack_pending=_MAX_UNACKED,
@@ -83,6 +102,10 @@ class NatsStandings:
         kv: Any = await self._bus.js.key_value(streams.ALERT_STATE.name)
         payload = json.dumps({**fields, "at_ms": now_ms()}).encode()
         await compare_and_set(kv, f"l.{subjects.token(name)}", lambda _value: payload, patience_s=5)
+
+    async def beginning(self, name: str) -> int:
+        """The place in EVENTS after which it is told; 0 where that was too long ago to be remembered."""
+        return int(await self._value(_beginning_key(name)) or 0)
 
     async def standing(self, link: Link) -> dict[str, Any]:
         """``waiting`` and ``in_hand`` messages, ``dead_letters`` not sent back, and the ``last`` message or None."""

@@ -7,6 +7,8 @@ from services._runtime.bus import Bus, publish_durable
 from services.alerts.domain.interest import FORWARDED, METRIC_WINDOW
 
 SOURCE = "alerts"
+ORIGIN = "Cypria-Origin"
+"""NATS header: the place in EVENTS of the event that a message was made from."""
 _PATIENCE_S = 3.0
 
 
@@ -19,20 +21,20 @@ class NatsOccasions:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    async def occasion(self, kind: str, occasion: Occasion) -> None:
+    async def occasion(self, kind: str, occasion: Occasion, origin: int) -> None:
         """What one of the calls is told."""
-        await self._publish(subjects.integration_event(kind), occasion.event_id, _event(kind, occasion))
+        await self._publish(subjects.integration_event(kind), occasion.event_id, _event(kind, occasion), origin)
 
-    async def forward(self, event_id: str, payload: bytes) -> None:
+    async def forward(self, event_id: str, payload: bytes, origin: int) -> None:
         """An event as it is."""
-        await self._publish(subjects.integration_event(FORWARDED), event_id, payload)
+        await self._publish(subjects.integration_event(FORWARDED), event_id, payload, origin)
 
     async def window(self, seconds: int, window: MetricWindow) -> None:
         """Figures of a test."""
         await self._publish(subjects.integration_window(seconds), window.event_id, _event(METRIC_WINDOW, window))
 
-    async def _publish(self, subject: str, event_id: str, payload: bytes) -> None:
-        headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
+    async def _publish(self, subject: str, event_id: str, payload: bytes, origin: int = 0) -> None:
+        headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE, ORIGIN: str(origin)}
         await publish_durable(self._bus.js, subject, payload, headers, patience_s=_PATIENCE_S)
 
 

@@ -6,9 +6,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from schemas import subjects
 from schemas.v1.common import Decision, Outcome
 from schemas.v1.windows import Cell, Watermark, Window
+from services._runtime.clock import now_ms
 from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.signing import SIGNATURE, TIMESTAMP, verify
 from tests.harness import eventually
@@ -243,6 +246,53 @@ async def test_without_integrations_nothing_of_it_exists(side: Side) -> None:
         await admin.close()
     assert (info.state.messages, info.state.consumer_count) == (0, 0)
     assert "alerts-integrations" not in names
+
+
+async def test_one_that_was_away_is_told_what_it_missed_and_a_new_one_what_happens_from_then_on(side: Side) -> None:
+    async with Receiver().running() as receiver:
+        old, new = (hook(receiver, name=name, url=f"{receiver.url}/{name}") for name in ("old", "new"))
+        async with side.service(integrations=[old]):
+            await happen(side, "test.started", "t1")
+            await eventually(lambda: receiver.got)
+            await settled(side, "old")
+        await happen(side, "test.started", "t2")
+        async with side.service():
+            await happen(side, "test.started", "t3")
+        async with side.service(integrations=[old, new]):
+            await happen(side, "test.started", "t4")
+            await eventually(lambda: len(receiver.got) == 5)
+            for name in ("old", "new"):
+                await settled(side, name)
+    told = {name: [got.body["data"]["test_id"] for got in receiver.got if got.path == f"/{name}"] for name in ("old", "new")}
+    assert told == {"old": ["t1", "t2", "t3", "t4"], "new": ["t4"]}
+
+
+@pytest.mark.parametrize(("hours", "told"), [(1, 5), (7, 2)])
+async def test_figures_of_long_ago_are_not_told(side: Side, hours: int, told: int) -> None:
+    metrics = await side.server.connect("metrics")
+    alerts = await side.server.connect("alerts")
+
+    async def window(requests: int) -> None:
+        cell = Cell(test="t1", variant="b", share_bp=1, done=requests, outcomes={Outcome.OK: requests})
+        payload = Window(partition=0, writer="w", watermark=Watermark(), cells=[cell]).model_dump_json().encode()
+        await metrics.jetstream().publish(subjects.window(0), payload)
+
+    try:
+        await window(3)
+        created = str((await alerts.jetstream().stream_info("WINDOWS")).created)
+        noted = now_ms() - hours * 3_600_000
+        kv = await alerts.jetstream().key_value("alert_state")
+        await kv.put("w.position", json.dumps({"created": created, "after": {"1": [0, noted]}}).encode())
+        async with Receiver().running() as receiver:
+            figures = hook(receiver, events=["metric_window"], window_seconds=1)
+            async with side.service(integrations=[figures]):
+                await window(2)
+                await asyncio.sleep(1.1)  # the window that closes it has to belong to another second
+                await window(1)
+                await eventually(lambda: receiver.got and _sum(receiver, "b") == told, 20)
+    finally:
+        await metrics.close()
+        await alerts.close()
 
 
 async def test_a_poison_message_stops_nothing(side: Side) -> None:
