@@ -33,6 +33,12 @@ class Guesses:
             return None
         return max(1, math.ceil(WINDOW_S - (now_s - times[0])))
 
+    def waiting(self, now_s: float) -> int:
+        """How many sources have to wait now."""
+        return sum(
+            len(times) > self._limit and now_s - times[0] < WINDOW_S for times in self._failed.values()
+        )
+
     def failed(self, source: str, now_s: float) -> bool:
         """A key from there was wrong; whether that was the one too many."""
         if not self._limit:
@@ -102,6 +108,10 @@ class Door:
         if places is None or source not in places:
             self._remember(digest, source)
         return who
+
+    def waiting(self, now_s: float) -> int:
+        """From how many sources too many wrong keys came."""
+        return self._guesses.waiting(now_s)
 
     def knows(self, header: str | None, source: str, now_s: float) -> Principal | None:
         """Who `enter` would let in; to look leaves no trace."""

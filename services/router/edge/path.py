@@ -19,7 +19,6 @@ from services.router.adapters.nats_alerts import AlertSink
 from services.router.adapters.nats_heartbeats import hear_heartbeats
 from services.router.adapters.nats_infer import InferClient
 from services.router.adapters.nats_leases import hear_leases
-from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_secrets import Secrets
 from services.router.adapters.workers import WorkerTable
 from services.router.control import Control
@@ -81,7 +80,7 @@ class InferencePath:
             default_model=configured[0] if configured else None, ip_allow=settings.security.ip_allow,
             unit_sources=settings.assignment.unit, models=self.models,
         )  # fmt: skip
-        self._gauges(control.peers)
+        self._gauges(control)
 
     async def start(self) -> None:
         """Hear workers and leases, send what a dead router left behind. Both connections must stand."""
@@ -202,9 +201,11 @@ class InferencePath:
         self.arms.tick(now)
         self.client.tick(loop_now)
 
-    def _gauges(self, peers: NatsPeers) -> None:
+    def _gauges(self, control: Control) -> None:
         gauge = self.meters.gauge
-        gauge("cypria_routers", "Routers that share the limits, this one included.", lambda: peers.routers)
+        gauge("cypria_routers", "Routers that share the limits, this one included.", lambda: control.peers.routers)
+        gauge("cypria_router_guessing_sources", "Addresses that sent too many wrong keys within a minute.",
+              lambda: control.door.waiting(monotonic()))  # fmt: skip
         gauge("cypria_router_open_breakers", "Tests whose canary this router keeps away.", self.arms.open_breakers)
         gauge("cypria_router_fact_batches_waiting", "Fact batches without a PubAck.", lambda: self.facts.spooled()[0])
         gauge("cypria_router_spool_bytes", "Bytes of facts on the disk.", lambda: self.facts.spooled()[1])

@@ -37,6 +37,7 @@ def test_after_twenty_wrong_keys_in_a_minute_only_known_ones_come_in_from_there(
             guarded.enter(header, HERE, 2.0)
         assert (refused.value.retry_after_s, refused.value.code) == (58, "too_many_failed_keys")
         assert guarded.knows(header, HERE, 2.0) is None
+    assert (guarded.waiting(2.0), guarded.waiting(60.0)) == (1, 0)
     assert guarded.enter("Bearer app", HERE, 2.0).name == "app", "it was good from here before"
     assert guarded.enter("Bearer other", THERE, 2.0).name == "other", "elsewhere nothing happened"
     with pytest.raises(TooMany):
