@@ -16,7 +16,8 @@ from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_audit import AuditStore
 from services.metrics.adapters.clickhouse_queries import InvalidQuestionError
 from services.metrics.adapters.nats_audit import AuditArchive
-from services.metrics.domain.chain import Head, Link, Place, Problem, Walk, record_or_mark
+from services.metrics.domain import chain
+from services.metrics.domain.chain import Head, Link, Place, Problem, Walk, record_or_mark, stream_of
 
 DAY_MS = 86_400_000
 _SLACK_MS = 600_000
@@ -134,11 +135,12 @@ class AuditChecks:
     async def _compare(self, step: _Step) -> tuple[int, Problem | None]:
         """Whether what AUDIT holds of a page is in the table, and the same; and how many were compared."""
         info = await self._bus.js.stream_info(streams.AUDIT.name)
-        if str(info.created) != step.stream or step.until < info.state.first_seq:
+        if str(info.created) != stream_of(step.stream) or step.until < info.state.first_seq:
             return 0, None
         links = {one.sequence: one for one in step.links}
-        reader = SequenceReader(self._bus, streams.AUDIT.name, after=max(step.after, int(info.state.first_seq) - 1))
-        until = min(step.until, int(info.state.last_seq))
+        after, until = await self._places(step)
+        reader = SequenceReader(self._bus, streams.AUDIT.name, after=max(after, int(info.state.first_seq) - 1))
+        until = min(until, int(info.state.last_seq))
         kept_ms = now_ms() - self._retention_ms + _SLACK_MS
         compared = 0
         try:
@@ -156,6 +158,20 @@ class AuditChecks:
         finally:
             await reader.close()
         return compared, None
+
+    async def _places(self, step: _Step) -> tuple[int, int]:
+        """Between which sequences AUDIT holds what this life of the stream has in the table.
+
+        Where the stream lost its end and went on, the next life has its places from there.
+        """
+        name, next_life = step.stream, chain.next_life(step.stream)
+        mine, begins = await self._engine.read(
+            lambda client: (self._store.begins(client, name), self._store.begins(client, next_life))
+        )
+        after = step.after if name == stream_of(name) else max(step.after, mine - 1)
+        if begins:
+            return after, min(step.until, begins - 1)
+        return after, min(step.until, self._archive.begun[1]) if self._archive.begun[0] == next_life else step.until
 
 
 def _lost_head(heads: dict[str, Head], known: tuple[str, Head]) -> Problem | None:

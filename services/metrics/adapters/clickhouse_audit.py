@@ -7,7 +7,7 @@ from clickhouse_connect.driver.client import Client
 
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.domain.anomalies import Seen
-from services.metrics.domain.chain import RECORD, START, Head, Link, Record, values
+from services.metrics.domain.chain import RECORD, START, Head, Link, Record, stream_of, values
 
 TABLE = "audit_chain"
 
@@ -37,13 +37,25 @@ class AuditStore:
         ).result_rows
         return {str(created): Head(int(sequence), str(hashed), int(at)) for created, sequence, hashed, at in rows}
 
-    def head(self, client: Client, created: str) -> Head:
-        """Where to go on in a stream: its own head, or before its first record the end of the stream before it."""
+    def head(self, client: Client, created: str) -> tuple[str, Head]:
+        """Where to go on in a stream, and what the stream is called there.
+
+        That is its own head in its last life, or before its first record the end of the stream before it.
+        """
         heads = self.heads(client)
-        if created in heads:
-            return heads[created]
+        lives = [stream for stream in heads if stream_of(stream) == created]
+        if lives:
+            return lives[-1], heads[lives[-1]]
         last = next(reversed(heads.values()), START)
-        return Head(0, last.hash, last.stored_ms)
+        return created, Head(0, last.hash, last.stored_ms)
+
+    def begins(self, client: Client, stream: str) -> int:
+        """The first sequence that the table has of a stream; 0 where it has none."""
+        rows = client.query(
+            f"SELECT min(sequence) FROM {self._table} WHERE stream_created = {{stream:String}} AND sequence > 0",  # noqa: S608
+            parameters={"stream": stream},
+        ).result_rows
+        return int(rows[0][0])
 
     def add(self, client: Client, links: Sequence[Link]) -> None:
         """Put links of one stream into the table with the head that they lead to: one block, all of it or nothing."""

@@ -87,6 +87,10 @@ class Filler(ABC):
     async def _take(self, created: str, messages: list[StreamMessage]) -> None:
         """Put messages and the position after them into the table, in one insert."""
 
+    def _must_begin_again(self) -> bool:
+        """Whether the position is to be looked at again before anything more is taken in."""
+        return False
+
     async def _fill(self) -> None:
         info = await self._bus.js.stream_info(self._stream)
         created = str(info.created)
@@ -95,9 +99,9 @@ class Filler(ABC):
         await reader.open(expect_created=created)
         self.problem = None
         try:
-            while True:
+            while not self._must_begin_again():
                 messages = await reader.fetch(_BATCH, _EVERY_S)
-                if messages:
+                if messages and not self._must_begin_again():
                     await self._take(created, messages)
         finally:
             await asyncio.shield(reader.close())

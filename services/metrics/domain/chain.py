@@ -40,6 +40,20 @@ class Record:
     changes: bool
 
 
+_LIFE = " #"
+
+
+def next_life(stream: str) -> str:
+    """What a stream is called in the chain from where it lost its end and went on with other messages in its place."""
+    name, _, number = stream.partition(_LIFE)
+    return f"{name}{_LIFE}{int(number or 1) + 1:06d}"
+
+
+def stream_of(name: str) -> str:
+    """The creation time of a stream, whatever life of it is meant."""
+    return name.partition(_LIFE)[0]
+
+
 RECORD = (
     "event_id", "at_ms", "actor", "role", "action", "target", "test_id", "source", "status", "outcome", "request_id",
     "before", "after", "needs", "changes",
@@ -63,8 +77,9 @@ START = Head(0, GENESIS, 0)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A record in its place: the stream (by its creation time), its sequence there, and the broker's time (Unix ms).
+    """A record in its place: the stream, its sequence there, and the broker's time (Unix ms).
 
+    The stream is named by its creation time, and its life where it has lost its end (`next_life`).
     ``previous_ms`` is the broker's time of the record before: it tells whether that one may have expired.
     """
 
@@ -218,15 +233,15 @@ class Walk:
                                f"{_records(*gap)} were gone from AUDIT before they could be taken in: the stream lost "
                                "or dropped them, or they were removed from it")  # fmt: skip
             return None
-        if at is not None and gap is None:
+        if at is not None and gap is None and at.stream == one.stream:
             return Problem("changed", one.stream, at.sequence, one.sequence,
                            f"record {one.sequence} was chained to another record {at.sequence}: one of the two was "
                            "changed and its hash made anew")  # fmt: skip
         if one.previous_ms <= self._kept_ms:
             return None  # what was before has expired
-        first, last = gap or (1, one.sequence - 1)
+        first, last = gap or (max(1, one.sequence - 1), max(1, one.sequence - 1))
         if at is None:
-            return Problem("front_missing", one.stream, first, max(first, last),
+            return Problem("front_missing", one.stream, first, last,
                            f"what came before record {one.sequence} is gone from the table and is younger than the "
                            "retention: it was removed, or privacy.retention_days was shorter until lately")  # fmt: skip
         return Problem("removed", one.stream, first, last, f"{_records(first, last)} were removed from the table")
@@ -234,7 +249,9 @@ class Walk:
 
 def _gap(at: Place | None, one: Link) -> tuple[int, int] | None:
     """Sequences between a place and a link; None where the link is the very next one."""
-    before = at.sequence if at is not None and at.stream == one.stream else 0
+    before = 0
+    if at is not None and stream_of(at.stream) == stream_of(one.stream):
+        before = at.sequence if at.stream == one.stream else min(at.sequence, one.sequence - 1)
     return None if one.sequence == before + 1 else (before + 1, one.sequence - 1)
 
 

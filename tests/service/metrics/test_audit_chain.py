@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import random
 import secrets
+import shutil
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -299,3 +301,45 @@ async def test_the_view_shows_each_event_once_and_what_older_versions_took_in(pa
     expected = {f"audit.{number}": "ops" for number in range(1, 21) if number != 7} | {"old.1": "older"}
     assert dict(rows) == expected
     assert len(rows) == len(expected)
+
+
+async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lost(parts: Parts, nats_server: NatsServer, tmp_path: Path) -> None:
+    """As after a power cut: the server comes back with less, and puts other records into the same places."""
+    store, backup = nats_server.data_dir / "nats" / "store", tmp_path / "backup"
+    nats_server.kill(signal.SIGTERM)
+    shutil.copytree(store, backup)
+    nats_server.start()
+
+    async def say(*numbers: int) -> None:
+        nc = await nats_server.connect("router")
+        for number in numbers:
+            await nc.jetstream().publish(AUDIT, message(number))
+        await nc.close()
+
+    await say(21, 22, 23)
+    await eventually(lambda: parts.archive.head.sequence == 23)
+    lost = parts.archive.head
+    nats_server.kill(signal.SIGTERM)
+    shutil.rmtree(store)
+    shutil.copytree(backup, store)
+    nats_server.start()
+    await say(31, 32)
+    await eventually(lambda: parts.archive.head.sequence == 22)
+    assert await parts.problem(head=f"23:{lost.hash}") is None
+    query = "SELECT event_id FROM cypria.audit_log ORDER BY at"
+    rows = await parts.engine.read(lambda client: client.query(query).result_rows)
+    assert [row[0] for row in rows][-6:] == ["audit.20", "audit.21", "audit.22", "audit.23", "audit.31", "audit.32"]
+    # Another process goes on in the same way, and what is taken from either life shows.
+    life, head = parts.archive.stream, parts.archive.head
+    again = AuditArchive(parts.bus, parts.engine, lambda _links: None)
+    task = asyncio.create_task(again.run())
+    await say(33)
+    await eventually(lambda: (parts.archive.head.sequence, again.head.sequence) == (23, 23))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (again.stream, again.head) == (life, parts.archive.head)
+    assert await parts.problem(head=f"22:{head.hash}") is None
+    await parts.command(f"UPDATE actor = 'x' WHERE sequence = 22 AND stream_created = '{life}'")
+    assert await parts.problem() == ("changed", 22, 22)
+    await parts.command(f"DELETE WHERE sequence = 21 AND stream_created != '{life}'")
+    assert await parts.problem() == ("removed", 21, 21)

@@ -124,6 +124,36 @@ def test_the_chain_goes_on_over_a_stream_that_was_made_anew(
     assert problem.kind == "front_missing"
 
 
+@given(chains, chains, st.integers(0, 12))
+def test_the_chain_goes_on_where_the_stream_lost_its_end(
+    older: list[tuple[Record, int]], newer: list[tuple[Record, int]], kept: int
+) -> None:
+    first = chained(older)
+    head, life = first[-1].head, chain.next_life(OLD)
+    second = chained(newer, Head(min(kept, len(first)), head.hash, head.stored_ms), life)
+    walk = Walk(None, 0)
+    assert verdict(first, head, walk=walk) is None
+    assert verdict(second, second[-1].head, stream=life, walk=walk) is None
+    walk = Walk(None, 0)
+    problem = verdict(first[:-1], head, walk=walk) or verdict(second, second[-1].head, stream=life, walk=walk)
+    assert problem is not None
+    assert problem.kind == "tail_missing"
+    walk = Walk(None, 0)
+    assert verdict(first, head, walk=walk) is None
+    problem = verdict(second[1:], second[-1].head, stream=life, walk=walk)
+    assert problem is not None
+    assert (problem.kind, problem.stream) == ("removed", life)
+
+
+def test_lives_of_a_stream_have_names_in_their_order() -> None:
+    names = [OLD]
+    for _ in range(12):
+        names.append(chain.next_life(names[-1]))
+    assert names == sorted(set(names))
+    assert {chain.stream_of(name) for name in names} == {OLD}
+    assert names[-1] < NEW
+
+
 def test_what_was_gone_before_it_could_be_chained_is_told_and_no_removal() -> None:
     first, second = chained([(record(), 0), (record(), 0)])
     late = chain.link(first.head, OLD, 5, second.stored_ms, record())
