@@ -26,7 +26,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A KV bucket; ``history`` revisions are kept of each key."""
+    """A KV bucket; ``history`` revisions are kept of each key. Of an ``erasable`` one single messages may be overwritten."""
 
     name: str
     writers: tuple[str, ...]
@@ -34,6 +34,7 @@ class Bucket:
     history: int = 1
     ttl_s: float = 0.0
     max_bytes: int = 64 << 20
+    erasable: bool = False
 
 
 SERVICES = ("router", "inference", "metrics", "monitor", "alerts")
@@ -67,10 +68,14 @@ CONTROL = Bucket("control", writers=("router",), readers=("monitor", "router", "
 MONITOR = Bucket("monitor", writers=("monitor",), readers=("monitor",), max_bytes=256 << 20)
 ALERT_STATE = Bucket("alert_state", writers=("alerts",), readers=("alerts",), ttl_s=30 * DAY)
 SECRETS = Bucket("secrets", writers=("router",), readers=("router",))
-"""What routers share and nobody else reads: the unit salt and the signing key."""
+"""What routers share and nobody else reads: the root salt and the signing key."""
+SALTS = Bucket("salts", writers=("router",), readers=("router",), erasable=True)
+"""The salt of each test's units; overwritten some time after the test's end."""
+ERASURES = Bucket("erasures", writers=("router",), readers=("router", "metrics"), erasable=True)
+"""Units that were erased from a test (`schemas.v1.units.Tombstone`); they go with the test's salt."""
 MODELS = Bucket("models", writers=("router",), readers=("router", "inference"), history=5)
 """What is wanted of each model (`schemas.v1.models.ModelEntry`), by `subjects.token` of its name."""
 KEYS = Bucket("keys", writers=("router",), readers=("router",))
 """API keys and revocations (`schemas.v1.keys.KeyEntry`): hashes only."""
 
-BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS, MODELS, KEYS)
+BUCKETS = (EXPERIMENTS, CONTROL, MONITOR, ALERT_STATE, SECRETS, SALTS, ERASURES, MODELS, KEYS)

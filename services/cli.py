@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show
+from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show, units
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
 from services._runtime.server import EXIT_CONFIG, load_or_exit, run
@@ -79,6 +79,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(integrations.app, name="integrations")
+app.add_typer(units.app, name="units")
 later.register(app)
 
 
@@ -98,7 +99,8 @@ def provision(config: ConfigOption = None) -> None:
     except StartError as exc:
         api.fail(str(exc))
     try:
-        done = provision_clickhouse(settings.clickhouse_dsn(), settings.privacy.retention_days)
+        privacy = settings.privacy
+        done = provision_clickhouse(settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size)
     except ConfigError as exc:
         api.fail(str(exc), EXIT_CONFIG)
     except FAILURES as exc:

@@ -64,6 +64,13 @@ _DURABLES: dict[str, tuple[str, ...]] = {
 }
 """Streams that a service consumes by durable consumers with acknowledgements; other readers keep their own place."""
 
+_ERASES: dict[str, tuple[str, ...]] = {
+    "router": (f"KV_{streams.SALTS.name}", f"KV_{streams.ERASURES.name}"),
+    "metrics": (streams.METRICS.name,),
+}
+"""Streams from which a service may delete a single message: salts and tombstones of tests that are over, and fact
+batches, already folded, of a unit that was erased."""
+
 _ANSWERS: dict[str, tuple[str, ...]] = {
     "router": (CALLER,),
     "inference": ("router",),
@@ -93,6 +100,7 @@ def permissions(user: str) -> Permissions:
                 publish += _reading(f"KV_{bucket.name}")
             if user in bucket.writers:
                 publish.append(f"$KV.{bucket.name}.>")
+    publish += [f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in _ERASES.get(user, ())]
     return Permissions(
         publish=tuple(dict.fromkeys(publish)),
         subscribe=(own_inbox, *_SUBSCRIBE[user]),

@@ -93,6 +93,11 @@ class AlertLevel(StrEnum):
     EMERGENCY = "EMERGENCY"
 
 
+def unix_ms(text: str) -> int:
+    """Unix milliseconds of a time stamp that `rfc3339` wrote. Raises ValueError for anything else."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
 def rfc3339(unix_ms: int) -> str:
     """UTC time stamp such as ``2025-01-01T12:00:00.000Z``."""
     return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
-from nats.js.errors import APIError, KeyWrongLastSequenceError
+from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
 
 from schemas import subjects
 from schemas.v1.alerts import DeadLetter
@@ -214,6 +214,31 @@ async def compare_and_set(
                 raise
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
         delay = min(delay * 2, 0.5)
+
+
+async def erase(js: JetStreamContext, stream: str, sequence: int) -> bool:
+    """Have the server overwrite one message of a stream and drop it; False when it holds none (any more).
+
+    A marker of deletion, or a newer message of the subject, would leave the bytes in the server's files. Raises
+    NatsError when the server fails or does not answer.
+    """
+    try:
+        return bool(await js.delete_msg(stream, sequence))
+    except APIError:
+        try:
+            await js.get_msg(stream, sequence, direct=False)
+        except NotFoundError:
+            return False
+        raise
+
+
+async def erase_last(bus: Bus, stream: str, subject: str) -> bool:
+    """`erase` of the last message of a subject."""
+    try:
+        stored = await bus.js.get_msg(stream, subject=subject, direct=False)
+    except NotFoundError:
+        return False
+    return await erase(bus.js, stream, int(stored.seq or 0))
 
 
 async def _read(kv: Any, key: str) -> tuple[bytes | None, int]:

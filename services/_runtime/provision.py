@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType, StreamConfig
 from nats.js.errors import BucketNotFoundError, NotFoundError
 
 from schemas import streams
@@ -14,11 +14,7 @@ async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int
     """Create what is missing and bring what exists to its declaration; returns what was done, in words."""
     done = []
     for stream in streams.STREAMS:
-        max_age = (
-            min(stream.max_age_s, retention_days * streams.DAY)
-            if stream.max_age_s > 31 * streams.DAY
-            else stream.max_age_s
-        )
+        max_age = min(stream.max_age_s, retention_days * streams.DAY)
         config = StreamConfig(
             name=stream.name,
             subjects=list(stream.subjects),
@@ -30,7 +26,7 @@ async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int
             allow_direct=True,
         )
         done.append(await _stream(js, config))
-    return done + [await _bucket(js, bucket, replicas) for bucket in streams.BUCKETS]
+    return done + [await _bucket(js, bucket, replicas, retention_days) for bucket in streams.BUCKETS]
 
 
 async def missing_streams(js: JetStreamContext, names: Collection[str]) -> list[str]:
@@ -55,11 +51,33 @@ async def _stream(js: JetStreamContext, config: StreamConfig) -> str:
     return f"stream {name}: up to date"
 
 
-async def _bucket(js: JetStreamContext, bucket: streams.Bucket, replicas: int) -> str:
+async def _erasable(js: JetStreamContext, bucket: streams.Bucket, replicas: int) -> None:
+    """A bucket whose messages may be deleted, which the client's own way of making one refuses to everybody."""
+    await js.add_stream(
+        StreamConfig(
+            name=f"KV_{bucket.name}",
+            subjects=[f"$KV.{bucket.name}.>"],
+            max_msgs_per_subject=bucket.history,
+            max_bytes=bucket.max_bytes,
+            discard=DiscardPolicy.NEW,
+            allow_rollup_hdrs=True,
+            allow_direct=True,
+            deny_delete=False,
+            num_replicas=replicas,
+            storage=StorageType.FILE,
+        )
+    )
+
+
+async def _bucket(js: JetStreamContext, bucket: streams.Bucket, replicas: int, retention_days: int) -> str:
+    ttl = min(bucket.ttl_s, retention_days * streams.DAY)
     try:
         await js.key_value(bucket.name)
     except (BucketNotFoundError, NotFoundError):
-        options: dict[str, Any] = {"ttl": bucket.ttl_s} if bucket.ttl_s else {}
+        if bucket.erasable:
+            await _erasable(js, bucket, replicas)
+            return f"bucket {bucket.name}: created"
+        options: dict[str, Any] = {"ttl": ttl} if ttl else {}
         await js.create_key_value(
             KeyValueConfig(
                 bucket=bucket.name,
@@ -72,4 +90,7 @@ async def _bucket(js: JetStreamContext, bucket: streams.Bucket, replicas: int) -
             )
         )
         return f"bucket {bucket.name}: created"
+    config = (await js.stream_info(f"KV_{bucket.name}")).config
+    if ttl and config.max_age != ttl:
+        await js.update_stream(config.evolve(max_age=ttl))
     return f"bucket {bucket.name}: up to date"

@@ -189,10 +189,14 @@ class Security(Section):
 
 
 class Privacy(Section):
-    """`privacy`."""
+    """`privacy`. The salt of a test's units is destroyed so many minutes after its end: facts may come late. Views
+    withhold the figures of groups of fewer than min_group_size requests.
+    """
 
     retention_days: int = Field(default=90, ge=1, le=3650)
     unit_salt_env: str | None = None
+    unit_salt_grace_minutes: float = Field(default=60, ge=0, le=43_200)
+    min_group_size: int = Field(default=5, ge=1, le=1_000_000)
 
 
 class Policies(Section):

@@ -20,10 +20,12 @@ from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUs
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_archive import SHELVES, Archive
 from services.metrics.adapters.nats_audit import AuditArchive
+from services.metrics.adapters.nats_erasures import Erasures
 from services.metrics.adapters.nats_evidence import Evidence
 from services.metrics.adapters.nats_feeder import Feeder
 from services.metrics.adapters.nats_live_tests import LiveTests
 from services.metrics.adapters.nats_partition_writer import PartitionWriter
+from services.metrics.adapters.nats_unit_search import UnitSearch
 
 log = get_logger(__name__)
 
@@ -40,8 +42,10 @@ class Metrics:
         self.engine = ClickHouse(self._own.dsn)
         self._alarms = Alarms(self.bus)
         self._live = LiveTests(self.bus)
+        self.erasures = Erasures(self.bus)
         self.writers = [
-            PartitionWriter(self.bus, p, self._own.writer, self._live, self._alarms) for p in range(PARTITIONS)
+            PartitionWriter(self.bus, p, self._own.writer, self._live, self._alarms, self.erasures)
+            for p in range(PARTITIONS)
         ]
         self.feeder = Feeder(self.bus, self.engine, self._alarms)
         self.watch = AuditWatch(self.engine, self._alarms, self._own.anomalies)
@@ -76,6 +80,7 @@ class Metrics:
             raise
         await self.bus.connect()
         await self._live.start()
+        await self.erasures.start()
         for partition, writer in enumerate(self.writers):
             self._spawn(writer.run, f"partition-{partition}")
         self._spawn(self._run_store, "store")
@@ -92,6 +97,7 @@ class Metrics:
             await self._front.stop()
         await asyncio.to_thread(self.engine.close)
         await self._live.stop()
+        await self.erasures.stop()
         await self.bus.close()
 
     def _spawn(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -101,7 +107,7 @@ class Metrics:
         """Make the tables as soon as ClickHouse answers, then fill them. Windows do not wait for this."""
         while self._store_problem is not None:
             try:
-                done = await self.engine.write(lambda client: self.engine.migrate(client, self._own.retention_days))
+                done = await self.engine.write(self._migrate)
             except MigrationError as exc:
                 self._store_problem = str(exc)
                 log.error("migration_refused", reason=str(exc))
@@ -124,6 +130,9 @@ class Metrics:
         if self.engine.embedded and self._own.http_enabled:
             await self._open_front()
 
+    def _migrate(self, client: Any) -> list[str]:
+        return self.engine.migrate(client, self._own.retention_days, self._own.min_group_size)
+
     async def _open_front(self) -> None:
         from services.metrics.adapters.clickhouse_http import Front
 
@@ -145,7 +154,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
     metrics = Metrics(settings)
     broker = make_broker(settings, SERVICE)
     checks = AuditChecks(metrics.bus, metrics.engine, metrics.audit, settings.privacy.retention_days)
-    handlers.subscribe(broker, handlers.Answers(metrics.engine, Evidence(metrics.bus), checks))
+    handlers.subscribe(broker, handlers.Answers(metrics.engine, Evidence(metrics.bus), checks, UnitSearch(metrics.bus)))
     return AsgiFastStream(
         broker,
         asgi_routes=routes(SERVICE, metrics.readiness()),

@@ -23,6 +23,7 @@ from schemas.v1.query import (
     WindowsQuery,
     WindowsReply,
 )
+from schemas.v1.units import UnitQuery, UnitReply
 from services._runtime.bus import TRANSIENT
 from services._runtime.clock import now_ms
 from services._runtime.telemetry import get_logger
@@ -31,6 +32,7 @@ from services.metrics.adapters.audit_checks import AuditChecks
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
 from services.metrics.adapters.clickhouse_queries import InvalidQuestionError, Questions
 from services.metrics.adapters.nats_evidence import Evidence
+from services.metrics.adapters.nats_unit_search import NotErasedError, UnitSearch
 
 log = get_logger(__name__)
 
@@ -45,10 +47,11 @@ class UnknownTestError(LookupError):
 class Answers:
     """One method for each question."""
 
-    def __init__(self, engine: ClickHouse, evidence: Evidence, checks: AuditChecks) -> None:
+    def __init__(self, engine: ClickHouse, evidence: Evidence, checks: AuditChecks, units: UnitSearch) -> None:
         self._engine = engine
         self._evidence = evidence
         self._checks = checks
+        self._units = units
         self._questions = Questions(engine.database)
 
     async def totals(self, question: TotalsQuery) -> TotalsReply:
@@ -81,6 +84,10 @@ class Answers:
             raise UnknownTestError(f"there is no test '{question.test_id}' in the history")
         return await self._evidence.page(question, started)
 
+    async def unit(self, question: UnitQuery) -> UnitReply:
+        """A page of what is held on a unit of a test; raises NotErasedError."""
+        return await self._units.page(question)
+
 
 def subscribe(broker: NatsBroker, answers: Answers) -> None:
     """Answer every question. No queue group, so that a stopped replica swallows none; the first answer counts."""
@@ -90,6 +97,7 @@ def subscribe(broker: NatsBroker, answers: Answers) -> None:
     _on(broker, "audit", AuditQuery, answers.audit)
     _on(broker, "audit_verify", AuditVerifyQuery, answers.audit_verify)
     _on(broker, "windows", WindowsQuery, answers.windows)
+    _on(broker, "unit", UnitQuery, answers.unit)
 
 
 def _on(broker: NatsBroker, name: str, kind: type[Q], answer: Callable[[Q], Awaitable[Message]]) -> None:
@@ -113,8 +121,8 @@ async def _answered(name: str, kind: type[Q], answer: Callable[[Q], Awaitable[Me
         return await answer(kind.model_validate_json(body))
     except (ValidationError, InvalidQuestionError) as exc:
         return QueryError(message=_explain(exc), code="invalid")
-    except UnknownTestError as exc:
-        return QueryError(message=str(exc), code="unknown_test")
+    except (NotErasedError, UnknownTestError) as exc:
+        return QueryError(message=str(exc), code="conflict" if isinstance(exc, NotErasedError) else "unknown_test")
     except AWAY as exc:
         log.warning("query_failed", query=name, error=str(exc)[:300])
         return QueryError(message="ClickHouse does not answer: try again, or look at the log of metrics")

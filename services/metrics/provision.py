@@ -8,18 +8,18 @@ FAILURES: tuple[type[Exception], ...] = (*AWAY, MigrationError)
 """What `provision_clickhouse` raises when ClickHouse does not answer, or has tables of another version."""
 
 
-def provision_clickhouse(dsn: str, retention_days: int) -> list[str]:
+def provision_clickhouse(dsn: str, retention_days: int, min_group_size: int) -> list[str]:
     """Create or migrate database, tables and views; returns what was done, in words. Idempotent.
 
     With chDB the process that holds the directory has done it already. Raises ConfigError, and one of FAILURES.
     """
-    return asyncio.run(_provision(dsn, retention_days))
+    return asyncio.run(_provision(dsn, retention_days, min_group_size))
 
 
-async def _provision(dsn: str, retention_days: int) -> list[str]:
+async def _provision(dsn: str, retention_days: int, min_group_size: int) -> list[str]:
     engine = ClickHouse(dsn)
     try:
-        return await engine.write(lambda client: engine.migrate(client, retention_days))
+        return await engine.write(lambda client: engine.migrate(client, retention_days, min_group_size))
     except DirectoryInUseError:
         return ["clickhouse: the running metrics service holds the chDB directory and keeps its tables up to date"]
     finally:

@@ -30,6 +30,7 @@ class MetricsSettings:
 
     dsn: str
     retention_days: int
+    min_group_size: int
     http_enabled: bool
     writer: str
     data_dir: Path
@@ -41,6 +42,7 @@ def read(settings: Settings) -> MetricsSettings:
     return MetricsSettings(
         dsn=settings.clickhouse_dsn(),
         retention_days=settings.privacy.retention_days,
+        min_group_size=settings.privacy.min_group_size,
         http_enabled=settings.clickhouse.http_enabled,
         writer=f"m{secrets.token_hex(4)}",
         data_dir=settings.data_dir,

@@ -66,7 +66,7 @@ class Router:
         await self.bus.connect()
         await self.infer_bus.connect()
         secrets = await load_secrets(self.bus, self._settings)
-        control = build_control(self._settings, self.bus, self._ring, source_salt=secrets.unit_salt)
+        control = build_control(self._settings, self.bus, self._ring, root_salt=secrets.unit_salt)
         path = InferencePath(
             self._settings, bus=self.bus, infer_bus=self.infer_bus, control=control, secrets=secrets
         )

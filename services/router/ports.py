@@ -3,6 +3,7 @@
 The request path never awaits any of these; they read memory. `app.py` hands each half the other's.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +51,20 @@ class Experiments(Protocol):
         """Ask the control side to roll back (from breaker or lapsed lease); returns at once, retries by itself."""
 
 
+class Salts(Protocol):
+    """The control side's mirror of the tests' unit salts."""
+
+    def key(self, version: int) -> bytes | None:
+        """What the units of a test of this `unit_salt_version` are hashed under; None while its salt is not here."""
+
+
+class Erasures(Protocol):
+    """The control side's mirror of the units that were erased."""
+
+    def of(self, test_id: str) -> Collection[int]:
+        """Unit hashes of a test that are nobody's any more. A dict look-up."""
+
+
 class RequestPath(Protocol):
     """What control handlers need to know of, or do to, the request path."""
 
@@ -76,6 +91,12 @@ class RequestPath(Protocol):
 
     async def flush_facts(self, timeout_s: float) -> dict[str, dict[int, int]]:
         """Publish every pending fact; the highest acknowledged batch number by router epoch and partition."""
+
+    async def advance_facts(self, partition: int, timeout_s: float) -> bool:
+        """Publish what waits of a partition, and something behind it; whether METRICS has it in time."""
+
+    def erase(self, test_id: str, unit: int) -> None:
+        """Requests of this unit in this test are nobody's from now on, those under way included."""
 
     async def feedback(self, said: FeedbackCommand) -> str:
         """Record what a client says about a response; the test's id. Raises Refused."""

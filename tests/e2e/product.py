@@ -148,8 +148,8 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def running_product(folder: Path) -> AsyncIterator[Product]:
-    """The product, up and running; stopped in the end."""
+async def running_product(folder: Path, **sections: Any) -> AsyncIterator[Product]:
+    """The product, up and running with these sections of the configuration beside its own; stopped in the end."""
     async with FakeOpenAI() as stable, FakeOpenAI() as canary:
         served = (("stable", stable, None), ("canary", canary, None), ("s2", stable, None), ("c2", canary, None),
                   (SLASHED, stable, None), (UNICODE, canary, "upstream/name"))  # fmt: skip
@@ -166,7 +166,7 @@ async def running_product(folder: Path) -> AsyncIterator[Product]:
             for role, key in KEYS.items()
         ]
         limits = {"control_per_minute": 0, "control_burst": 1000}
-        config = {"models": models, "security": {"api_keys": keys, "rate_limit": limits}}
+        config = {"models": models, "security": {"api_keys": keys, "rate_limit": limits}, **sections}
         system = Keyed(folder, config)
         try:
             await system.start()

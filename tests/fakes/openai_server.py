@@ -26,7 +26,8 @@ class Behaviour:
     ``die_after``: close the connection after so many chunks; ``error_after``: an error event then;
     ``hang``: never answer; ``hang_after``: never go on after so many chunks; ``text``: say this instead;
     ``tool_call``: (name, arguments) instead of text; ``usage``: whether usage is reported at all;
-    ``raw``: these very bytes instead of an answer, ``raw_open_s`` before the connection is closed.
+    ``raw``: these very bytes instead of an answer, ``raw_open_s`` before the connection is closed;
+    ``echo``: say the prompt back, in answers and in errors.
     """
 
     latency_s: float = 0.0
@@ -47,6 +48,7 @@ class Behaviour:
     crlf: bool = False
     raw: bytes = b""
     raw_open_s: float = 0.0
+    echo: bool = False
 
 
 @dataclass
@@ -138,7 +140,8 @@ class FakeOpenAI:
             return web.Response()
         if behaviour.status:
             headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after else {}
-            error = {"message": "as you asked", "type": "fake_error", "param": None, "code": "fake"}
+            said = json.dumps(body, ensure_ascii=False) if behaviour.echo else "as you asked"
+            error = {"message": said, "type": "fake_error", "param": None, "code": "fake"}
             return web.json_response({"error": error, "extra": 1}, status=behaviour.status, headers=headers)
         if self._random.random() < behaviour.error_rate or body.get("user") in behaviour.bad_users:
             return web.json_response({"error": {"message": "bad luck", "type": "server_error"}}, status=500)
@@ -167,6 +170,8 @@ class FakeOpenAI:
         """(tokens, finish reason); the same for the same body."""
         if self.behaviour.text is not None:
             return [self.behaviour.text], "stop"
+        if self.behaviour.echo:
+            return [word + " " for word in prompt.split()], "stop"
         limit = body.get("max_tokens") or 16
         seed = f"{prompt}|{body.get('seed', 0)}|{index}"
         chosen = random.Random(seed if body.get("temperature", 1) else f"{prompt}|{index}")
@@ -228,7 +233,8 @@ class FakeOpenAI:
                     request.transport.abort()
                     await asyncio.sleep(0)
                 if sent == behaviour.error_after:
-                    await send({"error": {"message": "the engine fell over", "type": "server_error", "code": 500}})
+                    said = f"the engine fell over{json.dumps(body) if behaviour.echo else ''}"
+                    await send({"error": {"message": said, "type": "server_error", "code": 500}})
                     return response
                 if sent == behaviour.hang_after:
                     await asyncio.Event().wait()

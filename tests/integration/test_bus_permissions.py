@@ -77,6 +77,8 @@ BUCKETS: dict[str, tuple[set[str], set[str]]] = {
     "monitor": ({"monitor"}, {"monitor"}),
     "alert_state": ({"alerts"}, {"alerts"}),
     "secrets": ({"router"}, {"router"}),
+    "salts": ({"router"}, {"router"}),
+    "erasures": ({"router"}, {"router", "metrics"}),
     "models": ({"router"}, {"router", "inference"}),
     "keys": ({"router"}, {"router"}),
 }
@@ -91,6 +93,9 @@ ANSWERS: dict[str, set[str]] = {
 ACKNOWLEDGE: dict[str, set[str]] = {"alerts": {"ALERTS", "EVENTS", "INTEGRATIONS"}}
 """Who consumes by durable consumers."""
 
+ERASE: dict[str, set[str]] = {"router": {"KV_salts", "KV_erasures"}, "metrics": {"METRICS"}}
+"""Who may have single messages overwritten, and where."""
+
 READING = (
     "$JS.API.STREAM.INFO.{0}", "$JS.API.CONSUMER.CREATE.{0}", "$JS.API.CONSUMER.CREATE.{0}.name",
     "$JS.API.CONSUMER.INFO.{0}.name", "$JS.API.CONSUMER.MSG.NEXT.{0}.name", "$JS.API.STREAM.MSG.GET.{0}",
@@ -98,7 +103,7 @@ READING = (
 )  # fmt: skip
 MANAGING = (
     "$JS.API.STREAM.CREATE.{0}", "$JS.API.STREAM.UPDATE.{0}", "$JS.API.STREAM.DELETE.{0}", "$JS.API.STREAM.PURGE.{0}",
-    "$JS.API.STREAM.MSG.DELETE.{0}", "$JS.API.STREAM.SNAPSHOT.{0}", "$JS.API.STREAM.RESTORE.{0}",
+    "$JS.API.STREAM.SNAPSHOT.{0}", "$JS.API.STREAM.RESTORE.{0}",
     "$JS.API.STREAM.LEADER.STEPDOWN.{0}", "$JS.API.CONSUMER.PAUSE.{0}.name",
     "$JS.API.CONSUMER.DURABLE.CREATE.{0}.name",
 )  # fmt: skip
@@ -237,6 +242,8 @@ async def test_streams_are_read_only_by_their_readers_and_managed_by_no_service(
                 assert allowed == (user in readers), f"{user} {pattern.format(stream)}"
             for pattern in MANAGING:
                 assert not await client.may_publish(pattern.format(stream)), f"{user} {pattern.format(stream)}"
+            erases = await client.may_publish(f"$JS.API.STREAM.MSG.DELETE.{stream}")
+            assert erases == (stream in ERASE.get(user, set())), f"{user} erases from {stream}"
             ack = await client.may_publish(f"$JS.ACK.{stream}.name.1.1.1.1.0", b"+NXT")
             assert ack == (stream in ACKNOWLEDGE.get(user, set())), f"{user} acknowledges {stream}"
             listing = await client.may_publish(f"$JS.API.CONSUMER.LIST.{stream}")
@@ -258,6 +265,8 @@ async def test_buckets_are_written_only_by_their_writers_and_read_only_by_their_
                 assert allowed == (user in readers), f"{user} {pattern.format(f'KV_{bucket}')}"
             for pattern in MANAGING:
                 assert not await client.may_publish(pattern.format(f"KV_{bucket}")), f"{user} {bucket}"
+            erases = await client.may_publish(f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}")
+            assert erases == (f"KV_{bucket}" in ERASE.get(user, set())), f"{user} erases from {bucket}"
 
 
 async def test_a_consumers_deliver_subject_is_no_way_into_a_bucket_or_stream(

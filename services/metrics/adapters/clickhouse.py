@@ -153,8 +153,10 @@ class ClickHouse:
         context.block_row_count = max(1, len(rows))
         client.insert(context=context)
 
-    def migrate(self, client: Client, retention_days: int) -> list[str]:
-        """Apply what is missing of infra/clickhouse/migrations, and bring the retention to the setting; idempotent.
+    def migrate(self, client: Client, retention_days: int, min_group_size: int) -> list[str]:
+        """Apply what is missing of infra/clickhouse/migrations, and have what is there follow the two settings.
+
+        Idempotent.
 
         Returns what was done, in words. Raises MigrationError.
         """
@@ -185,7 +187,7 @@ class ClickHouse:
                         f"migration {file.name} was changed after database {self.database} took it: add a new file"
                     )
                 continue
-            for statement in statements(text, self.database, retention_days):
+            for statement in statements(text, self.database, retention_days, min_group_size):
                 client.command(statement)
             client.insert(
                 "migrations", [[number, file.name, digest]], ["number", "name", "sha256"], database=self.database,
@@ -193,6 +195,7 @@ class ClickHouse:
             )  # fmt: skip
             done.append(f"migration {file.name}: applied")
         done += self._retain(client, retention_days)
+        done += self._withhold(client, min_group_size)
         return done or ["clickhouse: up to date"]
 
     def _retain(self, client: Client, retention_days: int) -> list[str]:
@@ -213,11 +216,26 @@ class ClickHouse:
                 done.append(f"table {name}: rows are kept for {retention_days} days")
         return done
 
+    def _withhold(self, client: Client, min_group_size: int) -> list[str]:
+        rows = client.query(
+            "SELECT name, create_table_query FROM system.tables WHERE database = {database:String} AND engine = 'View' "
+            "AND create_table_query LIKE '% AS min_group_size%' ORDER BY name",
+            parameters={"database": self.database},
+        ).result_rows
+        done = []
+        for name, query in rows:
+            new = re.sub(r"\b\d+ AS min_group_size", f"{min_group_size} AS min_group_size", query)
+            if new != query:
+                client.command(new.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
+                done.append(f"view {name}: figures of fewer than {min_group_size} requests are withheld")
+        return done
 
-def statements(text: str, database: str, retention_days: int) -> list[str]:
-    """The statements of a migration, without comment lines, for a database and a retention."""
+
+def statements(text: str, database: str, retention_days: int, min_group_size: int) -> list[str]:
+    """The statements of a migration, without comment lines, filled in."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     filled = "\n".join(lines).replace("{database}", database).replace("{retention_days}", str(retention_days))
+    filled = filled.replace("{min_group_size}", str(min_group_size))
     return [part.strip() for part in filled.split(";") if part.strip()]
 
 

@@ -17,7 +17,7 @@ from services.metrics.adapters.nats_positions import sequence_before, still_hold
 from services.metrics.adapters.nats_window_log import SupersededError, WindowLog
 from services.metrics.domain.fold import BYTES_PER_CELL, BYTES_PER_FACT, Fold
 from services.metrics.domain.records import FactBatch, Watermark
-from services.metrics.domain.units import UnitBook
+from services.metrics.domain.units import Erased, UnitBook
 
 log = get_logger(__name__)
 
@@ -42,7 +42,8 @@ class _ReloadError(Exception):
 class PartitionWriter:
     """One partition's writer. `run` goes on until it is cancelled.
 
-    ``live_tests`` gives the ids of tests that have not ended, or None while they are not known.
+    ``live_tests`` gives the ids of tests that have not ended, or None while they are not known; ``erased`` the units
+    that were erased.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class PartitionWriter:
         writer: str,
         live_tests: Callable[[], Collection[str] | None],
         alarms: Alarms,
+        erased: Callable[[], Erased],
     ) -> None:
         self._bus = bus
         self._partition = partition
         self._writer = writer
         self._live_tests = live_tests
         self._alarms = alarms
+        self._erased = erased
         self._log = WindowLog(bus, partition)
         self._verbose = bus.settings.logging.verbose_metrics
         self._poison: dict[int, str] = {}
@@ -114,6 +117,7 @@ class PartitionWriter:
             while True:
                 remaining = deadline - monotonic()
                 if remaining <= 0:
+                    fold.units.erase(self._erased())
                     await self._publish(fold)
                     self._forget(fold)
                     deadline = monotonic() + self._until_tick()
@@ -146,6 +150,7 @@ class PartitionWriter:
                     f"the window at WINDOWS sequence {last.sequence} of partition {self._partition} cannot be read "
                     f"({exc}): remove that message from the stream, and the one before it becomes the position"
                 ) from None
+        units.erase(self._erased())
         position = await self._position(watermark)
         reader = SequenceReader(self._bus, streams.METRICS.name, subjects.metric(self._partition), after=position)
         await reader.open(expect_created=watermark.stream_created or None)

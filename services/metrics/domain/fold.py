@@ -65,7 +65,9 @@ class Fold:
             units = known.get(arm.test) or known.setdefault(arm.test, self._units(arm.test, batch, time_ms))
             cell = self._cell((arm.test, arm.variant, arm.share_bp, units.now.epoch, ""))
             cell.admitted += arm.count
-            cell.units.new_test += arm.alone + sum(units.seen_test.add(int(unit, 16)) for unit in arm.units)
+            erased = self.units.erased.get(arm.test, ())
+            new = sum(unit in erased or units.seen_test.add(unit) for unit in [int(unit, 16) for unit in arm.units])
+            cell.units.new_test += arm.alone + new
             self.facts += len(arm.units)
         for fact in batch.facts:
             units = known.get(fact.test) or known.setdefault(fact.test, self._units(fact.test, batch, time_ms))
@@ -92,16 +94,17 @@ class Fold:
         key = (fact.test, fact.variant, fact.share_bp, units.now.epoch, fact.digest)
         cell = self._cells.get(key) or self._cell(key)
         unit = int(fact.unit, 16)
+        sticky = fact.sticky and unit not in self.units.erased.get(fact.test, ())
         if fact.kind == "overdue":
             cell.overdue += 1
-            if not fact.sticky or units.now.overdue.add(unit):
+            if not sticky or units.now.overdue.add(unit):
                 cell.units.first_overdue += 1
             return
         cell.finals.append(fact)
         cell.hashes.append(unit)
         cell.overdue_done += fact.was_overdue
         cell.fallback += fact.fallback
-        if fact.sticky:
+        if sticky:
             _sticky(cell, fact, unit, units)
         else:
             _alone(cell, fact)
@@ -114,9 +117,10 @@ class Fold:
             return
         key = (feedback.test, feedback.variant, feedback.share_bp, units.now.epoch, "")
         token, unit = int(feedback.id, 16) & ~KIND_BITS, int(feedback.unit, 16)
+        sticky = feedback.sticky and unit not in self.units.erased.get(feedback.test, ())
 
         def first(kind: Kind) -> bool:
-            return not feedback.sticky or units.feedback_units.add(unit & ~KIND_BITS | kind)
+            return not sticky or units.feedback_units.add(unit & ~KIND_BITS | kind)
 
         for kind, value in (
             (Kind.THUMBS, feedback.thumbs_up),

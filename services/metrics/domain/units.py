@@ -9,7 +9,7 @@ begin where that sweep began.
 """
 
 import base64
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,9 @@ DAY_S = 86_400
 
 KIND_BITS = 7
 """Hashes of feedback and of outcomes carry the kind in these bits. Within a partition those of a unit are all alike."""
+WITH_KIND = ("outcomes", "feedback_units")
+Erased = Mapping[str, Collection[int]]
+"""Units that were erased, by test: from then on nobody of their own."""
 
 
 def pack(hashes: Collection[int]) -> str:
@@ -53,7 +56,7 @@ class HashLog:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
-        self._order: list[int] = []
+        self._order: list[int | None] = []
         self._taken = 0
 
     def __len__(self) -> int:
@@ -67,15 +70,21 @@ class HashLog:
         self._order.append(unit)
         return True
 
+    def discard(self, unit: int) -> None:
+        """Forget a hash; the places of the others stay."""
+        if unit in self._known:
+            self._known.remove(unit)
+            self._order[self._order.index(unit)] = None
+
     def take(self) -> list[int]:
         """What was added since the last call."""
-        fresh = self._order[self._taken :]
+        fresh = self.slice(self._taken, len(self._order))
         self._taken = len(self._order)
         return fresh
 
     def slice(self, start: int, end: int) -> list[int]:
         """Hashes in the order in which they were added."""
-        return self._order[start:end]
+        return [unit for unit in self._order[start:end] if unit is not None]
 
 
 @dataclass(slots=True)
@@ -146,6 +155,14 @@ class TestUnits:
         for name in OF_TEST:
             yield name, getattr(self, name)
 
+    def erase(self, unit: int) -> None:
+        """Forget a unit in all sets, whatever kinds it stands there with."""
+        for past in (self.now, *self.ended):
+            for name in OF_EPOCH:
+                _discard(getattr(past, name), name, unit)
+        for name in OF_TEST:
+            _discard(getattr(self, name), name, unit)
+
     def ids(self, expires_s: int) -> HashLog | None:
         """Ids of the tokens that expire on that day; None when it is so long ago that they have been forgotten."""
         day = expires_s // DAY_S
@@ -174,14 +191,36 @@ class TestUnits:
             name, log, end = self.sweep.parts[self.sweep.part]
             if current.get(name) is log:
                 start = self.sweep.position
-                hashes = log.slice(start, min(end, start + budget))
-                found.setdefault(name, []).extend(hashes)
-                budget -= len(hashes)
-                self.sweep.position = start + len(hashes)
+                stop = min(end, start + budget)
+                found.setdefault(name, []).extend(log.slice(start, stop))
+                budget -= stop - start
+                self.sweep.position = stop
                 if self.sweep.position < end:
                     continue
             self.sweep.part, self.sweep.position = self.sweep.part + 1, 0
         return found
+
+
+def _discard(log: HashLog, name: str, unit: int) -> None:
+    if name not in WITH_KIND:
+        log.discard(unit)
+        return
+    for kind in range(KIND_BITS + 1):
+        log.discard(unit & ~KIND_BITS | kind)
+
+
+def carried(new: NewUnits, unit: int) -> list[str]:
+    """Names of the sets of a window that carry the hash of this unit. Raises ValueError for a set of something else."""
+    found = []
+    for name in (*OF_EPOCH, *OF_TEST):
+        text = getattr(new, name)
+        if text:
+            hashes, wanted = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8"), unit
+            if name in WITH_KIND:
+                hashes, wanted = hashes | np.uint64(KIND_BITS), unit | KIND_BITS
+            if bool((hashes == np.uint64(wanted)).any()):
+                found.append(name)
+    return found
 
 
 def _carrying(new: NewUnits, hashes: dict[str, list[int]]) -> NewUnits:
@@ -195,7 +234,16 @@ class UnitBook:
 
     def __init__(self) -> None:
         self.tests: dict[str, TestUnits] = {}
+        self.erased: Erased = {}
         self._tick = 0
+
+    def erase(self, erased: Erased) -> None:
+        """Forget these units, and take what still comes of them for requests without a unit of their own."""
+        for test, units in erased.items():
+            if test in self.tests:
+                for unit in set(units).difference(self.erased.get(test, ())):
+                    self.tests[test].erase(unit)
+        self.erased = erased
 
     def of(self, test: str, now_ms: int) -> TestUnits:
         """The units of a test, none yet if it is new."""

@@ -54,7 +54,9 @@ class FactPublisher:
 
     async def record(self, partition: int, feedback: Feedback, timeout_s: float) -> bool:
         """Add feedback and wait until METRICS has it; False when that cannot be said in time."""
-        number = self._batcher.hear(partition, feedback)
+        return await self._acknowledged(partition, self._batcher.hear(partition, feedback), timeout_s)
+
+    async def _acknowledged(self, partition: int, number: int, timeout_s: float) -> bool:
         epoch = self._batcher.router_epoch
         deadline = monotonic() + timeout_s
         while self._acked.get(epoch, {}).get(partition, 0) < number:
@@ -94,6 +96,16 @@ class FactPublisher:
             except TimeoutError:
                 break
         return {epoch: dict(numbers) for epoch, numbers in self._acked.items()}
+
+    async def advance(self, partition: int, timeout_s: float) -> bool:
+        """Publish what waits of a partition and an empty batch behind it; whether METRICS has it in time."""
+        async with self._taking:
+            batches = [*self._batches(partition), self._batcher.empty(partition)]
+            payloads = [(partition, batch.n, encode(batch)) for batch in batches]
+            failed = await self._on_disk(payloads)
+            for batch, (_, n, payload) in zip(batches, payloads, strict=True):
+                self._enqueue(partition, n, payload, len(batch.facts) + len(batch.feedback), failed.get((partition, n)))
+        return await self._acknowledged(partition, batches[-1].n, timeout_s)
 
     def spooled(self) -> tuple[int, int]:
         """(batches waiting for their PubAck, bytes on the disk)."""

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
+from nats.js.api import Header
+from nats.js.errors import APIError, NotFoundError
 from pydantic import ValidationError
 
 from schemas import subjects
 from schemas.v1.common import Message
-from services._runtime.bus import Bus, compare_and_set
+from services._runtime.bus import TRANSIENT, WRONG_LAST_SEQUENCE, Bus, compare_and_set
 from services._runtime.kv import KvMirror
 from services._runtime.telemetry import get_logger
 from services.router.domain.refusals import Unavailable
@@ -102,6 +103,35 @@ class KvTable(Generic[T]):
         if value:
             self._mirror.apply_own(key, value, revision)
         return result
+
+    async def rewrite(self, name: str, act: Callable[[T], T | Gone | None]) -> bool:
+        """Change an entry, or delete it (GONE), and leave no earlier revision of it behind; whether that was done.
+
+        Nothing is done where ``act`` gives None or the very entry, and where somebody came between. Raises Unavailable.
+        """
+        subject = f"$KV.{self._bucket}.{subjects.token(name)}"
+        try:
+            stored = await self._bus.js.get_msg(f"KV_{self._bucket}", subject=subject, direct=False)
+            if (stored.headers or {}).get("KV-Operation") in _REMOVED or not stored.data:
+                return False
+            entry = self._kind.model_validate_json(stored.data)
+            new = act(entry)
+            if new is None or new is entry:
+                return False
+            headers = {"Nats-Rollup": "sub", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(stored.seq)}
+            if isinstance(new, Gone):
+                await self._bus.js.publish(subject, headers={**headers, "KV-Operation": "PURGE"})
+            else:
+                await self._bus.js.publish(subject, new.model_dump_json().encode(), headers=headers)
+        except NotFoundError:
+            return False
+        except APIError as exc:
+            if exc.err_code != WRONG_LAST_SEQUENCE:
+                raise self._unread(exc) from exc
+            return False
+        except TRANSIENT as exc:
+            raise self._unread(exc) from exc
+        return True
 
     async def fresh(self, name: str) -> T | None:
         """The entry as the bucket's leader has it now. Raises Unavailable."""

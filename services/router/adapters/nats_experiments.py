@@ -10,11 +10,12 @@ from schemas.v1.events import TestEvent
 from schemas.v1.experiment import Experiment, OutboxEvent, TestResult
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
-from services.router.adapters.kv_table import PATIENCE_S, KvTable
+from services.router.adapters.kv_table import GONE, PATIENCE_S, Gone, KvTable
 from services.router.adapters.nats_outbox import Sent
 from services.router.domain.commands import Command
 from services.router.domain.experiment import apply, without_events
 from services.router.domain.refusals import Unavailable
+from services.router.domain.retention import kept
 
 MakeCommand = Callable[[Experiment | None], Command]
 
@@ -123,9 +124,21 @@ class NatsExperiments:
             raise Unavailable(f"the entry of '{model_a}' is empty", retry_after_s=1)
         return changed
 
+    async def fresh(self) -> list[Experiment]:
+        """Every entry past every copy. Raises Unavailable."""
+        return await self._table.fresh_all()
+
     async def fresh_live(self) -> list[Experiment]:
         """Live experiments past every copy: one that was written before the call is among them. Raises Unavailable."""
-        return [test for test in await self._table.fresh_all() if test.live]
+        return [test for test in await self.fresh() if test.live]
+
+    async def forget(self, model_a: str, now: int, retention_ms: int) -> bool:
+        """Take out of an entry what ended so long before ``now`` (Unix ms); whether any went. Raises Unavailable."""
+
+        def act(entry: Experiment) -> Experiment | Gone:
+            return kept(entry, now, retention_ms) or GONE
+
+        return await self._table.rewrite(model_a, act)
 
     # nats_outbox.Entries ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from schemas.v1 import query as q
 from schemas.v1 import record as r
 from schemas.v1.common import Message
 from schemas.v1.experiment import TestResult, VariantSummary
+from schemas.v1.units import UnitQuery, UnitReply
 from services._runtime import bus as runtime
 from services._runtime.telemetry import get_logger
 from services.router.domain.refusals import Conflict, Gone, NotFound, Unavailable, Unprocessable, UpstreamTimeout
@@ -55,6 +56,10 @@ class Queries:
     async def audit_verify(self, message: q.AuditVerifyQuery) -> q.AuditVerification:
         """A page of the check of the audit's chain."""
         return await self._ask("metrics", subjects.query("audit_verify"), message, q.AuditVerification, 20)
+
+    async def unit(self, message: UnitQuery) -> UnitReply:
+        """A page of what a stream holds of a unit of a test."""
+        return await self._ask("metrics", subjects.query("unit"), message, UnitReply, 10)
 
     async def alerts(self, message: q.AlertsQuery) -> q.AlertsReply:
         """Alerts, newest first."""

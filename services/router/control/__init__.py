@@ -2,7 +2,7 @@
 
 Wiring (in `app.py`)::
 
-    control = build_control(settings, bus, ring, source_salt=salt)
+    control = build_control(settings, bus, ring, root_salt=salt)
     path = ...  # built with control.experiments, which implements ports.Experiments
     control.attach(path)  # before start: handlers and rollback orders need the request path
     control.subscribe(broker)  # before the broker starts: cypria.control.<verb>

@@ -39,6 +39,7 @@ _QUERIES = {
     "totals": ("TotalsQuery", "TotalsReply"), "history": ("HistoryQuery", "HistoryReply"),
     "test": ("TestQuery", "TestReply"), "audit": ("AuditQuery", "AuditReply"), "alerts": ("AlertsQuery", "AlertsReply"),
     "windows": ("WindowsQuery", "WindowsReply"), "audit_verify": ("AuditVerifyQuery", "AuditVerification"),
+    "unit": ("UnitQuery", "UnitReply"),
 }  # fmt: skip
 _VERDICTS = {
     "status": ("VerdictQuery", "VerdictStatus"), "final": ("FinalVerdictQuery", "FinalVerdict"),

@@ -11,6 +11,7 @@ from services._runtime.bus import Bus
 from services._runtime.settings_model import Settings
 from services.router.adapters.nats_actions import Actions
 from services.router.adapters.nats_audit import AuditLog
+from services.router.adapters.nats_erasures import NatsErasures
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
 from services.router.adapters.nats_keys import NatsKeys
@@ -21,9 +22,11 @@ from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_plans import NatsPlans
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
+from services.router.adapters.nats_salts import UnitSalts
 from services.router.control import bus as control_bus
 from services.router.control.descents import STEP_S
 from services.router.control.dispatch import Dispatcher
+from services.router.control.forgetting import LOOK_S, Forgetter
 from services.router.control.handlers import Handlers
 from services.router.control.http import build_app
 from services.router.control.keeper import Keeper
@@ -32,6 +35,7 @@ from services.router.control.lifecycle import Lifecycle
 from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
+from services.router.control.units import UnitHandlers
 from services.router.domain.auth import KeyRing
 from services.router.domain.door import Door
 from services.router.domain.ratelimit import Limits, RateLimiter
@@ -61,6 +65,7 @@ class Control:
     lifecycle: Lifecycle
     actions: Actions
     keeper: Keeper
+    forgetter: Forgetter
     max_body: int
     door: Door
     limits: Limits
@@ -86,13 +91,17 @@ class Control:
 
     def missing(self) -> str | None:
         """For readiness checks."""
-        return self.experiments.missing() or self.models.missing() or self.parts.keys.missing()
+        parts = self.parts
+        kept = (parts.salts, parts.erasures, self.experiments, self.models, parts.keys)
+        return next((lacking for one in kept if (lacking := one.missing())), None)
 
     async def start(self) -> None:
         """Read the state and begin to act on it. Raises TimeoutError when the bus does not answer in time."""
         self.parts.path()
         await self.parts.keys.start()
         await self.peers.start()
+        await self.parts.salts.start()
+        await self.parts.erasures.start()
         await self.experiments.start()
         await self.models.start()
         await self.parts.monitoring.start()
@@ -102,11 +111,13 @@ class Control:
         self.parts.audit.start()
         self.lifecycle.start()
         self.keeper.start()
+        self.forgetter.start()
 
     async def stop(self) -> None:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
         await self.peers.stop()
+        await self.forgetter.stop()
         await self.keeper.stop()
         await self.lifecycle.stop()
         await self.actions.stop()
@@ -117,18 +128,22 @@ class Control:
         await self.models.stop()
         await self.experiments.stop()
         await self.parts.keys.stop()
+        await self.parts.erasures.stop()
+        await self.parts.salts.stop()
 
 
 def build_control(
-    settings: Settings, bus: Bus, ring: KeyRing, *, source_salt: bytes, step_s: float = STEP_S
+    settings: Settings, bus: Bus, ring: KeyRing, *, root_salt: bytes, step_s: float = STEP_S, forget_s: float = LOOK_S
 ) -> Control:
     """The control side on a connected (or yet to be connected) bus.
 
-    ``source_salt`` salts the hash of callers' addresses in audit records: the same on every router, or two routers
-    show one caller as two. ``step_s`` is the time between the steps of a gradual rollback or a
-    step down.
+    ``root_salt`` is the same on every router: the salts of units are hashed under it, and callers' addresses in audit
+    records. ``step_s`` is the time between the steps of a gradual rollback or a step down, ``forget_s`` between looks
+    for what must go.
     """
     experiments = RoutedExperiments(bus)
+    salts = UnitSalts(bus, root_salt)
+    experiments.on_change(salts.expect)
     late = Late()
     outbox = Outbox(bus, experiments, "outbox")
 
@@ -154,6 +169,8 @@ def build_control(
         feed=Feed(bus),
         models=NatsModels(bus),
         keys=NatsKeys(bus, ring, settings.privacy.retention_days * DAY_MS),
+        salts=salts,
+        erasures=NatsErasures(bus, lambda test_id, unit: late().erase(test_id, unit)),
         path=late,
     )
     ring.on_change(parts.feed.look)
@@ -162,14 +179,17 @@ def build_control(
     lifecycle = Lifecycle(parts, step_s)
     limits = limits_of(settings)
     door = Door(ring, settings.security.failed_keys_per_minute)
-    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring))
-    dispatcher = Dispatcher(handlers, door, limits, parts.audit, source_salt)
+    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring), UnitHandlers(parts))
+    dispatcher = Dispatcher(handlers, door, limits, parts.audit, root_salt)
     door.on_guessing(dispatcher.guessed)
+    forgetter = Forgetter(parts, forget_s)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)
     peers = NatsPeers(bus, limits.share)
-    return Control(experiments, app, dispatcher, parts, lifecycle, actions, keeper, max_body, door, limits, peers)
+    return Control(
+        experiments, app, dispatcher, parts, lifecycle, actions, keeper, forgetter, max_body, door, limits, peers
+    )
 
 
 def limits_of(settings: Settings) -> Limits:

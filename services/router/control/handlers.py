@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from schemas.v1 import control as c
@@ -23,7 +24,7 @@ from services.router.domain import commands
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import new_test_id
 from services.router.domain.models import may_start, still
-from services.router.domain.refusals import NotFound, Refused
+from services.router.domain.refusals import NotFound, Refused, Unavailable
 from services.router.domain.shares import share_bp
 from services.router.domain.starting import StartDefaults, future_ms, resolve
 
@@ -58,7 +59,7 @@ class Handlers(Records):
         )
         for param, name in names.items():
             may_start(param, name, entries[param])
-        test, _ = await self._change(params.model_a, command)
+        test = await self._begin(command)
         # Whoever changes a model looks for tests after writing that down, so one of the two sees the other.
         try:
             for param, name in names.items():
@@ -169,6 +170,19 @@ class Handlers(Records):
         return Done(reply, target=params.integration, after=_redriven(reply))
 
     # ------------------------------------------------------------------------------------------------------
+
+    async def _begin(self, start: commands.Start) -> Experiment:
+        """Write the test's entry. Its salt is stored before: whoever sees the entry can hash units for it."""
+        salted = replace(start, unit_salt_version=await self._parts.salts.make(start.test_id))
+        try:
+            test, _ = await self._change(start.model_a, salted)
+        except Unavailable:
+            raise  # it may have been written all the same: what turns out to have no test is destroyed later
+        except Refused:
+            with contextlib.suppress(Unavailable):
+                await self._parts.salts.destroy(salted.unit_salt_version)
+            raise
+        return test
 
     async def _undecided(self, name: str) -> ModelEntry | None:
         """The entry past every copy; a claim on it is given time to be confirmed or taken back."""

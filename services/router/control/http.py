@@ -19,7 +19,7 @@ from services.router.control.dispatch import Call, Dispatcher, Reply, refusal
 from services.router.control.docs_page import add_docs
 from services.router.control.events import stream
 from services.router.control.openapi import document, documented
-from services.router.control.verbs import EVENTS, PREFIX, VERBS, Verb
+from services.router.control.verbs import EVENTS, VERBS, Verb
 from services.router.domain.refusals import (
     BadRequest,
     MethodNotAllowed,
@@ -37,7 +37,6 @@ DESCRIPTION = (
 )
 _LATER = {
     "/dashboard": "the dashboard comes in a later version: `cypria status` shows the running test",
-    f"{PREFIX}/units/": "export and erasure of units come in a later version",
 }
 """What is named already and not here yet: an answer of its own spares the search for a misspelt path."""
 _DISCARD_S = 10.0

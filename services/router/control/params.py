@@ -2,11 +2,13 @@
 
 import re
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.v1.control import Command
 from schemas.v1.query import MonitoringStatus
+from services._runtime.settings_model import UnitSource
 
 
 class NoParams(Command):
@@ -91,6 +93,60 @@ class AuditVerifyParams(Command):
         if value is not None and not re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", value):
             raise ValueError("no head: give SEQUENCE:HASH as an earlier `cypria audit verify` printed it")
         return value
+
+
+class UnitParams(Command):
+    """One unit: the value that requests bring (of a session, user, key or address), where ``source`` says.
+
+    ``cursor`` is the ``next`` of the page before.
+    """
+
+    unit: str = Field(min_length=1, max_length=8192)
+    source: UnitSource | None = None
+    cursor: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,128}/(WINDOWS|METRICS)/[0-9]{1,18}$")
+
+
+class UnitOfTest(BaseModel):
+    """What is held on a unit of a test, as far as this page goes; ``unit_hash`` is its pseudonym there.
+
+    ``held`` names the sets that its hash is in, ``windows`` counts the messages with it. ``variant`` is that of its
+    requests, null where none is held. Times are RFC 3339.
+    """
+
+    test_id: str
+    unit_hash: str
+    variant: str | None = None
+    erased_at: str | None = None
+    first_seen: str | None = None
+    last_seen: str | None = None
+    held: list[str] = []
+    windows: int = 0
+    facts: list[dict[str, Any]] = []
+
+
+class UnitsExported(BaseModel):
+    """A page; ``next`` is the cursor of the next one, null after the last."""
+
+    tests: list[UnitOfTest]
+    next: str | None = None
+
+
+class UnitErased(BaseModel):
+    """A unit of a test, nobody's from ``erased_at`` on; ``batches`` of facts were deleted, ``left`` were not yet."""
+
+    test_id: str
+    unit_hash: str
+    erased_at: str
+    batches: int = 0
+    left: int = 0
+
+
+class UnitsErased(BaseModel):
+    """A page; ``next`` as for an export. ``remains`` says what is still there and for how long."""
+
+    tests: list[UnitErased]
+    next: str | None = None
+    remains: str
 
 
 class Anything(BaseModel):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from schemas.v1.experiment import OutboxEvent
 from services._runtime.settings_model import Settings
 from services.router.adapters.nats_audit import AuditLog
+from services.router.adapters.nats_erasures import NatsErasures
 from services.router.adapters.nats_experiments import NatsExperiments
 from services.router.adapters.nats_feed import Feed
 from services.router.adapters.nats_keys import NatsKeys
@@ -13,6 +14,7 @@ from services.router.adapters.nats_monitoring import NatsMonitoring
 from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
+from services.router.adapters.nats_salts import UnitSalts
 from services.router.domain.models import Seen, standing
 from services.router.ports import ModelInfo, RequestPath
 
@@ -48,6 +50,8 @@ class Parts:
     feed: Feed
     models: NatsModels
     keys: NatsKeys
+    salts: UnitSalts
+    erasures: NatsErasures
     path: Late
 
     def known_models(self) -> list[ModelInfo]:

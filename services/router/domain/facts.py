@@ -151,6 +151,11 @@ class Batcher:
         waiting.append(feedback)
         return self._numbers[partition] + -(-len(waiting) // MAX_BATCH)
 
+    def empty(self, partition: int) -> FactBatch:
+        """A batch of nothing, so that what came before it is folded behind the reader's position."""
+        self._numbers[partition] += 1
+        return FactBatch(self.router_epoch, partition, self._numbers[partition], admits_units=True)
+
     def waiting(self) -> int:
         """Facts, feedback and admissions in no batch yet."""
         admitted = sum(arm.count for arms in self._admitted for arm in arms.values())

@@ -1,7 +1,7 @@
 """Which arm a request goes to, and what its end means: assignment, breaker, lease, in-flight counts, facts."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from schemas.v1.alerts import Alert
@@ -15,7 +15,7 @@ from services.router.domain.breaker import Breaker, Signal
 from services.router.domain.call import Call
 from services.router.domain.facts import Batcher, Fact, stratum
 from services.router.domain.lease import CHECKS_TO_ROLLBACK, Lease, rollback_due, unwatched
-from services.router.ports import Experiments
+from services.router.ports import Erasures, Experiments, Salts
 
 log = get_logger(__name__)
 
@@ -27,6 +27,11 @@ OVERDUE_GRACE_S = 1.0
 """A request that ends at its limit ends by its time-out; only what goes on beyond is overdue."""
 
 
+def _nobody() -> int:
+    """A unit that is nobody: nobody gains by guessing it, and it costs no system call."""
+    return random.getrandbits(64)
+
+
 class FactSink(Protocol):
     """Where facts go."""
 
@@ -35,11 +40,11 @@ class FactSink(Protocol):
 
 
 class Guard:
-    """What this router keeps of one running test."""
+    """What this router keeps of one running test; ``unit_key`` is None until the test's salt has come."""
 
-    __slots__ = ("breaker", "in_flight", "lease", "ordered", "slots", "test", "unwatched")
+    __slots__ = ("breaker", "erased", "in_flight", "lease", "ordered", "slots", "test", "unit_key", "unwatched")
 
-    def __init__(self, test: Experiment, now: float) -> None:
+    def __init__(self, test: Experiment, now: float, erased: Collection[int]) -> None:
         self.test = test
         self.slots = SlotTable(test.salt.encode(), test.slots)
         self.breaker = Breaker(test.failure_criteria.max_consecutive_errors)
@@ -47,6 +52,8 @@ class Guard:
         self.ordered = False
         self.unwatched = False
         self.in_flight: dict[str, int] = {}
+        self.unit_key: bytes | None = None
+        self.erased = erased
 
     def renew(self, test: Experiment) -> None:
         """The test has a new version."""
@@ -57,19 +64,23 @@ class Guard:
 class Arms:
     """Assigns requests and learns from how they end. ``connected_for`` gives seconds since the bus came (back).
 
+    ``turn_salt`` salts the hashes by which callers of one key take turns; those are in no fact.
+
     ``answered`` is told of every good answer of a stable model: its name, the seconds it took, and when.
     """
 
     def __init__(
-        self, *, experiments: Experiments, batcher: Batcher, facts: FactSink, unit_salt: bytes,
-        unit_order: Sequence[str], enabled: bool, default_on_monitor_down: str, monitoring_active: Callable[[], bool],
-        connected_for: Callable[[], float], raise_alert: Callable[[Alert], None],
-        answered: Callable[[str, float, float], None],
+        self, *, experiments: Experiments, batcher: Batcher, facts: FactSink, salts: Salts,
+        erasures: Erasures, turn_salt: bytes, unit_order: Sequence[str], enabled: bool, default_on_monitor_down: str,
+        monitoring_active: Callable[[], bool], connected_for: Callable[[], float],
+        raise_alert: Callable[[Alert], None], answered: Callable[[str, float, float], None],
     ) -> None:  # fmt: skip
         self._experiments = experiments
         self._batcher = batcher
         self._facts = facts
-        self._unit_salt = unit_salt
+        self._salts = salts
+        self._erasures = erasures
+        self._turn_salt = turn_salt
         self._unit_order = tuple(unit_order)
         self._enabled = enabled
         self._on_monitor_down = default_on_monitor_down
@@ -89,11 +100,15 @@ class Arms:
         if test is None or not test.assigning:
             return
         guard = self._guard(test, now)
+        if guard.unit_key is None:
+            return  # here the test begins when its salt has come: a hash under another one would be another unit
         unit = unit_of(self._unit_order, call.units)
         call.sticky = unit is not None
         if unit is None:
             unit = random.randbytes(16)  # noqa: S311 - nobody gains by guessing it, and it costs no system call
-        call.unit = unit_hash(self._unit_salt, unit)
+        call.unit = unit_hash(guard.unit_key, unit)
+        if call.unit in guard.erased:
+            call.unit, call.sticky = _nobody(), False
         call.test = test.test_id
         mine = guard.slots.is_b(unit)
         if self._held(guard, now):
@@ -113,7 +128,7 @@ class Arms:
     def member(self, units: Mapping[str, bytes]) -> str:
         """Whoever is behind a request, as a hash; callers of one key take turns by it. Empty when it does not say."""
         unit = unit_of(self._unit_order, units)
-        return "" if unit is None else f"/{unit_hash(self._unit_salt, unit):016x}"
+        return "" if unit is None else f"/{unit_hash(self._turn_salt, unit):016x}"
 
     def finish(
         self, call: Call, outcome: Outcome, *, ended: float, final: Final | None, digest: str, fallback: bool = False
@@ -172,12 +187,26 @@ class Arms:
         if len(self._blocked) > MAX_BLOCKED:
             self._blocked.pop(next(iter(self._blocked)))
 
+    def erase(self, test_id: str, unit: int) -> None:
+        """Requests of this unit in this test are nobody's from now on, those under way included."""
+        guard = self._guards.get(test_id)
+        if guard is not None:
+            guard.erased = self._erasures.of(test_id)
+        for call in self._calls.values():
+            if call.test == test_id and call.unit == unit and call.sticky:
+                call.unit, call.sticky = _nobody(), False
+
     def effective_share_bp(self, test: Experiment) -> int:
         """The share that this router really applies now."""
         if not self._enabled or not test.assigning or test.test_id in self._blocked:
             return 0
         now = monotonic()
-        return 0 if self._held(self._guard(test, now), now) else test.share_bp
+        guard = self._guard(test, now)
+        return 0 if guard.unit_key is None or self._held(guard, now) else test.share_bp
+
+    def unsalted(self) -> list[str]:
+        """Tests to which this router assigns nothing because their salt is not here."""
+        return [test_id for test_id, guard in self._guards.items() if guard.unit_key is None]
 
     def in_flight(self, test_id: str) -> dict[str, int]:
         """Requests under way by variant."""
@@ -191,10 +220,12 @@ class Arms:
     def _guard(self, test: Experiment, now: float) -> Guard:
         guard = self._guards.get(test.test_id)
         if guard is None:
-            guard = self._guards[test.test_id] = Guard(test, now)
+            guard = self._guards[test.test_id] = Guard(test, now, self._erasures.of(test.test_id))
             self._batcher.clock(test.test_id, test.started_ms or test.created_ms, test.epoch_seconds)
         elif guard.test.version != test.version:
             guard.renew(test)
+        if guard.unit_key is None:
+            guard.unit_key = self._salts.key(test.unit_salt_version)
         return guard
 
     def _held(self, guard: Guard, now: float) -> bool:

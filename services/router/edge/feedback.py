@@ -1,6 +1,8 @@
 """Takes feedback on assigned requests: checks the token, and answers only once METRICS holds what was said."""
 
+import random
 import time
+from dataclasses import replace
 
 from schemas.v1.control import FeedbackCommand
 from services.router.adapters.facts import FactPublisher
@@ -9,7 +11,7 @@ from services.router.domain.assignment import partition_of
 from services.router.domain.feedback import feedback_of
 from services.router.domain.feedback_token import BadToken
 from services.router.domain.refusals import BadRequest, Conflict, Unavailable
-from services.router.ports import Experiments
+from services.router.ports import Erasures, Experiments
 
 STORED_WITHIN_S = 3.0
 
@@ -17,10 +19,13 @@ STORED_WITHIN_S = 3.0
 class FeedbackDesk:
     """One for each router; it keeps nothing itself."""
 
-    def __init__(self, signing_key: bytes, experiments: Experiments, facts: FactPublisher) -> None:
+    def __init__(
+        self, signing_key: bytes, experiments: Experiments, facts: FactPublisher, erasures: Erasures
+    ) -> None:
         self._signing_key = signing_key
         self._experiments = experiments
         self._facts = facts
+        self._erasures = erasures
 
     async def take(self, said: FeedbackCommand) -> str:
         """Record what was said; the test's id.
@@ -32,6 +37,8 @@ class FeedbackDesk:
             token = feedback_token.verify(self._signing_key, said.token, time.time())
         except BadToken as exc:
             raise BadRequest(f"token: {exc}", param="token", code="invalid_token") from None
+        if token.unit in self._erasures.of(token.test):
+            token = replace(token, unit=random.getrandbits(64), sticky=False)
         feedback = feedback_of(token, score=said.score, thumbs=said.thumbs, converted=said.converted)
         test = self._experiments.by_id(token.test)
         if test is None or not test.assigning:

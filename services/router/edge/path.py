@@ -63,9 +63,9 @@ class InferencePath:
         self.table.on_lost = self.client.lost
         self.facts = FactPublisher(bus, batcher, settings.data_dir / "spool")
         self.arms = Arms(
-            experiments=control.experiments, batcher=batcher, facts=self.facts, unit_salt=secrets.unit_salt,
-            unit_order=settings.assignment.unit, enabled=settings.ab_testing.enabled,
-            default_on_monitor_down=settings.policies.on_monitor_down,
+            experiments=control.experiments, batcher=batcher, facts=self.facts, salts=control.parts.salts,
+            erasures=control.parts.erasures, turn_salt=secrets.unit_salt, unit_order=settings.assignment.unit,
+            enabled=settings.ab_testing.enabled, default_on_monitor_down=settings.policies.on_monitor_down,
             monitoring_active=lambda: control.monitoring.active, connected_for=self.connected_for,
             raise_alert=self.alerts.raise_alert, answered=self.loads.answered,
         )  # fmt: skip
@@ -73,7 +73,7 @@ class InferencePath:
             table=self.table, client=self.client, arms=self.arms, meters=self.meters,
             fallback=settings.policies.fallback_to_stable, want=control.keeper.want,
         )  # fmt: skip
-        self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts)
+        self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts, control.parts.erasures)
         self.gate = Gate(
             door=control.door, limiter=control.limits.inference, arms=self.arms, server=self.server,
             meters=self.meters, signing_key=secrets.signing_key, max_body=self._max_body(),
@@ -132,15 +132,25 @@ class InferencePath:
         """Publish every pending fact; the highest acknowledged batch number by router epoch and partition."""
         return await self.facts.flush(timeout_s)
 
+    async def advance_facts(self, partition: int, timeout_s: float) -> bool:
+        """Publish what waits of a partition and an empty batch behind it; whether METRICS has it in time."""
+        return await self.facts.advance(partition, timeout_s)
+
+    def erase(self, test_id: str, unit: int) -> None:
+        """Requests of this unit in this test are nobody's from now on, those under way included."""
+        self.arms.erase(test_id, unit)
+
     async def feedback(self, said: FeedbackCommand) -> str:
         """Record what a client says about a response; the test's id. Raises Refused."""
         return await self.desk.take(said)
 
     def degraded(self) -> list[str]:
-        """``bus`` while a connection is away, ``facts`` while batches wait or were lost."""
+        """``bus`` while a connection is away, ``facts`` while batches wait or were lost, ``unit_salt`` without one."""
         found = [] if self._bus.connected and self._infer_bus.connected else ["bus"]
         if self.facts.degraded():
             found.append("facts")
+        if self.arms.unsalted():
+            found.append("unit_salt")
         return found
 
     def models_missing(self) -> str | None:

@@ -35,7 +35,7 @@ class Served:
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     engine = ClickHouse(f"chdb://{tmp_path / 'chdb'}")
     await engine.open()
-    await engine.write(lambda client: engine.migrate(client, 90))
+    await engine.write(lambda client: engine.migrate(client, 90, 5))
     front = Front(engine.path, "cypria", "cypria", "secret")
     try:
         yield Served(engine, await front.start("127.0.0.1", 0), tmp_path)

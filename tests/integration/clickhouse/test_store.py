@@ -25,7 +25,7 @@ NOW_MS = int(datetime.now(UTC).timestamp() * 1000)
 async def engine(tmp_path: Path) -> AsyncIterator[ClickHouse]:
     engine = ClickHouse(f"chdb://{tmp_path / 'chdb'}")
     await engine.open()
-    await engine.write(lambda client: engine.migrate(client, 90))
+    await engine.write(lambda client: engine.migrate(client, 90, 5))
     yield engine
     engine.close()
 
@@ -129,13 +129,45 @@ async def test_positions_belong_to_their_stream(engine: ClickHouse) -> None:
 
 
 async def test_migrating_again_changes_nothing_but_the_retention(engine: ClickHouse) -> None:
-    assert await engine.write(lambda c: engine.migrate(c, 90)) == ["clickhouse: up to date"]
-    done = await engine.write(lambda c: engine.migrate(c, 30))
-    assert len(done) == 4
-    assert await engine.write(lambda c: engine.migrate(c, 30)) == ["clickhouse: up to date"]
+    assert await engine.write(lambda c: engine.migrate(c, 90, 5)) == ["clickhouse: up to date"]
+    done = await engine.write(lambda c: engine.migrate(c, 30, 5))
+    assert len(done) == 5
+    assert await engine.write(lambda c: engine.migrate(c, 30, 5)) == ["clickhouse: up to date"]
     query = "SELECT create_table_query FROM system.tables WHERE database = 'cypria' AND name = 'window_cells'"
     text = (await engine.read(lambda c: c.query(query).first_row))[0]
     assert "toIntervalDay(30) WHERE test != ''" in text
+
+
+async def test_views_show_counts_of_every_group_and_figures_only_of_groups_that_are_large_enough(engine: ClickHouse) -> None:
+    store = WindowStore(engine)
+    for number, (test, count) in enumerate([("t4", 4), ("t5", 5), ("t6", 3), ("t6", 3)], 1):
+        cell = window(count).cells[0]
+        cell.test, cell.completion_tokens, cell.latency = test, 7, Moments(n=count, total=9000 * count, bins={5: count})
+        cell.feedback = {"thumbs_up": 1}
+        made = Rows()
+        made.add(Window(0, "m", Watermark(), [cell]), number, NOW_MS)
+        await engine.write(lambda c, made=made, n=number: store.append(c, CREATED, n - 1, made.table(CREATED), n, never))
+    counts = ("requests", "successful_requests", "admitted", "new_units", "thumbs_up")
+    figures = ("error_rate_percent", "avg_latency_ms", "latency_p95_ms", "completion_tokens", "thumbs_up_percent")
+
+    async def shown(view: str) -> dict[str, tuple[list[Any], list[Any], bool]]:
+        query = f"SELECT test_id, withheld, {', '.join((*counts, *figures))} FROM cypria.{view}"
+        found = await engine.read(lambda c: c.query(query).result_rows)
+        return {row[0]: (list(row[2:7]), list(row[7:]), row[1]) for row in found}
+
+    for limit, withheld in ((5, {"t4"}), (1, set()), (6, {"t4", "t5"}), (7, {"t4", "t5", "t6"}), (5, {"t4"})):
+        await engine.write(lambda c, limit=limit: engine.migrate(c, 90, limit))
+        for view in ("variant_metrics_1m", "variant_metrics_1h"):
+            found = await shown(view)
+            assert {test for test, (_, _, hidden) in found.items() if hidden} == withheld, (limit, view)
+            for test, (counted, figured, hidden) in found.items():
+                n = {"t4": 4, "t5": 5, "t6": 6}[test]
+                assert counted == [n, n, n, n, 2 if test == "t6" else 1]
+                assert (set(figured) == {None}) == hidden
+                if not hidden:
+                    assert figured[:2] == [0, 9]
+                    assert figured[3] == (14 if test == "t6" else 7)
+    assert await engine.write(lambda c: engine.migrate(c, 90, 5)) == ["clickhouse: up to date"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +182,7 @@ async def test_tables_of_another_version_are_refused_with_the_remedy(
 ) -> None:
     await engine.write(change)
     with pytest.raises(MigrationError, match=message):
-        await engine.write(lambda c: engine.migrate(c, 90))
+        await engine.write(lambda c: engine.migrate(c, 90, 5))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +209,7 @@ async def test_provisioning_beside_the_process_that_holds_the_directory(tmp_path
     import sys
 
     dsn = f"chdb://{tmp_path / 'own'}"
-    code = f"from services.metrics.provision import provision_clickhouse as p; print(p({dsn!r}, 90)); print(p({dsn!r}, 90))"
+    code = f"from services.metrics.provision import provision_clickhouse as p; print(p({dsn!r}, 90, 5)); print(p({dsn!r}, 90, 5))"
 
     def run() -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

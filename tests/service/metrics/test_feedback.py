@@ -62,7 +62,7 @@ async def test_feedback_counts_once_over_a_kill_and_shows_in_totals_and_views(
         fact = Fact(test=TEST, variant="b", share_bp=1000, unit=f"{8:016x}", latency_us=1000, completion_tokens=300,
                     cost_nano=2_000_000, gpu_us=500_000)  # fmt: skip
         values: dict[str, Any] = {"thumbs_up": True, "converted": False, "score_micro": 4_000_000}
-        await send(running, 1, [said(i, **values) for i in range(10)], [fact, fact])
+        await send(running, 1, [said(i, **values) for i in range(10)], [fact] * 5)
         await send(running, 2, [said(10, thumbs_up=False), said(11, converted=True)])
 
         async def figures() -> tuple[Any, ...] | None:

@@ -24,7 +24,7 @@ from tests.service.metrics.support import TEST, Producer, expected, folded_up_to
 
 @contextlib.asynccontextmanager
 async def running(bus: Bus, partition: int, name: str) -> AsyncIterator[PartitionWriter]:
-    writer = PartitionWriter(bus, partition, name, lambda: {TEST}, Alarms(bus))
+    writer = PartitionWriter(bus, partition, name, lambda: {TEST}, Alarms(bus), dict)
     task = asyncio.create_task(writer.run())
     try:
         yield writer

@@ -49,6 +49,8 @@ class SmallPath:
     flushes: int = 0
     busy: dict[str, int] = field(default_factory=dict)
     said: list[FeedbackCommand] = field(default_factory=list)
+    advanced: list[int] = field(default_factory=list)
+    erased: list[tuple[str, int]] = field(default_factory=list)
     loads: Loads | None = None
     table: WorkerTable | None = None
 
@@ -83,6 +85,13 @@ class SmallPath:
     async def flush_facts(self, _timeout_s: float) -> dict[str, dict[int, int]]:
         self.flushes += 1
         return {"r1-1": {0: 7}}
+
+    async def advance_facts(self, partition: int, _timeout_s: float) -> bool:
+        self.advanced.append(partition)
+        return True
+
+    def erase(self, test_id: str, unit: int) -> None:
+        self.erased.append((test_id, unit))
 
     async def feedback(self, said: FeedbackCommand) -> str:
         self.said.append(said)
@@ -124,7 +133,7 @@ class Side:
 @contextlib.asynccontextmanager
 async def side(
     server: NatsServer, *, step_s: float = 10.0, slot_s: float | None = None, names: tuple[str, ...] | None = None,
-    **sections: Any,
+    forget_s: float = 600.0, **sections: Any,
 ) -> AsyncIterator[Side]:  # fmt: skip
     """With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds.
 
@@ -134,7 +143,8 @@ async def side(
     bus = Bus(settings, "router")
     await bus.connect()
     broker = make_broker(settings, "router")
-    control = build_control(settings, bus, load_keys(settings.security.api_keys, KEYS), source_salt=b"pepper", step_s=step_s)
+    ring = load_keys(settings.security.api_keys, KEYS)
+    control = build_control(settings, bus, ring, root_salt=b"pepper", step_s=step_s, forget_s=forget_s)
     path = SmallPath() if names is None else SmallPath(names)
     listening = None
     if slot_s is not None:
