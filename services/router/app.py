@@ -13,13 +13,13 @@ from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_secrets import load_secrets
 from services.router.control import Control, build_control
 from services.router.domain.auth import KeyRing
-from services.router.domain.errors import refusal
+from services.router.domain.errors import broken, refusal
 from services.router.domain.refusals import Forbidden, Unavailable
 from services.router.edge.gate import Gate
 from services.router.edge.http import ModelsApp
 from services.router.edge.path import InferencePath
 from services.router.edge.protocol import EdgeProtocol
-from services.router.edge.shield import shielded
+from services.router.edge.shield import Shielded
 from services.router.handlers import BusEdge
 from services.router.settings import SERVICE, read_keys
 
@@ -121,7 +121,17 @@ class RouterApp(AsgiFastStream):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        send = shielded(send)
+        shielded = Shielded(send)
+        try:
+            await self._serve(scope, receive, shielded)
+        except Exception as exc:
+            if shielded.begun:
+                raise
+            log.error("request_failed", path=scope["path"], error=repr(exc))
+            reply = broken()
+            await respond(shielded, reply.status, reply.body)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         models_app, control = self._router.models_app, self._router.control
         if ModelsApp.serves(path) and models_app is not None:

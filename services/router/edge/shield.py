@@ -11,13 +11,20 @@ from services._runtime.health import SHIELD, Send
 _NAMED = tuple((name.lower().encode(), value.encode()) for name, value in SHIELD.items())
 
 
-def shielded(send: Send) -> Send:
-    """``send`` with these headers in every answer; a page that has some of its own keeps them."""
+class Shielded:
+    """``send`` with these headers in every answer; a page that has some of its own keeps them.
 
-    async def sending(message: MutableMapping[str, Any]) -> None:
+    ``begun``: an answer is on its way.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        """One message of ASGI."""
         if message["type"] == "http.response.start":
+            self.begun = True
             own = {name.lower() for name, _ in message["headers"]}
             message["headers"] = [*message["headers"], *(header for header in _NAMED if header[0] not in own)]
-        await send(message)
-
-    return sending
+        await self._send(message)

@@ -72,6 +72,10 @@ async def test_a_new_key_serves_and_a_revoked_one_ends_its_streams_on_every_rout
         await eventually(lambda: "viewer" in ended, 1.0)
         await asyncio.gather(*streams)
 
+        short = (await manage(one, "", name="short", role="viewer", expires_in_days=1.5 / 86_400))["key"]
+        await eventually(lambda: _serves(two, short, 200), 1.0)
+        await asyncio.wait_for(watch(two, "short", short), 5)  # it ends by the clock
+
         turned = await manage(two, "/app/rotate", overlap_seconds=0)
         for rig in (one, two):
             await eventually(lambda r=rig: _serves(r, app, 401), 1.0)

@@ -76,7 +76,8 @@ async def test_what_goes_wrong_inside_is_told_without_a_trace(rig: Rig, monkeypa
     monkeypatch.setattr(rig.path.gate, "models", broken)
     edge = await rig.client.get("/v1/models")
     for reply in (inside, outside, edge):
-        assert reply.status_code == 500
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        shielded(reply.headers, "500")
         for told in ("SECRETMARK", "Traceback", ".py", "RuntimeError"):
             assert told not in reply.text, reply.text
     assert (await rig.client.post("/v1/chat/completions", json=chat())).status_code == 200
