@@ -11,9 +11,8 @@ import typer
 from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show, units
 from services._cli import doctor as examination
 from services._cli.load import Load, Tally, drive
-from services._runtime.server import EXIT_CONFIG, load_or_exit, run
+from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit, run
 from services._runtime.settings import ConfigError
-from services._runtime.telemetry import setup_logging
 
 app = typer.Typer(
     name="cypria", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -61,7 +60,7 @@ def up(
         settings.data_dir = data_dir.resolve()
     if port is not None:
         settings.http.port = port
-    setup_logging("up", settings.logging)
+    log_or_exit("up", settings)
     raise SystemExit(asyncio.run(run_up(settings, path)))
 
 
@@ -91,16 +90,18 @@ def provision(config: ConfigOption = None) -> None:
     from services.metrics.provision import FAILURES, provision_clickhouse
 
     settings = load_or_exit(_config(config))
-    setup_logging("provision", settings.logging)
+    log_or_exit("provision", settings)
     if not settings.nats.servers:
         api.fail("nats.servers is not set: name them; `cypria up` provisions its own embedded server", EXIT_CONFIG)
     try:
         asyncio.run(run_provision(settings))
     except StartError as exc:
-        api.fail(str(exc))
+        api.fail(str(exc), exc.status)
     try:
         privacy = settings.privacy
-        done = provision_clickhouse(settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size)
+        done = provision_clickhouse(
+            settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size, settings.clickhouse.tls
+        )
     except ConfigError as exc:
         api.fail(str(exc), EXIT_CONFIG)
     except FAILURES as exc:
@@ -236,14 +237,17 @@ def doctor(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Of the system on this machine; CYPRIA_DATA_DIR by default.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Look at this configuration file alone; nothing needs to run.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Look at everything that must be in order; the exit status is 1 where something is not."""
-    checks = examination.examine(data_dir or api.data_dir())
+    """Look at everything that must be in order, and say what to do; the exit status is 1 where something failed."""
+    checks = examination.examine_file(config) if config else examination.examine(data_dir or api.data_dir())
     if json_:
         show.as_json(examination.as_data(checks))
     else:
-        show.rows(examination.as_data(checks)["checks"], ["name", "state", "detail"])
+        show.rows(examination.as_data(checks)["checks"], ["name", "state", "detail", "remedy"])
     raise SystemExit(examination.exit_status(checks))
 
 
@@ -286,7 +290,9 @@ def load(
 ) -> None:
     """Send open-loop traffic to the edge and show what clients saw; the exit status is 1 where a request failed."""
     token = api.key() or api.fail("no key: set CYPRIA_API_KEY")
-    target = Load(api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens)
+    target = Load(
+        api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens, tls=api.tls_context()
+    )
     tally = asyncio.run(_drive(target, seconds))
     seen = {"sent": tally.sent, "failed": tally.failed, "by_variant": dict(tally.by_variant),
             "by_status": dict(tally.by_status), "last_error": tally.last_error or None}  # fmt: skip

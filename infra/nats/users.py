@@ -25,6 +25,15 @@ class Permissions:
     never: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of a server; with ``ca_file`` it takes only clients with a certificate of that authority."""
+
+    cert_file: str
+    key_file: str
+    ca_file: str | None = None
+
+
 _PUBLISH: dict[str, tuple[str, ...]] = {
     "router": (
         subjects.INFER, subjects.FLOW, subjects.MODELS, subjects.QUERY, subjects.VERDICT, subjects.METRIC,
@@ -124,8 +133,9 @@ def _reading(stream: str) -> list[str]:
 
 
 def server_config(
-    *, host: str, port: int, store_dir: str, passwords: dict[str, str], sync_always: bool, max_payload: int = 12 << 20
-) -> str:
+    *, host: str, port: int, store_dir: str, passwords: dict[str, str], sync_always: bool, max_payload: int = 12 << 20,
+    tls: Tls | None = None,
+) -> str:  # fmt: skip
     """A nats-server configuration file with JetStream and all users; ``passwords`` are plain or bcrypt."""
     lines = [
         f"host: {_quote(host)}",
@@ -139,6 +149,7 @@ def server_config(
         f"  store_dir: {_quote(store_dir)}",
         *(["  sync_interval: always"] if sync_always else []),
         "}",
+        *(_tls(tls) if tls else []),
         "authorization {",
         "  timeout: 3",
         "  users: [",
@@ -156,6 +167,12 @@ def server_config(
         ]
     lines += ["  ]", "}"]
     return "\n".join(lines) + "\n"
+
+
+def _tls(tls: Tls) -> list[str]:
+    files = {"cert_file": tls.cert_file, "key_file": tls.key_file, **({"ca_file": tls.ca_file} if tls.ca_file else {})}
+    verify = ["  verify: true"] if tls.ca_file else []
+    return ["tls {", *(f"  {name}: {_quote(path)}" for name, path in files.items()), *verify, "  timeout: 3", "}"]
 
 
 def _quote(value: str) -> str:

@@ -1,16 +1,22 @@
 """A small client of the control API for the command line."""
 
 import asyncio
+import errno
 import json
 import os
+import ssl
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+from pydantic import ValidationError
 
+from services._runtime import tls, variables
+from services._runtime.settings import ConfigError
 from services._runtime.settings_engines import is_url
 from services._runtime.settings_model import default_data_dir
+from services._runtime.settings_tls import ClientTls
 
 DEFAULT_URL = "http://127.0.0.1:2242"
 
@@ -38,9 +44,45 @@ def url() -> str:
     return given
 
 
+def _tls() -> ClientTls:
+    def path(name: str) -> Path | None:
+        return Path(os.environ[name]) if os.environ.get(name) else None
+
+    try:
+        return ClientTls(
+            ca_file=path("CYPRIA_CA_FILE"), cert_file=path("CYPRIA_CERT_FILE"), key_file=path("CYPRIA_KEY_FILE")
+        )
+    except ValidationError:
+        fail("CYPRIA_CERT_FILE and CYPRIA_KEY_FILE go together: set both or neither", 2)
+
+
+def tls_context() -> ssl.SSLContext | bool:
+    """How to check an edge over TLS, and what to show it; ends the command where a file is no good."""
+    if not url().startswith("https://"):
+        return True
+    try:
+        return tls.client_context(_tls(), "CYPRIA")
+    except ConfigError as exc:
+        fail(str(exc), 2)
+
+
+def explained(exc: BaseException) -> str:
+    """An error of the connection in words."""
+    if why := tls.reason(exc, "CYPRIA", _tls()):
+        return why
+    cut_off = isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError)
+    if (cut_off or getattr(exc, "errno", None) == errno.ECONNRESET) and url().startswith("http://"):
+        return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
+    return str(exc) or type(exc).__name__
+
+
 def key() -> str | None:
-    """`CYPRIA_API_KEY`, else the admin key in the data dir where there is one."""
-    if value := os.environ.get("CYPRIA_API_KEY", "").strip():
+    """`CYPRIA_API_KEY`, or the file that CYPRIA_API_KEY_FILE names, else the admin key in the data dir."""
+    try:
+        given = variables.value("CYPRIA_API_KEY", os.environ)
+    except ConfigError as exc:
+        fail(str(exc), 2)
+    if value := (given or "").strip():
         if not value.isprintable():
             fail("CYPRIA_API_KEY holds more than one line: set it to one key", 2)
         return value
@@ -71,7 +113,7 @@ async def acall(
     timeout = aiohttp.ClientTimeout(total=30)
     async with (
         aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-        session.request(method, (base or url()) + path, json=body, params=query) as response,
+        session.request(method, (base or url()) + path, json=body, params=query, ssl=tls_context()) as response,
     ):
         text = await response.text()
         try:
@@ -106,4 +148,6 @@ def call(
     except TimeoutError:
         fail(f"no answer from {url()} within 30 s: ask again, or look at its log")
     except (OSError, aiohttp.ClientError) as exc:
-        fail(f"no answer from {url()} ({exc}): is `cypria up` running? CYPRIA_URL names another edge")
+        if why := tls.reason(exc, "CYPRIA", _tls()):
+            fail(f"no connection to {url()}: {why}")
+        fail(f"no answer from {url()} ({explained(exc)}): is `cypria up` running? CYPRIA_URL names another edge")

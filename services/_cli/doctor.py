@@ -1,36 +1,54 @@
-"""`cypria doctor`: what an operator would look at first, one line each, with the remedy where something is wrong."""
+"""`cypria doctor`: what an operator would look at first, one line each, with the remedy where something is wrong.
+
+It asks the running system with the key at hand, then the processes and the machine here; or, before anything runs, it
+looks at a configuration file alone.
+"""
 
 import asyncio
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
+from pydantic import BaseModel
 
-from services._cli import api
+from services._cli import api, findings
+from services._cli.findings import Check
+from services._runtime import tls, variables
+from services._runtime.settings import ConfigError, load
+from services._runtime.settings_model import Settings
 from services._runtime.supervisor import http_get
 
 LOW_DISK = 1 << 30
-RESTING = frozenset({"registered", "unloaded"})
-"""States of a model that is not served because nobody wants it to be."""
-COMING = frozenset({"verifying", "loading", "warming"})
-"""States of a model that will be served in a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at; ``state`` is ``ok``, ``warning`` or ``failed``."""
-
-    name: str
-    state: str
-    detail: str
+PREFIX = "/v1/ab-testing"
+MOST_TESTS = 3
+"""Of so many running tests each is looked at: more questions would use up the key's limit."""
+LOG_TAIL = 256 << 10
+_PATIENCE_S = 10.0
+_SMI = ("--query-gpu=index,name,memory.used,memory.total,utilization.gpu", "--format=csv,noheader,nounits")
 
 
 def examine(data_dir: Path) -> list[Check]:
     """Everything that can be told from here; an edge that does not answer ends the questions to it."""
     return asyncio.run(_examine(data_dir))
+
+
+def examine_file(path: Path) -> list[Check]:
+    """A configuration, before anything runs with it."""
+    try:
+        settings = load(path, os.environ)
+    except ConfigError as exc:
+        return [Check("configuration file", "failed", line) for line in str(exc).splitlines()]
+    return [Check("configuration file", "ok", f"{path} can be used"), *_secrets(settings), *_certificates(settings)]
 
 
 def exit_status(checks: list[Check]) -> int:
@@ -45,127 +63,158 @@ def as_data(checks: list[Check]) -> dict[str, Any]:
 
 async def _examine(data_dir: Path) -> list[Check]:
     found = await _edge()
+    log_file: str | None = None
     if found[0].state != "failed":
-        found += await _key()
-    told = [await _process(*where) for where in _processes(data_dir)]
-    return [*found, *told, *_disk(data_dir)]
+        told, log_file = await _system()
+        found += told
+    processes = [await _process(told) for told in _processes(data_dir)]
+    return [*found, *processes, *_log(log_file), *_machine(), *_disk(data_dir)]
 
 
 async def _edge() -> list[Check]:
     try:
         await api.acall("GET", "/health")
     except api.ApiError as exc:
-        return [Check("edge", "failed", str(exc))]
+        return [Check("edge", "failed", str(exc), "check CYPRIA_URL")]
     except (OSError, aiohttp.ClientError) as exc:
-        return [Check("edge", "failed", f"no answer from {api.url()} ({exc}): start `cypria up`, or set CYPRIA_URL")]
-    alive = Check("edge", "ok", f"{api.url()} answers")
+        detail = f"no answer from {api.url()} ({api.explained(exc)})"
+        return [Check("edge", "failed", detail, "start `cypria up`, or set CYPRIA_URL")]
+    found = [Check("edge", "ok", f"{api.url()} answers"), *await _edge_certificate()]
     try:
         await api.acall("GET", "/ready")
     except api.ApiError:
-        return [alive, Check("ready", "failed", f"it cannot serve yet: {api.url()}/ready tells what is missing")]
-    return [alive, Check("ready", "ok", "it can serve")]
+        return [*found, Check("ready", "failed", "it cannot serve yet", f"{api.url()}/ready tells what is missing")]
+    return [*found, Check("ready", "ok", "it can serve")]
 
 
-def _models(models: list[dict[str, Any]]) -> Check:
-    """Models that nobody serves are wrong, unless nobody has asked for them to be loaded."""
-    idle = [model for model in models if not model["ready_workers"]]
-    resting = [model["name"] for model in idle if _rests(model)]
-    away = [f"{m['name']} ({m.get('reason') or m['state']})" for m in idle if not _rests(m)]
-    coming = [model["state"] in COMING for model in idle if not _rests(model)]
-    if away and all(coming):
-        return Check("models", "warning", f"{', '.join(away)}: on the way, `cypria models show NAME` tells how far")
-    if away:
-        return Check("models", "failed", f"no worker serves {', '.join(away)}: look at the log of inference")
-    unloaded = f", not loaded: {', '.join(resting)}" if resting else ""
-    return Check("models", "ok", f"{len(models) - len(idle)} served{unloaded}")
-
-
-def _rests(model: dict[str, Any]) -> bool:
-    wanted = (model.get("entry") or {}).get("desired")
-    return wanted == "unloaded" or (wanted is None and model["state"] in RESTING)
-
-
-def _registry(models: list[dict[str, Any]]) -> Check:
-    """Changes of models that are not done everywhere, and workers on which a model has failed."""
-    said = [
-        f"{m['name']} is not {m['entry']['desired']} everywhere yet ({m.get('reason') or m['state']})"
-        for m in models
-        if m.get("entry") and m["entry"]["stage"] != "settled"
-    ]
-    partly = [model for model in models if model["ready_workers"] and model.get("reason")]
-    said += [f"{model['name']} failed on a worker ({model['reason']})" for model in partly]
-    if said:
-        return Check("registry", "warning", f"{'; '.join(said)}: `cypria models show NAME` tells which worker and why")
-    registered = sum(1 for model in models if model.get("entry"))
-    return Check("registry", "ok", f"{registered} registered, all settled" if registered else "nothing registered")
-
-
-async def _key() -> list[Check]:
-    if api.key() is None:
-        return [Check("key", "failed", "no key: set CYPRIA_API_KEY, or CYPRIA_DATA_DIR to where admin.key is")]
-    try:
-        shown = await api.acall("GET", "/v1/ab-testing/models")
-        monitoring = await api.acall("GET", "/v1/ab-testing/monitoring/status")
-        status = await api.acall("GET", "/v1/ab-testing/status")
-    except api.ApiError as exc:
-        return [Check("key", "failed", str(exc))]
-    found = [Check("key", "ok", "good for reading"), _models(shown["models"]), _registry(shown["models"])]
-    lag = monitoring.get("lag_seconds")
-    if monitoring.get("degraded"):
-        found.append(Check("monitor", "failed", "; ".join(monitoring["degraded"])))
-    elif not monitoring["monitoring_active"]:
-        found.append(Check("monitor", "warning", "stopped, verdicts only alert: POST /v1/ab-testing/monitoring/start"))
-    else:
-        late = lag is not None and lag > monitoring["check_interval_seconds"] + 5
-        found.append(Check("monitor", "warning" if late else "ok", f"watches, {lag or 0:.1f} s behind"))
-    if status.get("degraded"):
-        found.append(Check("running test", "failed", "; ".join(status["degraded"])))
-    else:
-        running = status.get("running_tests") or []
-        found.append(Check("running test", "ok", ", ".join(running) or "none"))
-    return found + await _integrations()
-
-
-async def _integrations() -> list[Check]:
-    """Integrations that have dead letters, or whose last message has failed so far; nothing where there are none."""
-    try:
-        integrations = (await api.acall("GET", "/v1/ab-testing/integrations"))["integrations"]
-    except api.ApiError as exc:
-        return [Check("integrations", "warning", str(exc))]
-    if not integrations:
+async def _edge_certificate() -> list[Check]:
+    where, secured = urlsplit(api.url()), api.tls_context()
+    if not isinstance(secured, ssl.SSLContext):
         return []
-    said = []
-    for one in integrations:
-        last = one.get("last") or {}
-        if one["dead_letters"]:
-            said.append(f"{one['integration']} has {one['dead_letters']} dead letters")
-        elif last and last["status"] != "sent":
-            said.append(f"{one['integration']} fails ({last.get('reason') or last['status']})")
-    if not said:
-        return [Check("integrations", "ok", f"{len(integrations)}, nothing failed")]
-    remedy = "`cypria integrations test` finds out why, `cypria integrations redrive` sends dead letters back"
-    return [Check("integrations", "warning", f"{'; '.join(said)}: {remedy}")]
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            _, writer = await asyncio.open_connection(where.hostname, where.port or 443, ssl=secured)
+    except OSError:
+        return []
+    shown = writer.get_extra_info("peercert") or {}
+    writer.close()
+    ends = ssl.cert_time_to_seconds(str(shown["notAfter"]))
+    return [findings.certificate("edge certificate", ends, datetime.now(UTC))]
 
 
-def _processes(data_dir: Path) -> list[tuple[str, str, int]]:
-    """(service, host, port) of every live process that wrote to this machine's data dir where it listens."""
+async def _system() -> tuple[list[Check], str | None]:
+    """(what the control API tells, where the system says that its log file is)."""
+    if api.key() is None:
+        return [Check("key", "failed", "no key", "set CYPRIA_API_KEY, or CYPRIA_DATA_DIR to where admin.key is")], None
+    try:
+        shown = await _ask("/models")
+        monitoring = await _ask("/monitoring/status")
+        status = await _ask("/status")
+    except api.ApiError as exc:
+        return [Check("key", "failed", str(exc), "set CYPRIA_API_KEY to a key with the role viewer or more")], None
+    others = [test for test in status.get("running_tests") or [] if test != status["test_id"]]
+    statuses = [status, *[await _ask("/status", test_id=test) for test in others[: MOST_TESTS - 1]]]
+    found = [
+        Check("key", "ok", "good for reading"), findings.models(shown["models"]), findings.registry(shown["models"]),
+        findings.monitor(monitoring), *findings.running(statuses),
+    ]  # fmt: skip
+    config: dict[str, Any] | None = None
+
+    async def settled(name: str, look: Callable[[], Awaitable[list[Check]]]) -> None:
+        try:
+            found.extend(await look())
+        except api.ApiError as exc:
+            skipped = exc.status == 403
+            found.append(Check(name, "skipped" if skipped else "failed", str(exc),
+                               "" if skipped else "look at the log of that service"))  # fmt: skip
+
+    async def configuration() -> list[Check]:
+        nonlocal config
+        config = dict(await _ask("/config"))
+        return [findings.configuration(config)]
+
+    async def alerts() -> list[Check]:
+        return findings.alerts(await _ask("/monitoring/alerts", limit=50), datetime.now(UTC))
+
+    async def history() -> list[Check]:
+        return [findings.history(await _ask("/history", limit=1))]
+
+    async def integrations() -> list[Check]:
+        return findings.integrations((await _ask("/integrations"))["integrations"])
+
+    await settled("configuration", configuration)
+    await settled("alerts", alerts)
+    await settled("history", history)
+    await settled("integrations", integrations)
+    thresholds = (config or Settings().model_dump(mode="json"))["monitoring"]["thresholds"]
+    for one in statuses:
+        found += findings.variants(one, thresholds)
+    return found, (config or {}).get("logging", {}).get("file")
+
+
+async def _ask(path: str, **params: Any) -> Any:
+    """A question to the control API; one that came too soon after others is asked again."""
+    try:
+        return await api.acall("GET", PREFIX + path, params=params)
+    except api.ApiError as exc:
+        if exc.status != 429 or exc.retry_after > _PATIENCE_S:
+            raise
+        await asyncio.sleep(exc.retry_after)
+        return await api.acall("GET", PREFIX + path, params=params)
+
+
+def _processes(data_dir: Path) -> list[dict[str, Any]]:
+    """What every live process wrote to this machine's data dir about where it listens."""
     found = []
     for file in sorted((data_dir / "run").glob("*.json")):
         try:
             told = json.loads(file.read_text())
-            where = str(told["service"]), str(told["host"]), int(told["port"])
+            told = {**told, "service": str(told["service"]), "host": str(told["host"]), "port": int(told["port"])}
             alive = Path(f"/proc/{told['pid']}").exists()
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if alive:  # else it has a successor with a file of its own, or nobody wants it any more
-            found.append(where)
+            found.append(told)
     return found
 
 
-async def _process(service: str, host: str, port: int) -> Check:
-    status, body = await http_get("127.0.0.1" if host == "0.0.0.0" else host, port, "/ready")  # noqa: S104
-    missing = str(body.get("missing") or "no answer")
-    return Check(f"process {service}", *(("ok", "ready") if status == 200 else ("failed", missing)))
+async def _process(told: dict[str, Any]) -> Check:
+    host = "127.0.0.1" if told["host"] == "0.0.0.0" else told["host"]  # noqa: S104
+    certificate = Path(told["certificate"]) if told.get("certificate") else None
+    status, body = await http_get(host, told["port"], "/ready", certificate=certificate)
+    name = f"process {told['service']}"
+    if status == 200:
+        return Check(name, "ok", "ready")
+    return Check(name, "failed", str(body.get("missing") or "no answer"), f"look at the log of {told['service']}")
+
+
+def _log(log_file: str | None) -> list[Check]:
+    if log_file is None:
+        return [Check("log", "skipped", "goes to stderr alone", "set logging.file or AB_TEST_LOG_FILE to keep it")]
+    path = Path(log_file)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as exc:
+        return [Check("log", "skipped", f"{path} cannot be read here ({exc.strerror})", "look where it is written")]
+    return [findings.log(lines, str(path))]
+
+
+def _machine() -> list[Check]:
+    memory = psutil.virtual_memory()
+    found = findings.machine(os.getloadavg()[0], os.cpu_count() or 1, memory.available, memory.total)
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return found
+    try:
+        done = subprocess.run([smi, *_SMI], capture_output=True, text=True, timeout=_PATIENCE_S, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return [*found, Check("gpu", "warning", f"nvidia-smi does not answer ({exc})", "look at the driver: `dmesg`")]
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
+        return [*found, Check("gpu", "warning", f"nvidia-smi fails: {said[0]}", "look at the driver: `dmesg`")]
+    return [*found, *findings.gpus(done.stdout)]
 
 
 def _disk(data_dir: Path) -> list[Check]:
@@ -173,5 +222,54 @@ def _disk(data_dir: Path) -> list[Check]:
         free = shutil.disk_usage(data_dir).free
     except OSError:
         return []
+    low = free < LOW_DISK
     detail = f"{free / (1 << 30):.1f} GiB free at {data_dir}"
-    return [Check("disk", "warning" if free < LOW_DISK else "ok", detail)]
+    return [Check("disk", "warning" if low else "ok", detail, "make room, or move the data dir" if low else "")]
+
+
+def _secrets(settings: Settings) -> list[Check]:
+    """Whether each variable that the file names is set."""
+    named = list(_named(settings, ""))
+    found = []
+    for setting, variable in named:
+        try:
+            if not variables.value(variable, os.environ):
+                found.append(Check("secrets", "failed", f"{setting}: the environment variable {variable} is not set",
+                                   f"set it, or {variable}{variables.SUFFIX} to a file that holds it"))  # fmt: skip
+        except ConfigError as exc:
+            found.append(Check("secrets", "failed", f"{setting}: {exc}"))
+    return found or [Check("secrets", "ok", f"{len(named)} variables are named, all set")]
+
+
+def _named(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _named(item, f"{path}.{index}")
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            inner, where = getattr(value, name), f"{path}.{name}".lstrip(".")
+            if name.endswith("_env") and isinstance(inner, str):
+                yield where, inner
+            else:
+                yield from _named(inner, where)
+
+
+def _certificates(settings: Settings) -> list[Check]:
+    """Whether each certificate that the file names can be used, and for how long."""
+    found = []
+    http, now = settings.http.tls, datetime.now(UTC)
+    try:
+        if http:
+            tls.server_context(http, "http.tls")
+            ends = tls.certificate("http.tls", http.cert_file, http.key_file, of_client=False).ends
+            found.append(findings.certificate("http.tls", ends, now))
+        for section, own in (("nats.tls", settings.nats.tls), ("clickhouse.tls", settings.clickhouse.tls)):
+            if own is None:
+                continue
+            tls.client_context(own, section)
+            if own.cert_file and own.key_file:
+                ends = tls.certificate(section, own.cert_file, own.key_file, of_client=True).ends
+                found.append(findings.certificate(section, ends, now))
+    except ConfigError as exc:
+        found.append(Check("certificates", "failed", str(exc)))
+    return found

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from services._cli import api
 from services._runtime.clock import monotonic
 
 PROMPTS = (
@@ -53,6 +55,7 @@ class Load:
     users: int = 0
     timeout_s: float = 60.0
     seed: int = 1
+    tls: ssl.SSLContext | bool = True
 
 
 async def drive(
@@ -62,7 +65,7 @@ async def drive(
     """Send until ``seconds``, ``requests`` or ``stop`` end it, then wait for what is in flight."""
     tally = tally or Tally()
     rng = random.Random(load.seed)  # noqa: S311 - a load, not a secret
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, ssl=load.tls)
     timeout = aiohttp.ClientTimeout(total=load.timeout_s)
     headers = {"Authorization": f"Bearer {load.key}"}
     begin = monotonic()
@@ -110,7 +113,7 @@ async def _one(session: aiohttp.ClientSession, load: Load, body: dict[str, Any],
                 tally.last_error = payload[:300].decode("utf-8", "replace")
     except (aiohttp.ClientError, TimeoutError, OSError) as exc:
         status = type(exc).__name__
-        tally.last_error = str(exc)[:300]
+        tally.last_error = api.explained(exc)[:300]
     finally:
         tally.in_flight -= 1
     tally.record(variant, status, monotonic() - begin, ok=ok)

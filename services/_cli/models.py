@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from services._cli import api, show
 from services._cli.progress import Follower
-from services._runtime.server import EXIT_CONFIG, load_or_exit
+from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit
 from services._runtime.settings_engines import Model
-from services._runtime.telemetry import setup_logging
 
 app = typer.Typer(
     invoke_without_command=True, no_args_is_help=False,
@@ -221,7 +220,7 @@ def _plan_here(config: Path, *, json_: bool) -> NoReturn:
 
     settings = load_or_exit(config)
     # Where nothing is set up, logs go to stdout, into the JSON that somebody reads.
-    setup_logging("cli", settings.logging)
+    log_or_exit("cli", settings)
     if not settings.models:
         api.fail(f"{config}: models: is empty: there is nothing to plan", EXIT_CONFIG)
     found = plan_here(settings).model_dump(mode="json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import nats
 from faststream.nats import NatsBroker
-from faststream.security import SASLPlaintext
+from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -17,15 +17,67 @@ from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
 
 from schemas import subjects
 from schemas.v1.alerts import DeadLetter
+from services._runtime import tls
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings import ConfigError
-from services._runtime.settings_model import Settings
+from services._runtime.settings_model import Settings, bare
 from services._runtime.telemetry import get_logger
 
 log = get_logger(__name__)
 
 WRONG_LAST_SEQUENCE = 10071
 TRANSIENT = (NatsError, asyncio.TimeoutError, OSError)
+SECTION = "nats.tls"
+
+
+class PlainConnectionError(NatsError):  # type: ignore[misc]
+    """The server offers no TLS where TLS was asked for."""
+
+    def __str__(self) -> str:
+        return "it offers no TLS, so it is told no password: give the server a certificate, or remove nats.tls and tls://"
+
+
+class GuardedClient(Client):  # type: ignore[misc]
+    """A client that, where TLS is asked for, says nothing to a server before the connection is encrypted.
+
+    Left to itself it would take the server's word for whether it needs TLS, and send its password in the clear.
+    """
+
+    _transport: Any
+
+    def __init__(self, *, encrypted: bool) -> None:
+        super().__init__()
+        self._encrypted = encrypted
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            # Nobody tells of the end of a connection whose handshake failed: nats-py would wait for it for ever.
+            if self._encrypted and self._transport is not None:
+                self._transport.close()
+                self._transport = None
+            raise
+
+    def _connect_command(self) -> bytes:
+        writer = getattr(self._transport, "_io_writer", None)
+        if self._encrypted and (writer is None or writer.get_extra_info("ssl_object") is None):
+            raise PlainConnectionError
+        return bytes(super()._connect_command())
+
+
+class GuardedBroker(NatsBroker):
+    """A FastStream broker on a GuardedClient."""
+
+    def __init__(self, *, encrypted: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._encrypted = encrypted
+
+    async def _connect(self) -> Client:
+        connection = GuardedClient(encrypted=self._encrypted)
+        await connection.connect(**self._connection_kwargs)
+        self.config.connect(connection)
+        return connection
 
 
 def _options(settings: Settings, service: str) -> dict[str, Any]:
@@ -62,16 +114,24 @@ class Bus:
         self._pending_size = pending_size
         self._callbacks: list[Callable[[], None]] = []
         self.generation = 0
-        self.nc: Client = Client()
+        self.problem: str | None = None
+        """Why the server cannot be trusted, or does not trust us, where that is so."""
+        self.nc: Client = GuardedClient(encrypted=settings.nats.encrypted)
         self.js: JetStreamContext = self.nc.jetstream(timeout=2)
 
     async def connect(self) -> None:
-        """Connect, waiting for the server as long as it takes (the supervisor may start it after us)."""
+        """Connect, waiting for the server as long as it takes (the supervisor may start it after us).
+
+        Raises ConfigError where TLS refuses the server, or the server our certificate.
+        """
         user, password = self.settings.nats.credentials(self.service)
+        secured = self.settings.nats.tls
         await self.nc.connect(
             **_options(self.settings, self.service),
             user=user,
             password=password,
+            tls=tls.client_context(secured, SECTION) if self.settings.nats.encrypted else None,
+            tls_hostname=secured.hostname if secured else None,
             pending_size=self._pending_size,
             error_cb=self._on_error,
             reconnected_cb=self._on_reconnected,
@@ -90,7 +150,7 @@ class Bus:
 
     def missing(self) -> str | None:
         """For readiness checks."""
-        return None if self.connected else "no connection to NATS"
+        return None if self.connected else self.problem or "no connection to NATS"
 
     async def close(self) -> None:
         """Flush what is buffered and close."""
@@ -108,7 +168,21 @@ class Bus:
             log.warning("close_failed", error=repr(exc))
 
     async def _on_error(self, exc: Exception) -> None:
-        log.warning("nats_error", error=repr(exc))
+        self.problem = self._refused(exc)
+        if self.problem is None:
+            log.warning("nats_error", error=repr(exc))
+            return
+        log.error("nats_refused", reason=self.problem)
+        if not self.generation:
+            raise ConfigError(self.problem)
+
+    def _refused(self, exc: Exception) -> str | None:
+        secured = self.settings.nats.tls
+        why = str(exc) if isinstance(exc, PlainConnectionError) else tls.reason(exc, SECTION, secured)
+        if why is None:
+            return None
+        server = self.nc._current_server  # noqa: SLF001 - an attempt that fails has no public address
+        return f"NATS at {bare(server.uri.geturl()) if server else 'nats.servers'}: {why}"
 
     async def _on_disconnected(self) -> None:
         if not self.nc.is_closed:
@@ -116,18 +190,29 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         self.generation += 1
+        self.problem = None
         log.info("nats_reconnected", generation=self.generation)
         for callback in self._callbacks:
             callback()
 
 
 def make_broker(settings: Settings, service: str) -> NatsBroker:
-    """A FastStream broker for a service's handlers, as the service's own NATS user."""
+    """A FastStream broker for a service's handlers, as the service's own NATS user.
+
+    Raises ConfigError where a file of `nats.tls` cannot be used.
+    """
     options = _options(settings, service)
     user, password = settings.nats.credentials(service)
+    secured, encrypted = settings.nats.tls, settings.nats.encrypted
+    security: dict[str, Any] = {
+        "ssl_context": tls.client_context(secured, SECTION) if encrypted else None,
+        "tls_hostname": secured.hostname if secured else None,
+    }
     if user and password:
-        options["security"] = SASLPlaintext(user, password, use_ssl=False)
-    return NatsBroker(**options, logger=None)
+        options["security"] = NatsUserPassword(user, password, **security)
+    elif encrypted:
+        options["security"] = NatsSecurity(**security)
+    return GuardedBroker(encrypted=encrypted, **options, logger=None)
 
 
 async def publish_durable(

@@ -20,9 +20,11 @@ HEAD = """# Configuration
 
 One YAML file, given with `--config` or in `APHRODITE_AB_TESTING_CONFIG_PATH`. Every setting can also be given as an
 environment variable, `CYPRIA_SECTION__NAME`, whose value is read as YAML (deeper names with further `__`; a list or a
-section whole, such as `CYPRIA_MODELS='[{name: stable, ...}]'`); the environment wins over the file. Relative paths are
-relative to the file. An unknown key, a wrong type, a duplicate key or a contradiction stops start-up with the file, the
-key and the reason. This page is made from the code: `python -m services._runtime.reference`.
+section whole, such as `CYPRIA_MODELS='[{name: stable, ...}]'`); the environment wins over the file. Instead of a
+variable, `NAME_FILE` may give the path of a file that holds its value: of these, and of every variable that a setting
+ending in `_env` names. Relative paths are relative to the file. An unknown key, a wrong type, a duplicate key or a
+contradiction stops start-up with the file, the key and the reason; `cypria doctor --config FILE` says all that without
+a start. This page is made from the code: `python -m services._runtime.reference`.
 
 | setting | type | default |
 | --- | --- | --- |

@@ -18,8 +18,10 @@ from typing import Any
 
 import uvicorn
 
+from services._runtime import tls
+from services._runtime.bus import Bus
 from services._runtime.settings import ConfigError, load
-from services._runtime.settings_model import Settings
+from services._runtime.settings_model import Settings, bare
 from services._runtime.telemetry import get_logger, setup_logging
 
 EXIT_CONFIG = 78
@@ -30,6 +32,9 @@ SUPERVISED = "CYPRIA_SUPERVISOR_PID"
 CONFIG_FILE = "CYPRIA_CONFIG_FILE"
 DRAIN_S = 5
 MAX_FILES = 65_536
+RENEW_S = 5.0
+"""How often files of a certificate are looked at."""
+MEET_S = 3.0
 LIMIT_S = 12.0
 """A process that has been asked to end ends after this long, whatever hangs; it may be killed at any moment anyway."""
 
@@ -59,6 +64,14 @@ def load_or_exit(config: Path | None) -> Settings:
     """The settings, or the error on stderr and exit status EXIT_CONFIG."""
     try:
         return load(config, os.environ)
+    except ConfigError as exc:
+        raise _refused(str(exc)) from None
+
+
+def log_or_exit(service: str, settings: Settings) -> None:
+    """Set up the log; exits like `load_or_exit` where its file cannot be written."""
+    try:
+        setup_logging(service, settings.logging)
     except ConfigError as exc:
         raise _refused(str(exc)) from None
 
@@ -103,34 +116,40 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         die_with_parent(parent=int(os.environ[SUPERVISED]))
     allow_many_files()
     settings = load_or_exit(config)
-    setup_logging(service, settings.logging)
+    log_or_exit(service, settings)
     log = get_logger(__name__)
+    edge = service == "router"
+    served = settings.http.tls if edge else None
     try:
+        secured = tls.Serving(served, "http.tls") if served else None
         app = build_app(settings)
+        if settings.nats.encrypted:
+            asyncio.run(_meet_bus(settings, service))
     except ConfigError as exc:  # what only this service can judge: keys, addresses, variables that the file names
         raise _refused(f"{config}: {exc}" if config else str(exc)) from None
-    edge = service == "router"
     sock = bind(*((settings.http.host, settings.http.port) if edge else (settings.ops.host, settings.ops.port)))
     host, port = sock.getsockname()[:2]
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            loop="uvloop",
-            timeout_graceful_shutdown=DRAIN_S,
-            server_header=False,
-            date_header=False,
-            **uvicorn_options,
-        )
+    configured = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        loop="uvloop",
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+        date_header=False,
+        **uvicorn_options,
     )
+    if secured:
+        configured.load()
+        configured.ssl = secured.context
+    server = _Server(configured, secured)
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
         # clean stop is not a death by signal.
         signal.signal(number, server.handle_exit)
     log.info("starting", host=host, port=port, pid=os.getpid())
-    _write_run_file(settings, service, host, port)
+    _write_run_file(settings, service, host, port, served.cert_file if served else None)
     with asyncio.Runner(loop_factory=_uvloop) as runner:
         runner.run(server.serve(sockets=[sock]))
     log.info("stopped")
@@ -142,6 +161,11 @@ class _Server(uvicorn.Server):
     """A server that can be stopped while it starts, and whose garbage collector leaves alone what start-up made."""
 
     _asked = False
+
+    def __init__(self, config: uvicorn.Config, secured: tls.Serving | None) -> None:
+        super().__init__(config)
+        self._secured = secured
+        self._renewing: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; what is not over after LIMIT_S is cut off."""
@@ -165,6 +189,32 @@ class _Server(uvicorn.Server):
         # and then in which nothing is served, and no rollback taken.
         gc.collect()
         gc.freeze()
+        if self._secured:
+            self._renewing = asyncio.create_task(_renew(self._secured))
+
+
+async def _renew(secured: tls.Serving) -> None:
+    """Serve new connections with the certificate that is there, once the files have changed."""
+    log = get_logger(__name__)
+    while True:
+        await asyncio.sleep(RENEW_S)
+        try:
+            if secured.renew():
+                log.info("certificate_renewed", file=str(secured.files.cert_file))
+        except ConfigError as exc:
+            log.error("certificate_not_renewed", reason=str(exc))
+
+
+async def _meet_bus(settings: Settings, service: str) -> None:
+    """Raises ConfigError where TLS refuses the bus, or the bus us; one that is away is waited for later on."""
+    bus = Bus(settings, service)
+    try:
+        async with asyncio.timeout(MEET_S):
+            await bus.connect()
+    except TimeoutError:
+        get_logger(__name__).warning("nats_away", servers=[bare(server) for server in settings.nats.servers or []])
+    finally:
+        await bus.close()
 
 
 def _cut_off() -> None:
@@ -179,12 +229,15 @@ def _uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _write_run_file(settings: Settings, service: str, host: str, port: int) -> None:
+def _write_run_file(settings: Settings, service: str, host: str, port: int, certificate: Path | None) -> None:
     """Where this process listens, for `cypria doctor` and people; one file for each process."""
+    where = {"service": service, "pid": os.getpid(), "host": host, "port": port}
+    if certificate:
+        where["certificate"] = str(certificate.resolve())
     folder = settings.data_dir / "run"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{service}.{os.getpid()}.json"
-        path.write_text(json.dumps({"service": service, "pid": os.getpid(), "host": host, "port": port}))
+        path.write_text(json.dumps(where))
     except OSError as exc:
         get_logger(__name__).warning("run_file_not_written", folder=str(folder), error=str(exc))

@@ -13,7 +13,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from services._runtime import variables
+from services._runtime.settings_base import ConfigError
 from services._runtime.settings_model import Settings
+
+__all__ = ["CONFIG_PATH", "SPEC_ENVIRONMENT", "ConfigError", "load"]
 
 SPEC_ENVIRONMENT = {
     "APHRODITE_AB_TESTING_ENABLED": ("ab_testing", "enabled"),
@@ -24,14 +28,11 @@ SPEC_ENVIRONMENT = {
     "APHRODITE_LOG_LEVEL": ("logging", "level"),
     "AB_TEST_DEBUG": ("logging", "debug"),
     "AB_TEST_VERBOSE_METRICS": ("logging", "verbose_metrics"),
+    "AB_TEST_LOG_FILE": ("logging", "file"),
     "CYPRIA_DATA_DIR": ("data_dir",),
 }
 CONFIG_PATH = "APHRODITE_AB_TESTING_CONFIG_PATH"
 PREFIX = "CYPRIA_"
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message names the source, the key and the reason."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -115,12 +116,31 @@ def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str,
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in SPEC_ENVIRONMENT:
             continue
-        key = tuple(part.lower() for part in name[len(PREFIX) :].split("__"))
+        key, text = _key(name), environ[name]
+        if name.endswith(variables.SUFFIX) and not _is_setting(key):
+            # A file in the place of the variable; settings that name files themselves end in _FILE as well.
+            variable = name.removesuffix(variables.SUFFIX)
+            if _is_setting(_key(variable)):
+                key, text = _key(variable), variables.value(variable, environ) or ""
         # What names no section may be somebody's own, such as CYPRIA_ADMIN_KEY.
         if len(key) > 1 or key[0] in Settings.model_fields:
-            _set(raw, key, environ[name], name)
+            _set(raw, key, text, name)
             origins[key] = name
     return origins
+
+
+def _key(variable: str) -> tuple[str, ...]:
+    return tuple(part.lower() for part in variable[len(PREFIX) :].split("__"))
+
+
+def _is_setting(key: tuple[str, ...]) -> bool:
+    annotation: Any = Settings
+    for part in key:
+        model = _model_in(annotation)
+        if model is None or part not in model.model_fields:
+            return False
+        annotation = model.model_fields[part].annotation
+    return True
 
 
 def _set(raw: dict[str, Any], key: tuple[str, ...], text: str, variable: str) -> None:
@@ -151,7 +171,10 @@ def _scalar(text: str, variable: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"environment variable {variable}: '{text}' is not a YAML value") from None
+        # Not what it holds: there may be secrets in a list or a section.
+        raise ConfigError(
+            f"environment variable {variable}: its value is not YAML: check quotes and brackets"
+        ) from None
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

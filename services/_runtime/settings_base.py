@@ -8,6 +8,10 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the source, the key and the reason."""
+
+
 class Typed(BaseModel):
     """Refuses unknown keys, and values that only resemble the right type; environment variables are YAML as well."""
 

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -22,11 +23,18 @@ from services._runtime.settings_engines import (
     not_allowed,
 )
 from services._runtime.settings_integrations import Integration
+from services._runtime.settings_tls import ClientTls, NatsTls, ServerTls
 
 
 def bare(url: str) -> str:
     """An address without user and password."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", url)
+
+
+def is_secure(dsn: str) -> bool:
+    """Whether a ClickHouse server is to be asked over TLS."""
+    parts = urlsplit(dsn)
+    return parts.scheme == "clickhouses" or parse_qs(parts.query).get("secure") in (["true"], ["1"])
 
 
 class StrictSuccess(SuccessCriteria, Typed):
@@ -93,7 +101,22 @@ class Nats(Section):
     user: str | None = None
     password: SecretStr | None = None
     credentials_file: Path | None = None
+    tls: NatsTls | None = None
     port: Port = 0
+
+    @model_validator(mode="after")
+    def _has_a_server_for_tls(self) -> "Nats":
+        if self.tls is not None and self.servers is None:
+            raise ValueError(
+                "tls is for servers of your own: name them in nats.servers, or remove it (the embedded server listens "
+                "on loopback only)"
+            )
+        return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nothing may be said to a server, a password least of all, before the connection is encrypted."""
+        return self.tls is not None or any(server.startswith("tls://") for server in self.servers or [])
 
     @field_validator("servers")
     @classmethod
@@ -123,6 +146,13 @@ class ClickHouse(Section):
     http_enabled: bool = True
     http_port: Port = 0
     http_password: SecretStr | None = None
+    tls: ClientTls | None = None
+
+    @model_validator(mode="after")
+    def _is_encrypted_where_it_says_so(self) -> "ClickHouse":
+        if self.tls is not None and not is_secure(self.dsn.get_secret_value() if self.dsn else ""):
+            raise ValueError("tls is for a server over TLS: give a dsn such as clickhouses://user:password@host:8443/cypria")
+        return self
 
     @field_validator("dsn")
     @classmethod
@@ -223,6 +253,7 @@ class Http(Section):
 
     host: str = "127.0.0.1"
     port: Port = 2242
+    tls: ServerTls | None = None
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
 
 
@@ -234,12 +265,18 @@ class Ops(Section):
 
 
 class Logging(Section):
-    """`logging`. Format ``auto`` is human on a terminal, JSON elsewhere; debug means level DEBUG."""
+    """`logging`. Format ``auto`` is human on a terminal, JSON elsewhere; debug means level DEBUG.
+
+    ``file`` gets the same lines as stderr, from all processes that name it.
+    """
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["auto", "json", "human"] = "auto"
     debug: bool = False
     verbose_metrics: bool = False
+    file: Path | None = None
+    file_max_bytes: int = Field(default=64 << 20, ge=4096)
+    file_backups: int = Field(default=5, ge=1, le=100)
 
     @field_validator("level", mode="before")
     @classmethod
@@ -312,6 +349,11 @@ class Settings(Section):
         python = self.inference.vllm_python
         if python and not python.is_absolute():
             self.inference.vllm_python = base / python
+        for tls in (self.nats.tls, self.clickhouse.tls, self.http.tls):
+            if tls is not None:
+                tls.resolve_paths(base)
+        if self.logging.file and not self.logging.file.is_absolute():
+            self.logging.file = base / self.logging.file
         credentials = self.nats.credentials_file
         if credentials and not credentials.is_absolute():
             self.nats.credentials_file = base / credentials

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services._runtime import tls, variables
 from services._runtime.bus import TRANSIENT
 from services._runtime.clock import monotonic
 from services._runtime.server import CONFIG_FILE, EXIT_CONFIG, SUPERVISED, die_with_parent
@@ -139,7 +140,9 @@ def service_child(
     service: str, index: int, *, config: str | None, settings: Mapping[str, str], stop_s: float = 3.0
 ) -> Child:
     """A service as a child process: ``settings`` are environment variables over the file."""
-    environment = {**os.environ, **settings, SUPERVISED: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    # What is set here counts: a file in the place of the same variable would contradict it.
+    inherited = {k: v for k, v in os.environ.items() if k.removesuffix(variables.SUFFIX) not in settings}
+    environment = {**inherited, **settings, SUPERVISED: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     # The same code as this process: a folder `services` or `schemas` where it was started must not take its place.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_CODE, os.environ.get("PYTHONPATH"))))
     if config:
@@ -148,11 +151,14 @@ def service_child(
     return Child(name, [sys.executable, "-P", "-m", f"services.{service}"], environment, stop_s=stop_s)
 
 
-async def http_get(host: str, port: int, path: str, timeout_s: float = 1.0) -> tuple[int, dict[str, object]]:
-    """Status and JSON body of a local GET; (0, {}) when nobody answers."""
+async def http_get(
+    host: str, port: int, path: str, timeout_s: float = 1.0, certificate: Path | None = None
+) -> tuple[int, dict[str, object]]:
+    """Status and JSON body of a local GET; (0, {}) when nobody answers. ``certificate``: what a server over TLS has."""
     try:
+        secured = tls.pinned_context(certificate) if certificate else None
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=secured)
             writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             raw = await reader.read()
             writer.close()

@@ -2,18 +2,23 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
+from services._runtime.log_file import SharedLogFile
+from services._runtime.settings_base import ConfigError
 from services._runtime.settings_model import Logging
 
 _NOISY = ("faststream", "uvicorn.error", "uvicorn.access", "nats", "aiohttp.access", "httpx", "slack_sdk")
 
 
 def setup_logging(service: str, settings: Logging) -> None:
-    """Structured logs on stderr: JSON, or for people on a terminal. Third-party loggers go the same way."""
+    """Structured logs on stderr, and in `logging.file`: JSON, or for people on a terminal. Third-party loggers go the
+    same way. Raises ConfigError when the file cannot be written.
+    """
     human = settings.format == "human" or (settings.format == "auto" and sys.stderr.isatty())
     level = logging.DEBUG if settings.debug else getattr(logging, settings.level)
     shared: list[Any] = [
@@ -22,18 +27,16 @@ def setup_logging(service: str, settings: Logging) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if human else structlog.processors.JSONRenderer()
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setFormatter(_formatter(shared, human=human, colors=sys.stderr.isatty()))
+    if settings.file is not None:
+        handlers.append(_file(settings.file, settings))
+        handlers[1].setFormatter(_formatter(shared, human=settings.format == "human", colors=False))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    for before in root.handlers:
+        if isinstance(before, SharedLogFile):
+            before.close()
+    root.handlers[:] = handlers
     root.setLevel(level)
     for name in _NOISY:
         logger = logging.getLogger(name)
@@ -48,6 +51,24 @@ def setup_logging(service: str, settings: Logging) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _formatter(shared: list[Any], *, human: bool, colors: bool) -> logging.Formatter:
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=colors) if human else structlog.processors.JSONRenderer()
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+
+
+def _file(path: Path, settings: Logging) -> SharedLogFile:
+    try:
+        return SharedLogFile(path, settings.file_max_bytes, settings.file_backups)
+    except OSError as exc:
+        raise ConfigError(
+            f"logging.file: {path} cannot be written ({exc.strerror}): name a file in a directory that this user may "
+            "write to"
+        ) from None
 
 
 def get_logger(name: str) -> Any:

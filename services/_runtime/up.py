@@ -20,6 +20,7 @@ from services._runtime.clock import monotonic
 from services._runtime.data_dir import StartError
 from services._runtime.provision import missing_streams, provision_bus
 from services._runtime.server import EXIT_CONFIG, bind
+from services._runtime.settings import ConfigError
 from services._runtime.settings_model import Settings
 from services._runtime.supervisor import Child, Supervisor, http_get, service_child
 from services._runtime.telemetry import get_logger
@@ -135,6 +136,8 @@ async def _connect(bus: Bus) -> None:
     try:
         async with asyncio.timeout(30):
             await bus.connect()
+    except ConfigError as exc:
+        raise StartError(str(exc)) from None
     except TimeoutError:
         servers = ", ".join(_USERINFO.sub("", server) for server in bus.settings.nats.servers or [])
         raise StartError(f"no NATS server answers at {servers}: start it, or correct nats.servers", 1) from None
@@ -201,10 +204,12 @@ async def _announce_ready(settings: Settings) -> None:
     """Say once when the edge serves, and meanwhile what is missing when it changes."""
     started, told = monotonic(), ""
     host = "127.0.0.1" if settings.http.host == "0.0.0.0" else settings.http.host  # noqa: S104
+    certificate = settings.http.tls.cert_file if settings.http.tls else None
+    scheme = "https" if certificate else "http"
     while True:
-        status, body = await http_get(host, settings.http.port, "/ready")
+        status, body = await http_get(host, settings.http.port, "/ready", certificate=certificate)
         if status == 200:
-            log.info("ready", url=f"http://{host}:{settings.http.port}", seconds=round(monotonic() - started, 1))
+            log.info("ready", url=f"{scheme}://{host}:{settings.http.port}", seconds=round(monotonic() - started, 1))
             return
         missing = json.dumps(body.get("missing", "no answer yet"))
         if missing != told:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from schemas.v1.common import AlertLevel
+from services._runtime import variables
 from services._runtime.settings import ConfigError
 from services._runtime.settings_alerts import SECRETS, Destination
 from services._runtime.settings_integrations import CALLS, METRIC_WINDOW, Integration
@@ -110,9 +111,10 @@ def _links(settings: Settings, environ: Mapping[str, str]) -> tuple[Link, ...]:
             raise ConfigError(f"{key}.name: two integrations are named '{name}': give each its own name")
         environment = {}
         for variable in options.environment or []:
-            if variable not in environ:
+            value = variables.value(variable, environ)
+            if value is None:
                 raise ConfigError(f"{key}.environment: the environment variable {variable} is not set: set it")
-            environment[variable] = environ[variable]
+            environment[variable] = value
         names = {**upstream, **(options.model_names or {})}
         links.append(Link(name, options, _secrets(options, key, environ), environment, names))
     return tuple(links)
@@ -145,10 +147,11 @@ def _secrets(destination: Destination | Integration, key: str, environ: Mapping[
         if given is not None:
             found[name] = given.get_secret_value()
         elif variable is not None:
-            found[name] = environ.get(variable, "")
+            found[name] = variables.value(variable, environ) or ""
             if not found[name]:
                 raise ConfigError(
-                    f"{key}.{name}_env: the environment variable {variable} is not set: set it to the {name}"
+                    f"{key}.{name}_env: the environment variable {variable} is not set: set it to the {name}, or "
+                    f"{variable}{variables.SUFFIX} to a file that holds it"
                 )
     for name in ("webhook_url", "url"):
         http = name in _URLS or destination.type in _HTTP_TYPES

@@ -16,7 +16,14 @@ from services.metrics import handlers
 from services.metrics import settings as own_settings
 from services.metrics.adapters.audit_checks import AuditChecks
 from services.metrics.adapters.audit_watch import AuditWatch
-from services.metrics.adapters.clickhouse import AWAY, ClickHouse, DirectoryInUseError, MigrationError, UnreadableError
+from services.metrics.adapters.clickhouse import (
+    AWAY,
+    ClickHouse,
+    DirectoryInUseError,
+    MigrationError,
+    UnreadableError,
+    UntrustedError,
+)
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_archive import SHELVES, Archive
 from services.metrics.adapters.nats_audit import AuditArchive
@@ -39,7 +46,7 @@ class Metrics:
         self._settings = settings
         self._own = own_settings.read(settings)
         self.bus = Bus(settings, SERVICE)
-        self.engine = ClickHouse(self._own.dsn)
+        self.engine = ClickHouse(self._own.dsn, self._own.tls)
         self._alarms = Alarms(self.bus)
         self._live = LiveTests(self.bus)
         self.erasures = Erasures(self.bus)
@@ -115,6 +122,10 @@ class Metrics:
             except UnreadableError as exc:
                 self._store_problem = str(exc)
                 log.error("chdb_unreadable", reason=str(exc))
+                await asyncio.sleep(5)
+            except UntrustedError as exc:
+                self._store_problem = str(exc)
+                log.error("clickhouse_refused", reason=str(exc))
                 await asyncio.sleep(5)
             except AWAY as exc:
                 self._store_problem = f"ClickHouse does not answer ({type(exc).__name__})"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services._runtime.nats_server import HOST, free_port, write_private
 from services._runtime.settings_model import Anomalies, Settings
+from services._runtime.settings_tls import ClientTls
 from services.metrics.domain.anomalies import Limits
 
 HTTP_USER = "cypria"
@@ -29,6 +30,7 @@ class MetricsSettings:
     """``writer`` names this process in its windows; ``http_enabled`` only matters with chDB."""
 
     dsn: str
+    tls: ClientTls | None
     retention_days: int
     min_group_size: int
     http_enabled: bool
@@ -41,6 +43,7 @@ def read(settings: Settings) -> MetricsSettings:
     """The part of the settings that this service needs."""
     return MetricsSettings(
         dsn=settings.clickhouse_dsn(),
+        tls=settings.clickhouse.tls,
         retention_days=settings.privacy.retention_days,
         min_group_size=settings.privacy.min_group_size,
         http_enabled=settings.clickhouse.http_enabled,

@@ -309,8 +309,20 @@ async def test_doctor_looks_at_everything_and_says_what_is_wrong(product: Produc
     folder = str(product.system.data_dir)
     status, shown, _ = await cypria(product, "doctor", "--data-dir", folder, "--json")
     checks = {check["name"]: check for check in json.loads(shown)["checks"]}
-    assert (status, {check["state"] for check in checks.values()}) == (0, {"ok"}), shown
-    assert {"edge", "ready", "key", "models", "monitor", "running test", "disk", "process alerts"} <= set(checks)
+    sound = ("edge", "ready", "key", "models", "registry", "monitor", "running test", "configuration", "history", "memory", "disk")
+    assert (status, {checks[name]["state"] for name in (*sound, "process alerts")}) == (0, {"ok"}), shown
+    assert {"alerts", "cpu", "log"} <= set(checks)
+    async with product.test(traffic_split_percent=30) as test_id:
+        await product.chat()
+        status, shown, _ = await cypria(product, "doctor", "--data-dir", folder, "--json", CYPRIA_API_KEY=KEYS["viewer"])
+        checks = {check["name"]: check for check in json.loads(shown)["checks"]}
+        assert (status, checks["configuration"]["state"]) == (0, "skipped"), shown
+        assert f"{test_id} (running, canary against stable)" in checks["running test"]["detail"]
+        assert "a start on stable answers 409" in checks["running test"]["remedy"]
+        assert (checks["split"]["state"], checks["split"]["detail"]) == ("ok", f"{test_id}: 30 %")
+    status, shown, _ = await cypria(product, "doctor", "--data-dir", folder, "--json")
+    history = next(check for check in json.loads(shown)["checks"] if check["name"] == "history")
+    assert test_id in history["detail"]
     await product.system.api("POST", "monitoring/stop")
     try:
         status, shown, _ = await cypria(product, "doctor", "--data-dir", folder)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
+from services._runtime import variables
 from services._runtime.clock import now_ms
 from services._runtime.settings_engines import Model
 from services.inference.adapters.engine import (
@@ -59,9 +60,12 @@ class OpenAIEngine:
         """Open the pool. Raises ValueError when the variable that holds the key is not set."""
         headers = {"Content-Type": "application/json", **self._headers}
         if self._key_env:
-            key = os.environ.get(self._key_env)
+            key = variables.value(self._key_env, os.environ)
             if not key:
-                raise ValueError(f"api_key_env: the environment variable {self._key_env} is not set: set it")
+                raise ValueError(
+                    f"api_key_env: the environment variable {self._key_env} is not set: set it, or "
+                    f"{self._key_env}{variables.SUFFIX} to a file that holds it"
+                )
             headers["Authorization"] = f"Bearer {key}"
         self._pool = HttpPool(self._base, headers, connect_s=self._connect_s, read_s=self._read_s)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -22,12 +22,16 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingErr
 from clickhouse_connect.driver.exceptions import Error as ClickHouseDriverError
 
 import infra
+from services._runtime import tls
 from services._runtime.settings import ConfigError
+from services._runtime.settings_model import is_secure
+from services._runtime.settings_tls import ClientTls
 
 T = TypeVar("T")
 
 MIGRATIONS = Path(infra.__file__).parent / "clickhouse" / "migrations"
 DEFAULT_DATABASE = "cypria"
+SECTION = "clickhouse.tls"
 AWAY: tuple[type[Exception], ...] = (ClickHouseError, ClickHouseDriverError, OSError)
 """What a call raises when the engine is away or refuses it."""
 
@@ -42,6 +46,10 @@ class UnreadableError(ClickHouseError):
     """The chDB directory cannot be opened; the message names the remedy."""
 
 
+class UntrustedError(ClickHouseError):
+    """TLS refuses the server, or the server our certificate; the message names the remedy."""
+
+
 class MigrationError(RuntimeError):
     """The tables are not what this version can work with; the message names the remedy."""
 
@@ -52,8 +60,11 @@ class ClickHouse:
     Raises ConfigError for a DSN that cannot be used here.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, secured: ClientTls | None = None) -> None:
         parts = urlsplit(dsn)
+        self._secured = secured
+        if secured is not None:
+            tls.client_context(secured, SECTION)
         self.embedded = parts.scheme == "chdb"
         self.path = unquote(parts.path)
         if self.embedded:
@@ -109,19 +120,7 @@ class ClickHouse:
 
     def _connect(self) -> Client:
         if not self.embedded:
-            query = parse_qs(self._parts.query)
-            return clickhouse_connect.get_client(
-                host=self._parts.hostname,
-                port=self._parts.port or 0,
-                username=unquote(self._parts.username or "default"),
-                password=unquote(self._parts.password or ""),
-                database=None,
-                secure=self._parts.scheme == "clickhouses" or query.get("secure") in (["true"], ["1"]),
-                connect_timeout=5,
-                send_receive_timeout=60,
-                query_retries=0,
-                autogenerate_session_id=False,
-            )
+            return self._connect_to_server()
         Path(self.path).mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             return clickhouse_connect.get_client(dsn=f"chdb://{self.path}")
@@ -136,6 +135,30 @@ class ClickHouse:
                 f"the chDB directory {self.path} is held by {holder}: stop that process, or let several share a "
                 "ClickHouse server by setting clickhouse.dsn to clickhouse://USER:PASSWORD@HOST:PORT/DATABASE"
             ) from exc
+
+    def _connect_to_server(self) -> Client:
+        password = unquote(self._parts.password or "")
+        try:
+            return clickhouse_connect.get_client(
+                host=self._parts.hostname,
+                port=self._parts.port or 0,
+                username=unquote(self._parts.username or "default"),
+                password=password,
+                database=None,
+                secure=is_secure(self._parts.geturl()),
+                connect_timeout=5,
+                send_receive_timeout=60,
+                query_retries=0,
+                autogenerate_session_id=False,
+                **_certificates(self._secured, password=password),
+            )
+        except AWAY as exc:
+            why = tls.reason(exc, SECTION, self._secured)
+            if why is None and is_secure(self._parts.geturl()) and tls.was_cut_off(exc):
+                why = "it closes the connection: it may want another certificate than clickhouse.tls.cert_file gives it"
+            if why is None:
+                raise
+            raise UntrustedError(f"ClickHouse at {self._parts.hostname}: {why}") from exc
 
     def insert(
         self,
@@ -229,6 +252,17 @@ class ClickHouse:
                 client.command(new.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
                 done.append(f"view {name}: figures of fewer than {min_group_size} requests are withheld")
         return done
+
+
+def _certificates(secured: ClientTls | None, *, password: str) -> dict[str, Any]:
+    """What clickhouse-connect calls them. A certificate logs the user in by itself where there is no password."""
+    if secured is None:
+        return {}
+    found: dict[str, Any] = {"ca_cert": str(secured.ca_file) if secured.ca_file else None}
+    if secured.cert_file:
+        found |= {"client_cert": str(secured.cert_file), "client_cert_key": str(secured.key_file)}
+        found["tls_mode"] = "strict" if password else "mutual"
+    return found
 
 
 def statements(text: str, database: str, retention_days: int, min_group_size: int) -> list[str]:

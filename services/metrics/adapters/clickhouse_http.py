@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import re
+import ssl
 import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ class Front:
         self._timezone = "UTC"
         self.port = 0
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, secured: ssl.SSLContext | None = None) -> int:
         """Listen; returns the port. Raises OSError when the address is taken."""
         loop = asyncio.get_running_loop()
         self._table_functions = await loop.run_in_executor(self._threads, self._learn)
@@ -83,7 +84,7 @@ class Front:
         app.router.add_route("*", "/", self._handle)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
+        site = web.TCPSite(self._runner, host, port, ssl_context=secured)
         await site.start()
         sockets = site._server.sockets if site._server else []  # type: ignore[attr-defined]  # noqa: SLF001
         self.port = int(sockets[0].getsockname()[1])

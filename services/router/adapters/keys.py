@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 
+from services._runtime import variables
 from services._runtime.settings import ConfigError
 from services._runtime.settings_model import ApiKey
 from services.router.domain.auth import KeyRing, Principal, Role, StoredKey
@@ -30,10 +31,10 @@ def _digest(key: ApiKey, environ: Mapping[str, str]) -> bytes:
     if key.key_sha256 is not None:
         return bytes.fromhex(key.key_sha256)
     name = key.key_env or ""
-    secret = environ.get(name, "").strip()
+    secret = (variables.value(name, environ) or "").strip()
     if not secret:
         raise ConfigError(
             f"security.api_keys: key '{key.name}' is read from the environment variable {name}, which is not set: "
-            "set it, or give key_sha256"
+            f"set it, or {name}{variables.SUFFIX} to a file that holds it, or give key_sha256"
         )
     return hashlib.sha256(secret.encode()).digest()

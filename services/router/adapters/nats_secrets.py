@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass
 
 from schemas.streams import SECRETS
+from services._runtime import variables
 from services._runtime.bus import Bus, compare_and_set
 from services._runtime.settings import ConfigError
 from services._runtime.settings_model import Settings
@@ -52,10 +53,10 @@ async def load_secrets(bus: Bus, settings: Settings) -> Secrets:
 
 
 def _named(setting: str, variable: str) -> bytes:
-    value = os.environ.get(variable, "").encode()
+    value = (variables.value(variable, os.environ) or "").encode()
     if len(value) < MIN_BYTES:
         raise ConfigError(
-            f"{setting}: the environment variable {variable} holds {len(value)} bytes: set it to at least {MIN_BYTES}, "
-            "the same on every router"
+            f"{setting}: the environment variable {variable} holds {len(value)} bytes: set it (or {variable}"
+            f"{variables.SUFFIX} to a file that holds it) to at least {MIN_BYTES}, the same on every router"
         )
     return value

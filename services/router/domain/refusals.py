@@ -98,6 +98,21 @@ class Conflict(Refused):
     code = "conflict"
 
 
+class RequestTimeout(Refused):
+    """408."""
+
+    status = 408
+    error_type = "timeout_error"
+    code = "request_timeout"
+
+
+class HeadTooLarge(Refused):
+    """431."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class TooLarge(Refused):
     """413: the body is over the limit."""
 

@@ -17,8 +17,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from services._runtime.health import SHIELD
+from services._runtime.tls import lacks_certificate
 from services.router.domain.errors import refusal
-from services.router.domain.refusals import BadRequest, Refused
+from services.router.domain.refusals import BadRequest, Forbidden, HeadTooLarge, Refused, RequestTimeout
 from services.router.domain.request import PATHS, request_id
 from services.router.edge.exchange import CONTINUE, Exchange
 from services.router.edge.gate import Gate, new_id
@@ -39,22 +40,8 @@ _HEAD, _BODY, _WAITING, _LINGERING = range(4)
 _UPGRADE = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _SINGLE = frozenset({b"authorization", b"host", b"transfer-encoding"})
 _SHIELD = "".join(f"{name.lower()}: {value}\r\n" for name, value in SHIELD.items())
+_FOR_ALL = frozenset({b"/health", b"/ready", b"/metrics"})  # without a certificate, as without a key
 _ROUTES = {path.encode(): route for path, route in PATHS.items()}
-
-
-class HeadTooLarge(Refused):
-    """431."""
-
-    status = 431
-    code = "headers_too_large"
-
-
-class RequestTimeout(Refused):
-    """408."""
-
-    status = 408
-    error_type = "timeout_error"
-    code = "request_timeout"
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -71,10 +58,13 @@ class EdgeProtocol(HttpToolsProtocol):
         self._refusal: Refused | None = None
         self._half_closed = False
         self._followed = self._held = False
+        self._encrypted = self._nameless = False
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
+        self._encrypted = transport.get_extra_info("ssl_object") is not None
+        self._nameless = lacks_certificate(transport)
         sweeper_of(self.server_state, self.loop).connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -164,6 +154,12 @@ class EdgeProtocol(HttpToolsProtocol):
             return  # it comes again without that
         self._phase = _BODY
         self._began = self._heard
+        if self._nameless and self.url.partition(b"?")[0] not in _FOR_ALL:
+            self._refusal = Forbidden(
+                "this edge wants a client's certificate: connect with one of the authority in http.tls.client_ca_file",
+                code="client_certificate_required",
+            )
+            raise self._refusal
         route = self._route()
         gate: Gate | None = getattr(self.app, "gate", None)
         if route is not None and gate is not None and self.parser.get_method() == b"POST":
@@ -291,9 +287,12 @@ class EdgeProtocol(HttpToolsProtocol):
             self._began = self._heard = self.loop.time()
             self.flow.resume_reading()
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client sends no more; True keeps the connection open for the answer."""
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more; True keeps the connection open for the answer, which TLS does not know."""
         self._half_closed = True
+        return self._ended() and not self._encrypted
+
+    def _ended(self) -> bool:
         if self._phase == _HEAD and self._head_bytes:
             self._fail(BadRequest("the connection was closed inside a request's head: send all of it",
                                   code="incomplete_request"))  # fmt: skip
@@ -306,7 +305,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self._gone()
             return True
-        return None
+        return False
 
     def pause_writing(self) -> None:
         """The client takes nothing at present."""

@@ -57,6 +57,7 @@ def test_the_specs_file_loads_and_equals_the_defaults(tmp_path: Path) -> None:
         ("AB_TEST_DEBUG", "true", ("logging", "debug"), True),
         ("AB_TEST_VERBOSE_METRICS", "true", ("logging", "verbose_metrics"), True),
         ("AB_TEST_DEBUG", "1", ("logging", "debug"), True),
+        ("AB_TEST_LOG_FILE", "/tmp/ab_test.log", ("logging", "file"), Path("/tmp/ab_test.log")),
         ("CYPRIA_HTTP__PORT", "8080", ("http", "port"), 8080),
         ("CYPRIA_NATS__SERVERS", '["nats://h:1"]', ("nats", "servers"), ["nats://h:1"]),
         ("CYPRIA_POLICIES__ON_MONITOR_DOWN", "hold", ("policies", "on_monitor_down"), "hold"),
