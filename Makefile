@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-vllm demo test lint soak bench bench-peers schemas clean
+.PHONY: install install-vllm demo test lint audit lock soak bench bench-peers schemas clean
 
 install:
 	@$(PYTHON) infra/install.py $(VENV)
@@ -27,6 +27,13 @@ test: lint
 	@# two at a time: most tests wait for processes; by file, so that a file's system serves all of its tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# recorded versions against what is asked for and installed, and known vulnerabilities where their data can be had
+audit: install
+	@$(BIN)/python -m infra.dependencies audit
+
+lock: install
+	@$(BIN)/python -m infra.dependencies lock
+
 soak: install
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
@@ -41,4 +48,4 @@ schemas: install
 	$(BIN)/python -m schemas.generate
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-vllm .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache

@@ -25,6 +25,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXTRAS = "embedded,torch,dev"
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "infra" / "requirements.lock"
 STAMP = ".installed"
 LOG_EVERY_S = 10.0
 TAIL = 40
@@ -40,7 +41,7 @@ USED = (
 def fingerprint(venv: Path, *files: Path) -> str:
     """What an installation depends on: the folder, Python, and the files that say what to install."""
     content = hashlib.sha256()
-    for file in (*(files or (ROOT / "pyproject.toml",)), Path(__file__)):
+    for file in (*(files or (ROOT / "pyproject.toml", LOCK)), Path(__file__)):
         content.update(file.read_bytes())
     return f"{venv} {sys.version_info.major}.{sys.version_info.minor} {content.hexdigest()}"
 
@@ -163,6 +164,16 @@ def install_torch_cpu(venv: Path, progress: Progress) -> bool:
     )
 
 
+def install_project(venv: Path, progress: Progress) -> None:
+    """Put in the project and its packages, in the recorded versions; where one is not to be had, in allowed ones."""
+    project = [*INSTALL, "--editable", f".[{EXTRAS}]"]
+    status, tail = pip(venv, progress, [*project, "--constraint", str(LOCK)])
+    if status:
+        said = next((line for line in tail if line.startswith("ERROR:")), "pip failed")
+        progress.say(f"the versions in {LOCK.name} cannot be had here ({said}): taking others that are allowed")
+        must(pip(venv, progress, project))
+
+
 def must(result: tuple[int, list[str]]) -> None:
     """Exit with the end of pip's output when it failed."""
     status, tail = result
@@ -202,7 +213,7 @@ def install(venv: Path) -> None:
         install_torch(venv, progress)
         progress.packages = 0
         progress.doing = "resolving the other packages"
-        must(pip(venv, progress, [*INSTALL, "--editable", f".[{EXTRAS}]"]))
+        install_project(venv, progress)
         progress.packages = 0
         progress.doing = "checking"
         must(pip(venv, progress, ["check"]))

@@ -94,3 +94,21 @@ def test_pips_own_words_are_shown_when_it_fails(venv: Path, capsys: pytest.Captu
         install.must(install.pip(venv, progress, ["install", "x"]))
     assert progress.doing == "collecting x"
     assert "ERROR: no space left" in capsys.readouterr().err
+
+
+def test_recorded_versions_are_taken_and_others_only_where_those_cannot_be_had(
+    venv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    gone = False
+
+    def pip(_venv: Path, _progress: install.Progress, arguments: list[str]) -> tuple[int, list[str]]:
+        asked.append(str(install.LOCK) in arguments)
+        return int(asked[-1] and gone), ["ERROR: No matching distribution found for x==1"]
+
+    monkeypatch.setattr(install, "pip", pip)
+    for gone, expected in ((False, [True]), (True, [True, False])):  # noqa: B007 - pip looks at it
+        asked.clear()
+        install.install_project(venv, install.Progress(install.site(venv)))
+        assert asked == expected
+    assert "requirements.lock cannot be had here (ERROR: No matching distribution found for x==1)" in capsys.readouterr().out
