@@ -22,6 +22,7 @@ from services.alerts.domain.outcome import Outcome, Retry, Sent
 from services.alerts.domain.record import DeliveryRecord
 from services.alerts.handlers import Consumer, short
 from services.alerts.ports import DeadLetters, Incoming, Integration, Ledger, Told
+from services.alerts.settings import ACK_WAIT_S
 
 log = get_logger(__name__)
 
@@ -88,15 +89,14 @@ class Calling(Consumer):
         self._standings = standings
         self._beginning: int | None = None
         self._told: OrderedDict[str, None] = OrderedDict()
+        self._under_way: set[str] = set()
 
     async def _process(self, incoming: Incoming) -> float | None:
         try:
             told = read(incoming.subject, incoming.payload)
         except ValidationError as exc:
             return await self._bury(incoming, f"not for integrations: {short(exc)}")
-        if incoming.only not in {None, self._integration.name} or not self._integration.wants(told):
-            return None
-        if incoming.origin and incoming.origin <= await self._begins():
+        if not await self._concerned(incoming, told):
             return None
         if told.kind != METRIC_WINDOW:
             known = await self._ledger.delivery(ledger_name(self._integration.name), told.event_id)
@@ -104,7 +104,13 @@ class Calling(Consumer):
                 return None
         if told.event_id in self._told:  # only the bus failed after the last attempt
             return await self._conclude(incoming, told, Sent())
-        outcome = await self._integration.tell(told)
+        if told.event_id in self._under_way:  # this process stalled for so long that the server gave it again
+            return self._delay(incoming, ACK_WAIT_S)
+        self._under_way.add(told.event_id)
+        try:
+            outcome = await self._integration.tell(told)
+        finally:
+            self._under_way.discard(told.event_id)
         meters.CALLS.labels(self._integration.name, type(outcome).__name__.lower()).inc()
         return await self._conclude(incoming, told, outcome)
 
@@ -140,11 +146,13 @@ class Calling(Consumer):
             reason=reason or None,
         )  # fmt: skip
 
-    async def _begins(self) -> int:
-        """What was found in EVENTS only now may have happened before the integration was there."""
+    async def _concerned(self, incoming: Incoming, told: Told) -> bool:
+        """Whether it is to be told. What was found in EVENTS only now may have happened before it was there."""
+        if incoming.only not in {None, self._integration.name} or not self._integration.wants(told):
+            return False
         if self._beginning is None:
             self._beginning = await self._standings.beginning(self._integration.name)
-        return self._beginning
+        return not incoming.origin or incoming.origin > self._beginning
 
     def _remember(self, event_id: str) -> None:
         self._told[event_id] = None

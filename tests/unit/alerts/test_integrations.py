@@ -1,5 +1,6 @@
 """What `integrations` takes, what integrations are told of which event, and how figures are summed into windows."""
 
+import asyncio
 import datetime as dt
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.v1.cloudevent import dump, envelope
 from schemas.v1.common import Decision, Outcome, TestStatus
 from schemas.v1.events import TestEvent
 from schemas.v1.experiment import RollbackOrder, TestResult, VariantSummary, VerdictRecord
@@ -19,10 +21,14 @@ from services._runtime.settings_integrations import KEYS
 from services._runtime.settings_model import Settings
 from services.alerts.adapters import subscriber
 from services.alerts.domain import dtesn
+from services.alerts.domain.backoff import RetryPolicy
 from services.alerts.domain.occasions import occasions
 from services.alerts.domain.outcome import Outcome as Delivery
 from services.alerts.domain.outcome import Refused, Retry, Sent
+from services.alerts.domain.record import DeliveryRecord
 from services.alerts.domain.windows import WindowFold, metric_window
+from services.alerts.integrating import Calling
+from services.alerts.ports import Incoming, Told
 from services.alerts.settings import Link, read
 from services.alerts.subscribers.host import calls_of
 from services.router.control.config_view import masked
@@ -278,3 +284,57 @@ def test_reading_again_from_before_an_open_window_gives_the_same_windows(
 
 def test_every_call_has_a_method() -> None:
     assert {f"on_{kind}" for kind in CALLS} == {name for name in vars(Subscriber) if name.startswith("on_")}
+
+
+class Slow:
+    """An integration that has been told something when it is let go."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.gate = asyncio.Event()
+
+    def wants(self, told: Told) -> bool:
+        return True
+
+    async def tell(self, told: Told) -> Delivery:
+        self.told.append(told.event_id)
+        await self.gate.wait()
+        return Sent()
+
+
+class Memory:
+    """Ledger and standings of one process."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, DeliveryRecord] = {}
+
+    async def delivery(self, _destination: str, event_id: str) -> DeliveryRecord | None:
+        return self.records.get(event_id)
+
+    async def record(self, record: DeliveryRecord) -> None:
+        self.records[record.event_id] = record
+
+    async def note(self, name: str, **fields: Any) -> None:
+        pass
+
+    async def beginning(self, _name: str) -> int:
+        return 0
+
+
+async def test_a_message_that_comes_again_while_it_is_in_hand_is_not_told_twice() -> None:
+    slow, memory = Slow(), Memory()
+    calling: Any = Calling(slow, memory, None, RetryPolicy(), memory)  # type: ignore[arg-type]
+    ((kind, occasion),) = occasions("test.started", "e", an_event())
+    payload = dump(envelope(f"integration.{kind}", occasion.event_id, "alerts", 1, occasion))
+    incoming = Incoming(payload, "cypria.integration.event.started", 7, 1)
+    first = asyncio.create_task(calling.handle(incoming))
+    while not slow.told:
+        await asyncio.sleep(0)
+    again = Incoming(payload, incoming.subject, 7, 2)
+    assert (await calling.handle(again)) >= 5, "it comes again when the first is over"
+    slow.gate.set()
+    assert await first is None
+    assert await calling.handle(again) is None
+    assert slow.told == ["e.started"]
