@@ -26,7 +26,7 @@ class AuditLog:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._spool: deque[tuple[str, bytes]] = deque()
+        self._spool: deque[tuple[str, bytes, asyncio.Future[bool]]] = deque()
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -47,21 +47,27 @@ class AuditLog:
         if self._spool:
             log.error("audit_records_lost", count=len(self._spool))
 
-    def record(self, record: AuditRecord) -> None:
-        """Take a record; returns at once. The oldest goes when too many wait."""
+    def record(self, record: AuditRecord) -> asyncio.Future[bool]:
+        """Take a record; returns at once. The oldest goes when too many wait.
+
+        The future tells, when it is known, whether the stream has the record.
+        """
         if len(self._spool) >= _LIMIT:
-            self._spool.popleft()
+            _answer(self._spool.popleft()[2], stored=False)
             _DROPPED.inc()
         event_id = f"audit.{secrets.token_hex(12)}"
-        self._spool.append((event_id, dump(envelope("audit", event_id, "router", record.at_ms, record))))
+        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        payload = dump(envelope("audit", event_id, "router", record.at_ms, record))
+        self._spool.append((event_id, payload, stored))
         self._drained.clear()
         self._wake.set()
+        return stored
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             while self._spool:
-                event_id, payload = self._spool[0]
+                event_id, payload, stored = self._spool[0]
                 try:
                     headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
                     await publish_durable(self._bus.js, subjects.audit("router"), payload, headers)
@@ -71,5 +77,11 @@ class AuditLog:
                     continue
                 if self._spool and self._spool[0][0] == event_id:
                     self._spool.popleft()
+                _answer(stored, stored=True)
             self._wake.clear()
             self._drained.set()
+
+
+def _answer(future: asyncio.Future[bool], *, stored: bool) -> None:
+    if not future.done():
+        future.set_result(stored)

@@ -1,5 +1,6 @@
 """From raw bytes to a handler and back, the same for HTTP and the bus: key, limit, role, parameters, audit."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -36,6 +37,8 @@ KEY_GUESSING = "key-guessing"
 """Action of the record of an address from which too many wrong keys have come."""
 _MAX_PLACES = 10_000
 _AUDITED_BODY = 64 << 10
+AUDITED_S = 2.0
+"""How long the answer to a command that was carried out waits for its audit record to be in the stream."""
 _NOT_AUDITED = Counter(
     "cypria_audit_skipped_total", "Calls without a good key that came too fast to be audited"
 )
@@ -104,7 +107,10 @@ class Dispatcher:
         log.debug("control", verb=verb.name, actor=who.name if who else None, status=reply.status, outcome=outcome,
                   request_id=call.request_id, ms=round(1000 * (monotonic() - began), 1))  # fmt: skip
         if verb.changes or reply.status in {401, 403}:
-            self._record(verb, call, who, reply.status, outcome, done)
+            stored = self._record(verb, call, who, reply.status, outcome, done)
+            if reply.status == 200 and stored is not None:
+                # What is confirmed is on record, even if this router is killed in the next moment.
+                await asyncio.wait({stored}, timeout=AUDITED_S)
         return reply
 
     def refuse(self, verb: Verb, call: Call, exc: Refused) -> Reply:
@@ -178,13 +184,14 @@ class Dispatcher:
 
     def _record(
         self, verb: Verb, call: Call, who: Principal | None, status: int, outcome: str, done: Done
-    ) -> None:
+    ) -> asyncio.Future[bool] | None:
+        """The future of `AuditLog.record`; None where the call is not audited."""
         source = self._source(call.peer)
         # Whoever has no key must not be able to push everybody else's records out of the stream.
         if who is None and self._anonymous.take(source, monotonic()) is not None:
             _NOT_AUDITED.inc()
-            return
-        self._audit.record(
+            return None
+        return self._audit.record(
             AuditRecord(
                 at_ms=now_ms(),
                 actor=who.name if who else "anonymous",

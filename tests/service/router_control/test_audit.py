@@ -1,9 +1,12 @@
 """What audit records say of what was changed: before, after, and of what was refused."""
 
+import asyncio
 import json
+import signal
 from typing import Any
 
 from schemas import subjects
+from schemas.v1.alerts import AuditRecord
 from schemas.v1.common import rfc3339
 from services._runtime.clock import now_ms
 from services.router.control import audited
@@ -88,6 +91,29 @@ async def test_models_and_the_switch_of_monitoring_without_what_is_secret(nats_s
         assert switched["before"] == {"monitoring_active": True, "check_interval_seconds": 30.0}
         assert switched["after"] == {"monitoring_active": False, "check_interval_seconds": 7.0}
         assert not any("hidden" in str(record) for record in (made, again))
+
+
+async def test_what_was_answered_is_on_record_and_without_the_bus_nobody_waits_for_ever(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        await router.start_test()
+        for percent in (20, 30, 40):
+            reply = await router.call("PATCH", "/traffic-split", json={"traffic_split_percent": percent})
+            assert reply.status_code == 200
+            found = await stream_messages(nats_server, "metrics", "AUDIT", subjects.audit("router"))
+            assert json.loads(found[-1].data)["data"]["after"]["traffic_split_percent"] == percent
+        audit = router.control.parts.audit
+        nats_server.kill(signal.SIGSTOP)
+        try:
+            made = AuditRecord(
+                at_ms=1, actor="a", role="admin", action="x", source="bus", status=200, outcome="ok", request_id="r"
+            )
+            stored = [audit.record(made) for _ in range(10_001)]
+            assert await asyncio.wait_for(stored[0], 1) is False, "the oldest went for the newest"
+            done, _waiting = await asyncio.wait({stored[-1]}, timeout=0.2)
+            assert not done
+        finally:
+            nats_server.kill(signal.SIGCONT)
+        assert await asyncio.wait_for(stored[1], 20) is True
 
 
 def test_what_is_too_large_is_replaced_by_its_size() -> None:
