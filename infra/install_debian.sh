@@ -1,14 +1,14 @@
 #!/bin/sh
-# Install Debian's packages that tests run for real, where they are missing: prometheus-pushgateway, and prometheus for
+# Install Debian's packages that tests run for real, where they are missing: prometheus-pushgateway, and prometheus with
 # its promtool.
 # Idempotent; installing needs root, and a source for apt.
 set -eu
 missing=""
 command -v prometheus-pushgateway >/dev/null 2>&1 || missing="$missing prometheus-pushgateway"
-command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
+{ command -v promtool && command -v prometheus; } >/dev/null 2>&1 || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
-  echo "missing:$missing; this is no Debian: put their binaries on PATH, prometheus-pushgateway and promtool" >&2
+  echo "missing:$missing; this is no Debian: put their binaries on PATH, prometheus-pushgateway, prometheus and promtool" >&2
   exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then

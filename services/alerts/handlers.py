@@ -115,8 +115,9 @@ class Delivery(Consumer):
         name = self._destination.name
         decision = await self._decide(incoming, event)
         if isinstance(decision, Skip):
-            status = Status.SENT if event.id in self._delivered else Status.SUPPRESSED
-            await self._record(incoming, event.id, status, made, decision.reason)
+            sent = decision.delivered or event.id in self._delivered
+            status, least = (Status.SENT, 1) if sent else (Status.SUPPRESSED, 0)
+            await self._record(incoming, event.id, status, max(made, least), decision.reason)
             meters.DELIVERIES.labels(name, "suppressed").inc()
             return None
         if event.id in self._delivered:  # only the bus failed after the last attempt

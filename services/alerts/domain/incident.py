@@ -59,10 +59,13 @@ class Send:
 
 @dataclass(frozen=True)
 class Skip:
-    """Do not deliver, for a reason in words; ``state`` is to be stored where it is not None."""
+    """Do not deliver, for a reason in words; ``state`` is to be stored where it is not None. ``delivered``: this very
+    event was, and who delivered it died before that was on record.
+    """
 
     reason: str
     state: IncidentState | None = None
+    delivered: bool = False
 
 
 def rank(level: AlertLevel) -> int:
@@ -109,7 +112,7 @@ def decide(
         return Skip(f"the incident is already known here at level {highest}")
     own = known.notices.get(alert.level)
     if own is not None and own.event_id == event_id and own.status is Status.SENT:
-        return Skip("already delivered")
+        return Skip("already delivered", delivered=True)
     notices = {**known.notices, alert.level: Notice(event_id=event_id, status=Status.SENDING, at_ms=now_ms)}
     return Send(known.model_copy(update={"notices": notices}))
 
@@ -126,7 +129,7 @@ def _resolve(known: IncidentState, event_id: str, sequence: int, now_ms: int) ->
     if own is not None and own.event_id == event_id:
         if own.status is not Status.SENT:  # cut off, or given up and sent back from the dead letters
             return Send(known)
-        return Skip("already delivered")
+        return Skip("already delivered", delivered=True)
     if sequence <= known.closed_sequence:
         return Skip("the incident was resolved by a later event")
     told = any(notice.status in {Status.SENT, Status.SENDING} for notice in known.notices.values())

@@ -101,6 +101,28 @@ async def test_switched_off_it_only_alerts(bench: Rig, way: str) -> None:
             await bench.feed(dead(), lambda: bench.requests)
 
 
+async def test_a_bad_stable_model_is_told_once_by_whoever_leads_and_resolved_with_the_test(bench: Rig) -> None:
+    test = now_test()
+    await bench.put(test)
+    bad = Traffic(3, per_second=20, a=Arm(errors=0.9))
+
+    async def told(*resolved: bool) -> bool:
+        found = [alert for alert in await bench.alerts() if alert.rule == "stable_bad.errors"]
+        return [alert.resolved for alert in found] == list(resolved)
+
+    async with replica(bench.server, "one", kill=True):
+        await bench.feed(bad, lambda: told(False))
+    async with replica(bench.server, "two") as two:
+        await bench.feed(bad, lambda: two.tracks and two.tracks[TEST].leads(asyncio.get_running_loop().time()))
+        assert await told(False)
+        await bench.put(test.model_copy(update={"status": TestStatus.COMPLETED, "version": 4}))
+        await eventually(lambda: told(False, True))
+    first, last = [alert for alert in await bench.alerts() if alert.rule == "stable_bad.errors"]
+    assert (first.level, first.incident) == (AlertLevel.CRITICAL, last.incident)
+    assert "has ended" in last.message
+    assert bench.requests == []
+
+
 async def test_the_lease_grows_while_windows_come_and_stops_without(bench: Rig) -> None:
     await bench.put(now_test())
     async with replica(bench.server, "one", MonitorSettings(blind_after_s=1.0)) as watcher:
