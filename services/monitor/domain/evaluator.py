@@ -385,9 +385,7 @@ class TestEvaluator:
         for check, entry in zip(evaluator.checks, state["checks"], strict=True):
             check.load(entry[4])
         evaluator.epoch, evaluator.epoch_requests = state["epoch"]
-        second, sequence, ticks, share_bp, last_data = state["tick"]
-        evaluator.second, evaluator.sequence, evaluator.ticks = second, sequence, ticks
-        evaluator.share_bp, evaluator._last_data = share_bp, last_data
+        evaluator.second, evaluator.sequence, evaluator.ticks, evaluator.share_bp, evaluator._last_data = state["tick"]
         evaluator.totals = Totals.from_dict(state["totals"])
         evaluator.trials = {key: Trials.from_dict(state["trials"][key]) for key in evaluator.trials}
         evaluator._paused = state["paused"]
