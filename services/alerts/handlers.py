@@ -204,11 +204,12 @@ class Events(Consumer):
             derived = self._derive(kind, incoming.payload)
         except ValidationError as exc:
             return await self._bury(incoming, f"not an event {kind}: {short(exc)}")
-        # An incident is told of when it is new, and its end when there was one.
-        if derived is not None and self._stands(derived[1]) == derived[1].resolved:
-            await self._raise_alert(*derived)
-            self._note(derived[1])
-            meters.DERIVED.inc()
+        for event_id, alert in derived:
+            # An incident is told of when it is new, and its end when there was one.
+            if self._stands(alert) == alert.resolved:
+                await self._raise_alert(event_id, alert)
+                self._note(alert)
+                meters.DERIVED.inc()
         return None
 
     def _stands(self, alert: Alert) -> bool:
@@ -223,20 +224,24 @@ class Events(Consumer):
             if len(self._raised) > _REMEMBERED:
                 self._raised.popitem(last=False)
 
-    @staticmethod
-    def _derive(kind: str, payload: bytes) -> tuple[str, Alert] | None:
+    def _derive(self, kind: str, payload: bytes) -> list[tuple[str, Alert]]:
         if kind.startswith("test."):
             event = CloudEvent[TestEvent].model_validate_json(payload)
-            alert = derive.alert_of_test(kind, event.data)
-            return (f"{event.id}.alert", alert) if alert else None
+            found = _named(event.id, derive.alert_of_test(kind, event.data))
+            if kind in derive.TERMINAL:
+                found += derive.endings(event.data, self._history().standing(event.data.test_id))
+            return found
         if kind == derive.MONITORING:
             changed = CloudEvent[MonitoringChanged].model_validate_json(payload)
-            return f"{changed.id}.alert", derive.alert_of_monitoring(changed.id, changed.data)
+            return _named(changed.id, derive.alert_of_monitoring(changed.id, changed.data))
         if kind == derive.MODEL:
             state = CloudEvent[ModelState].model_validate_json(payload)
-            alert = derive.alert_of_model(state.data)
-            return (f"{state.id}.alert", alert) if alert else None
-        return None
+            return _named(state.id, derive.alert_of_model(state.data))
+        return []
+
+
+def _named(event_id: str, alert: Alert | None) -> list[tuple[str, Alert]]:
+    return [] if alert is None else [(f"{event_id}.alert", alert)]
 
 
 def answer(

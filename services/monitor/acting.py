@@ -57,9 +57,9 @@ class Actor:
             leading = [track for track in tracks() if track.joined and track.leads(now)]
             closing, self._closing = self._closing, []
             await asyncio.gather(
-                *(self._about(track) for track in leading), *(self._last_words(track) for track in closing)
+                *(self._about(track) for track in leading), *(self._tell(track) for track in closing)
             )
-            self._closing += [track for track in closing if _unpublished(track) or _left_open(track)]
+            self._closing += [track for track in closing if _unpublished(track)]
 
     async def _about(self, track: Track) -> None:
         """Everything that a running test calls for now, at once."""
@@ -88,10 +88,6 @@ class Actor:
                 for finding in _unpublished(track)
             )
         )  # fmt: skip
-
-    async def _last_words(self, track: Track) -> None:
-        await self._tell(track)
-        await asyncio.gather(*(self._alert(track, alert_id, alert) for alert_id, alert in _left_open(track)))
 
     async def _ask_approval(self, track: Track) -> None:
         planned = ramp.plan(track.evaluator)
@@ -132,11 +128,6 @@ class Actor:
         if not again:
             telemetry.ACTIONS.labels(request.action).inc()
             await self._save(track)
-
-
-def _left_open(track: Track) -> list[tuple[str, Alert]]:
-    known = track.published
-    return [(alert_id, alert) for alert_id, alert in alerts.at_the_end(track.evaluator) if alert_id not in known]
 
 
 def _unpublished(track: Track) -> list[Finding]:

@@ -30,6 +30,9 @@ _REPEATABLE = _DECIDED | {"test.split_changed", "test.resumed", "test.approved"}
 MONITORING = "monitoring.changed"
 MODEL = "model.state"
 ROLLED_BACK = "test.rolled_back"
+TERMINAL = frozenset({"test.completed", "test.failed", ROLLED_BACK})
+_LASTING = ("stable.", "check.", "unwatched", "breaker", "both_arms")
+"""Incidents of a test that are a state and no fact, by what follows its id: they are over with it."""
 
 
 def alert_of_test(kind: str, event: TestEvent) -> Alert | None:
@@ -51,6 +54,20 @@ def alert_of_test(kind: str, event: TestEvent) -> Alert | None:
         incident += f".{event.version}"
     alert = _alert(event, incident, level, title, _sentence(kind, event), verdict)
     return alert.model_copy(update={"rule": order.rule}) if order else alert
+
+
+def endings(event: TestEvent, standing: list[tuple[str, Alert]]) -> list[tuple[str, Alert]]:
+    """(event id, alert) that ends each of the ``standing`` alerts (by event id) that cannot outlast an ended test.
+
+    Who raised one may be dead, or have been started anew: nobody else would end it.
+    """
+    return [
+        (f"{event_id}.ended", alert.model_copy(update={
+            "level": AlertLevel.INFO, "resolved": True, "at_ms": event.at_ms, "message": "the test has ended",
+        }))
+        for event_id, alert in standing
+        if alert.incident.removeprefix(f"{event.test_id}.").startswith(_LASTING)
+    ]  # fmt: skip
 
 
 def alert_of_monitoring(event_id: str, event: MonitoringChanged) -> Alert:

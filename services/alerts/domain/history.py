@@ -83,6 +83,10 @@ class History:
         item = self._open.get(incident_key(alert))
         return item is not None and rank(item.alert.level) >= rank(alert.level)
 
+    def standing(self, test_id: str) -> list[tuple[str, Alert]]:
+        """(event id, alert) of a test's incidents that nothing has resolved."""
+        return [(item.event_id, item.alert) for item in self._open.values() if item.alert.test_id == test_id]
+
     def newest(self, limit: int, test_id: str | None = None) -> tuple[list[Item], int]:
         """(items newest first, how many there are), of one test where it is named."""
         matching = [item for item in reversed(self.items) if test_id is None or item.alert.test_id == test_id]

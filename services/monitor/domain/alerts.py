@@ -45,7 +45,6 @@ _FAMILIES = {
     "stable_recovered": "stable",
 }  # fmt: skip
 """What begins and what ends an incident have one name in it."""
-_AT_END = "the test has ended, so nobody watches the stable model for it any more; the last that was seen was bad"
 
 
 def acts(experiment: Experiment, *, monitoring_active: bool) -> bool:
@@ -85,20 +84,6 @@ def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: boo
         tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
         numbers=numbers | {"n_a": finding.n_a, "n_b": finding.n_b, "split_percent": finding.share_bp / 100},
     )
-
-
-def at_the_end(evaluator: TestEvaluator) -> list[tuple[str, Alert]]:
-    """(event id, alert) that ends each incident of the stable model that a test leaves open."""
-    found = []
-    for rule, number in evaluator.stable.open():
-        last = Finding(
-            kind="stable_recovered", rule=rule, number=number, text=_AT_END, tick=evaluator.second or 0,
-            sequence=evaluator.sequence, epoch=evaluator.epoch, share_bp=evaluator.share_bp,
-        )  # fmt: skip
-        alert = alert_of(evaluator.experiment, last, monitoring_active=False)
-        title = f"No longer watched: {rule}"
-        found.append((alert_id(evaluator.experiment, last), alert.model_copy(update={"title": title})))
-    return found
 
 
 _BY_HAND = {

@@ -125,10 +125,6 @@ class StableWatch:
             self._open(episode, rule, second)
         return max(1, episode.number)
 
-    def open(self) -> list[tuple[str, int]]:
-        """(rule, number) of what was found and is not over."""
-        return [(rule, episode.number) for episode in self.episodes.values() for rule in episode.rules]
-
     @staticmethod
     def _open(episode: Episode, rule: str, second: int) -> None:
         episode.number += not episode.rules

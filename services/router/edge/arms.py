@@ -169,9 +169,7 @@ class Arms:
         for test_id in [t for t, g in self._guards.items() if t not in live and not any(g.in_flight.values())]:
             # The clock stays with batches until the last fact has surely left with one.
             if self._batcher.waiting() == 0:
-                guard = self._guards.pop(test_id)
-                if guard.unwatched:
-                    self._say_watched(guard, "Nobody needs to watch the canary now", "the test has ended", over=True)
+                del self._guards[test_id]
                 self._batcher.forget(test_id)
                 self._blocked.pop(test_id, None)
 

@@ -164,6 +164,23 @@ async def test_every_terminal_state_of_a_test_is_told_with_what_became_of_it(sid
         assert sum(name in text and words in text for text in told) == 1, name
 
 
+async def test_what_cannot_outlast_a_test_is_over_with_it_and_what_happened_stays(side: Side) -> None:
+    lasting = ("stable.stable_bad.errors.1", "unwatched", "breaker")
+    async with side.service(side.slack()):
+        for incident in (*lasting, "warning.latency_increase.1"):
+            await side.raise_alert(incident, incident=f"t1.{incident}", test_id="t1")
+        await side.raise_alert("of another", incident="t2.unwatched", test_id="t2")
+        await eventually(lambda: side.delivered("of another"))
+        for _ in range(2):
+            await side.test_event("test.completed", version=9, status=TestStatus.COMPLETED)
+        await eventually(lambda: sum("RESOLVED" in call.title for call in side.webhook.accepted()) == len(lasting))
+        await eventually(side.consumers_idle)
+        ended = [item for item in await side.history() if item["resolved"]]
+    assert {item["incident"] for item in ended} == {f"t1.{incident}" for incident in lasting}
+    assert {item["message"] for item in ended} == {"the test has ended"}
+    assert sum("RESOLVED" in call.title for call in side.webhook.accepted()) == len(lasting)
+
+
 async def test_a_rollback_that_nobody_alerted_is_an_emergency_with_the_verdicts_numbers(side: Side) -> None:
     verdict = VerdictRecord(
         decision=Decision.ROLLBACK, reason="errors of B above 10 %", rule="critical_error_rate", at_ms=1, value=0.4,

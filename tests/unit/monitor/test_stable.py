@@ -5,7 +5,7 @@ import json
 import pytest
 
 from schemas.v1.common import AlertLevel
-from services.monitor.domain.alerts import alert_id, alert_of, at_the_end
+from services.monitor.domain.alerts import alert_of
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Ticker
 from services.monitor.domain.findings import Finding
@@ -87,14 +87,3 @@ def test_little_traffic_is_enough() -> None:
     assert story.on(300, WELL) == []
     assert [f.kind for f in story.on(300, DEAD)][:1] == ["stable_bad"]
     assert [f.kind for f in story.on(800, WELL)] == ["stable_recovered"]
-
-
-def test_what_a_test_leaves_open_is_ended_with_it_under_the_id_of_a_recovery() -> None:
-    story = Story(7)
-    (bad,) = story.on(20, DEAD)
-    ((last_id, last),) = at_the_end(story.evaluator)
-    assert last.resolved
-    assert last.incident == alert_of(story.evaluator.experiment, bad, monitoring_active=True).incident
-    (over,) = story.on(120, WELL)
-    assert alert_id(story.evaluator.experiment, over) == last_id
-    assert at_the_end(story.evaluator) == []
