@@ -22,7 +22,7 @@ from services.alerts.domain.history import History, Item
 from services.alerts.domain.incident import Send, Skip, Status
 from services.alerts.domain.outcome import Later, Refused, Retry, Sent
 from services.alerts.domain.record import DeliveryRecord, shown
-from services.alerts.ordering import Ordering
+from services.alerts.ordering import PASS_ON_S, Ordering
 from services.alerts.pacing import Pacer
 from services.alerts.ports import DeadLetters, Destination, Incoming, Ledger
 
@@ -30,7 +30,6 @@ log = get_logger(__name__)
 
 BUS_ERRORS = (NatsError, TimeoutError, OSError)
 _REMEMBERED = 10_000
-_PASS_ON_S = 1.0
 _HELD = "held back: gathered with others, or over the rate limit"
 
 
@@ -92,7 +91,8 @@ class Delivery(Consumer):
         self._destination = destination
         self._ledger = ledger
         self._pacer = Pacer(destination, ledger)
-        self._ordering = Ordering(destination.name, history, ledger, retry, self._pacer.holds)
+        gathered = destination.route.limited
+        self._ordering = Ordering(destination.name, history, ledger, retry, self._pacer.holds, gathered=gathered)
         self._delivered: OrderedDict[str, None] = OrderedDict()
 
     async def _process(self, incoming: Incoming) -> float | None:
@@ -103,11 +103,11 @@ class Delivery(Consumer):
         if incoming.only not in {None, self._destination.name}:
             return None
         if self._pacer.elsewhere(event.data):
-            return min(_PASS_ON_S, turn_s(self._retry, incoming.attempt, random.random()))  # noqa: S311
+            return min(PASS_ON_S, turn_s(self._retry, incoming.attempt, random.random()))  # noqa: S311
         known = await self._ledger.delivery(self._destination.name, event.id)
         if known is not None and known.final:
             return None
-        later = await self._ordering.wait(incoming, event.id)
+        later = await self._ordering.wait(incoming, event.id, resolved=event.data.resolved)
         return later if later is not None else await self._deliver(incoming, event, known.attempts if known else 0)
 
     async def _deliver(self, incoming: Incoming, event: CloudEvent[Alert], made: int) -> float | None:

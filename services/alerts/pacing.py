@@ -45,8 +45,12 @@ class Pacer:
         self._flusher: asyncio.Task[None] | None = None
 
     def holds(self, event_id: str) -> bool:
-        """Whether an event is held here; what comes after it is kept in line behind it."""
-        return any(held.event_id == event_id for held in self._held)
+        """Whether an event is held here that a rise of its incident may be kept in line behind.
+
+        None may be behind a resolution, nor a resolution behind anything: were both claimed and this process died, the
+        resolution would be told of an incident that nobody was told of.
+        """
+        return any(held.event_id == event_id and not held.alert.resolved for held in self._held)
 
     def elsewhere(self, alert: Alert) -> bool:
         """Whether another replica gathers what has to wait, so that this alert is that one's."""
@@ -83,9 +87,7 @@ class Pacer:
             await asyncio.gather(self._flusher, return_exceptions=True)
 
     def _may_wait(self, alert: Alert) -> bool:
-        route = self._destination.route
-        limited = route.per_minute is not None or route.group_s is not None
-        return limited and alert.level is not AlertLevel.EMERGENCY
+        return self._destination.route.limited and alert.level is not AlertLevel.EMERGENCY
 
     async def _slot(self) -> int:
         """Milliseconds until a message may go, 0 where it may now and has taken its place."""

@@ -26,6 +26,11 @@ class Route:
     per_minute: int | None = None
     group_s: float | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether alerts may have to wait here."""
+        return self.per_minute is not None or self.group_s is not None
+
     def refuses(self, alert: Alert) -> str | None:
         """Why an alert does not go here, or None; resolutions go where the incident was told, whatever they are."""
         if alert.resolved:
