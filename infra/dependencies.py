@@ -7,6 +7,7 @@ what is installed, `audit` does that and asks pip-audit for known vulnerabilitie
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "infra" / "requirements.lock"
 AUDIT_VENV = ROOT / ".venv-audit"
 EXTRAS = ("embedded", "torch", "dev")
+RECORDED_ON = (3, 11, "linux", "x86_64")
 HEAD = """# What Cypria is built and tested with (Python 3.11, x86_64 Linux); `make install` keeps to it where it can.
 # Made by `make lock` from what is installed; `make audit` compares and asks for known vulnerabilities.
 """
@@ -58,8 +60,13 @@ def read(lock: Path = LOCK) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", lock.read_text(), re.MULTILINE))
 
 
-def problems(requirements: list[Requirement], recorded: dict[str, str], installed: dict[str, str]) -> list[str]:
-    """Where the record does not fit what is asked for or what is installed."""
+def problems(
+    requirements: list[Requirement], recorded: dict[str, str], installed: dict[str, str], *, elsewhere: bool = False
+) -> list[str]:
+    """Where the record does not fit what is asked for or what is installed.
+
+    ``elsewhere``: on another Python or machine than that of the record, which may need other packages.
+    """
     found = []
     for one in requirements:
         name = canonicalize_name(one.name)
@@ -71,6 +78,8 @@ def problems(requirements: list[Requirement], recorded: dict[str, str], installe
             found.append(f"{one} does not allow the recorded {recorded[name]}")
     for name in sorted({*recorded, *installed}):
         there, kept = installed.get(name), recorded.get(name)
+        if elsewhere and None in {there, kept}:
+            continue
         if there is None:
             found.append(f"{name} {kept} is recorded but not needed")
         elif kept is None:
@@ -82,7 +91,8 @@ def problems(requirements: list[Requirement], recorded: dict[str, str], installe
 
 def check() -> int:
     """Print what does not fit; the exit status."""
-    found = problems(direct(), read(), closure(direct()))
+    elsewhere = (*sys.version_info[:2], sys.platform, platform.machine()) != RECORDED_ON
+    found = problems(direct(), read(), closure(direct()), elsewhere=elsewhere)
     for line in found:
         print(f"dependencies: {line}")
     if found:
@@ -115,7 +125,7 @@ def audit() -> int:
     program = AUDIT_VENV / "bin" / "pip-audit"
     if not program.exists():
         python = AUDIT_VENV / "bin" / "python"
-        steps = ([sys.executable, "-m", "venv", AUDIT_VENV], [python, "-m", "pip", "install", "--quiet", "pip-audit"])
+        steps = ([sys.executable, "-m", "venv", AUDIT_VENV], [python, "-m", "pip", "install", "-qq", "pip-audit"])
         if any(subprocess.run(step, check=False).returncode for step in steps):
             print("audit: pip-audit cannot be installed here: the record alone was checked")
             return status

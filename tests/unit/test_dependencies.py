@@ -30,6 +30,7 @@ def test_what_does_not_fit_is_told() -> None:
         "a<3,>=2 does not allow the recorded 1.0", "b is not recorded", "a: 1.0 is recorded, 1.1 is installed",
         "d 1 is recorded but not needed", "e 1 is installed but not recorded",
     ]  # fmt: skip
+    assert dependencies.problems(wanted, recorded, installed, elsewhere=True)[2:] == ["a: 1.0 is recorded, 1.1 is installed"]
 
 
 def test_what_pip_audit_tells_is_read_and_its_failure_is_no_clean_bill() -> None:
