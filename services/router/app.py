@@ -127,7 +127,7 @@ class RouterApp(AsgiFastStream):
         except Exception as exc:
             if shielded.begun:
                 raise
-            log.error("request_failed", path=scope["path"], error=repr(exc))
+            log.error("request_failed", path=ascii(scope["path"]), error=repr(exc))
             reply = broken()
             await respond(shielded, reply.status, reply.body)
 

@@ -25,8 +25,7 @@ from services.router.edge.exchange import CONTINUE, Exchange
 from services.router.edge.gate import Gate, new_id
 from services.router.edge.sweeper import sweeper_of
 
-MAX_HEAD = 64 << 10
-MAX_HEADERS = 100
+MAX_HEAD, MAX_HEADERS = 64 << 10, 100
 HEAD_S = 10.0
 BODY_IDLE_S = 30.0
 BODY_S = 300.0
