@@ -83,6 +83,8 @@ RULES = (
     verb("admin", "POST /keys", "keys-create"),
     verb("admin", "POST /keys/{name}/rotate", "keys-rotate"),
     verb("admin", "POST /keys/{name}/revoke", "keys-revoke"),
+    verb("admin", "POST /units/export", "units-export"),
+    verb("admin", "POST /units/erase", "units-erase"),
     verb("admin", "POST /models", "models-register"),
     verb("admin", "POST /models/{name}/load", "models-load"),
     verb("admin", "POST /models/{name}/unload", "models-unload"),
