@@ -24,6 +24,7 @@ from services._runtime.clock import now_ms
 from services.metrics.adapters.audit_checks import AuditChecks
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_audit import AuditStore
+from services.metrics.adapters.clickhouse_queries import Questions
 from services.metrics.adapters.nats_audit import AuditArchive
 from services.metrics.domain import chain
 from services.metrics.domain.chain import START, Link
@@ -154,7 +155,7 @@ async def parts(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Parts]
     """A chain of twenty records, the seventh of which is none."""
     engine = ClickHouse(f"chdb://{tmp_path / 'chdb'}")
     await engine.open()
-    await engine.write(lambda client: engine.migrate(client, 90))
+    await engine.write(lambda client: engine.migrate(client, 90, 5))
     nc = await nats_server.connect("router")
     for number in range(1, 21):
         await nc.jetstream().publish(AUDIT, b"none" if number == 7 else message(number))
@@ -287,7 +288,7 @@ async def test_the_engine_lets_expire_what_is_old_and_the_chain_stands(parts: Pa
     assert await parts.engine.read(lambda client: parts.store.page(client, elsewhere, 0, 100, 100)) == made[3:]
     assert await parts.problem(head=f"6:{head.hash}") is None
     assert await parts.problem(head=f"2:{made[1].hash}") == ("pinned", 2, 2)
-    done = await parts.engine.write(lambda client: parts.engine.migrate(client, 30))
+    done = await parts.engine.write(lambda client: parts.engine.migrate(client, 30, 5))
     assert "table audit_chain: rows are kept for 30 days" in done
 
 
@@ -301,6 +302,16 @@ async def test_the_view_shows_each_event_once_and_what_older_versions_took_in(pa
     expected = {f"audit.{number}": "ops" for number in range(1, 21) if number != 7} | {"old.1": "older"}
     assert dict(rows) == expected
     assert len(rows) == len(expected)
+    # The API tells the same, newest first: the chain from its end, then what was there before it.
+    questions = Questions("cypria")
+    for question, actors in (
+        (AuditQuery(), ["ops"] * 19 + ["older"]), (AuditQuery(actor="older"), ["older"]), (AuditQuery(limit=19), ["ops"] * 19),
+    ):  # fmt: skip
+        told = await parts.engine.read(lambda client, asked=question: questions.audit(client, asked, 1 << 20))
+        assert ([record["actor"] for record in told.records], told.more) == (actors, question.limit == 19)
+    told = await parts.engine.read(lambda client: questions.audit(client, AuditQuery(), 3000))
+    assert (told.more, told.records[0]["request_id"]) == (True, "r20")
+    assert len(told.records) < 10
 
 
 async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lost(parts: Parts, nats_server: NatsServer, tmp_path: Path) -> None:
