@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from schemas import streams
+from services._runtime.provision import provision_bus
 from tests.harness import NatsServer, environment
 from tests.system import ROOT
 
@@ -32,6 +34,24 @@ def test_provision_is_idempotent(tmp_path: Path) -> None:
     assert "applied" in first.stdout
     assert "up to date" in second.stdout
     assert "applied" not in second.stdout
+
+
+async def test_nothing_outlives_the_retention_whatever_it_was_before(nats_server: NatsServer) -> None:
+    nc = await nats_server.connect("provision")
+    js = nc.jetstream(timeout=10)
+
+    async def ages() -> dict[str, float]:
+        names = [stream.name for stream in streams.STREAMS] + [f"KV_{streams.ALERT_STATE.name}"]
+        return {name: float((await js.stream_info(name)).config.max_age or 0) for name in names}
+
+    before = await ages()
+    declared = {stream.name: stream.max_age_s for stream in streams.STREAMS}
+    assert before == {name: min(age, 90 * streams.DAY) for name, age in declared.items()} | {"KV_alert_state": 30 * streams.DAY}
+    await provision_bus(js, replicas=1, retention_days=2)
+    assert set((await ages()).values()) == {2 * streams.DAY}
+    await provision_bus(js, replicas=1, retention_days=90)
+    assert await ages() == before
+    await nc.close()
 
 
 def test_without_servers_it_says_what_to_set() -> None:

@@ -238,7 +238,12 @@ class UnitBook:
         self._tick = 0
 
     def erase(self, erased: Erased) -> None:
-        """Forget these units, and take what still comes of them for requests without a unit of their own."""
+        """Forget these units, and take what still comes of them for requests without a unit of their own.
+
+        The very mapping given before means that none has come since.
+        """
+        if erased is self.erased:
+            return
         for test, units in erased.items():
             if test in self.tests:
                 for unit in set(units).difference(self.erased.get(test, ())):

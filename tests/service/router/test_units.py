@@ -2,6 +2,7 @@
 
 import asyncio
 
+from schemas.v1.units import Tombstone
 from services.router.domain.assignment import unit_hash
 from tests.harness import NatsServer, eventually
 from tests.service.router.rig import Rig
@@ -79,3 +80,35 @@ async def test_without_its_salt_a_test_begins_nothing_and_says_so(rig: Rig) -> N
     (fact,) = await rig.facts()
     assert (fact.unit, fact.sticky) == (expected(rig, version, "user-1"), True)
     assert rig.path.degraded() == []
+
+
+async def test_an_erased_unit_keeps_its_arm_and_leaves_no_hash_of_its_own(rig: Rig) -> None:
+    await rig.worker("stable")
+    await rig.worker("canary")
+    test_id = await rig.start_test(traffic_split_percent=50)
+    entry = rig.router.control.experiments.by_id(test_id)
+    own = expected(rig, entry.unit_salt_version, "user-1")
+    other = expected(rig, entry.unit_salt_version, "user-2")
+    first = await rig.post(user="user-1")
+    arm, token = first.headers["x-ab-test-variant"], first.headers["x-ab-feedback-token"]
+    under_way = asyncio.create_task(rig.post(user="user-1", mode="slow:0.2"))
+    await eventually(lambda: rig.path.in_flight(test_id)[arm])
+    await rig.facts()  # what was admitted is on the bus before
+    await rig.router.control.parts.erasures.erase(Tombstone(test_id=test_id, unit=own, at_ms=5))
+    assert (await under_way).headers["x-ab-test-variant"] == arm
+    for _ in range(3):
+        assert (await rig.post(user="user-1")).headers["x-ab-test-variant"] == arm
+    assert (await rig.client.post("/v1/ab-testing/feedback", json={"token": token, "thumbs": "up"})).status_code == 200
+    await rig.post(user="user-2")
+    batches = await rig.batches()
+    facts = [fact for batch in batches for fact in batch.facts]
+    assert [(f.unit == own, f.sticky, f.variant) for f in facts[:1]] == [(True, True, arm)]
+    later = [fact for fact in facts[1:] if fact.unit != other]
+    assert len(later) == 4
+    assert all(not fact.sticky and fact.unit != own and fact.variant == arm for fact in later)
+    assert len({fact.unit for fact in later}) == 4
+    (said,) = [said for batch in batches for said in batch.feedback]
+    assert (said.sticky, said.unit != own) == (False, True)
+    named = [unit for batch in batches for arms in batch.admitted for unit in arms.units]
+    assert (set(named), named.count(own) <= 2) == ({own, other}, True)  # for the two before, never after
+    assert sum(arms.alone for batch in batches for arms in batch.admitted) == 3
