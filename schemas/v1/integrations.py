@@ -39,7 +39,8 @@ class Started(Occasion):
 class VariantFigures(Message):
     """One variant in one window: finished requests without the callers' own errors, rates in percent, cost in dollars.
 
-    What was not measured is null; times are of whole replies, a quantile is within about 1 %.
+    What was not measured is null; times are of whole replies, a quantile is within about 1 %. Of a group of fewer than
+    `privacy.min_group_size` requests there are counts alone, and ``withheld`` is true.
     """
 
     requests: int = 0
@@ -49,9 +50,10 @@ class VariantFigures(Message):
     avg_latency_ms: float | None = None
     latency_p95_ms: float | None = None
     avg_ttft_ms: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    cost: float | None = 0.0
+    withheld: bool = False
 
 
 class MetricWindow(Occasion):

@@ -234,7 +234,7 @@ def _links(
     own: AlertsSettings, bus: Bus, ledger: NatsLedger, letters: NatsDeadLetters, retry: RetryPolicy
 ) -> Links:
     try:
-        return Links(own.links, bus, ledger, letters, retry)
+        return Links(own, bus, ledger, letters, retry)
     except ConfigError as exc:
         _refuse(exc)
 

@@ -18,7 +18,7 @@ from services.alerts.handlers import Consumer
 from services.alerts.integrating import Calling, Deriving
 from services.alerts.integration_commands import IntegrationCommands
 from services.alerts.ports import Integration
-from services.alerts.settings import Link
+from services.alerts.settings import AlertsSettings, Link
 
 _TYPES: dict[str, Callable[[Link], Integration]] = {
     "dtesn": DtesnIntegration,
@@ -31,9 +31,9 @@ class Links:
     """The integrations of one process. Raises ConfigError for one that cannot be."""
 
     def __init__(
-        self, links: tuple[Link, ...], bus: Bus, ledger: NatsLedger, letters: NatsDeadLetters, retry: RetryPolicy
+        self, own: AlertsSettings, bus: Bus, ledger: NatsLedger, letters: NatsDeadLetters, retry: RetryPolicy
     ) -> None:
-        self._links = links
+        links = self._links = own.links
         self._integrations = [_TYPES[link.type](link) for link in links]
         standings = NatsStandings(bus)
         publisher = NatsOccasions(bus)
@@ -42,7 +42,8 @@ class Links:
         ]
         calls = any(link.type != "webhook" for link in links)
         self._deriving = Deriving(publisher, letters, retry, calls=calls, patterns=wanted_events(links))
-        self._tap = WindowTap(bus, {link.window_s for link in links if link.window_s is not None}, publisher.window)
+        lengths = {link.window_s for link in links if link.window_s is not None}
+        self._tap = WindowTap(bus, lengths, publisher.window, own.min_group_size)
         self._commands = IntegrationCommands(links, self._integrations, standings, LinkRedrive(bus, ledger))
 
     def bind(self, consume: Callable[[str, str, str, Consumer], None]) -> None:

@@ -79,6 +79,7 @@ class AlertsSettings:
     channels: tuple[Channel, ...]
     retention: int
     links: tuple[Link, ...] = ()
+    min_group_size: int = 1
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -97,8 +98,9 @@ def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
         wording = Wording(destination.title, destination.text, settings.alerts.public_url)
         channels.append(Channel(name, destination, _route(destination), _secrets(destination, key, environ), wording))
     return AlertsSettings(
-        channels=tuple(channels), retention=settings.alerts.retention, links=_links(settings, environ)
-    )
+        channels=tuple(channels), retention=settings.alerts.retention, links=_links(settings, environ),
+        min_group_size=settings.privacy.min_group_size,
+    )  # fmt: skip
 
 
 def _links(settings: Settings, environ: Mapping[str, str]) -> tuple[Link, ...]:

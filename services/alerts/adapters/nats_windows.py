@@ -39,14 +39,18 @@ Place = tuple[int, int]
 
 
 class WindowTap:
-    """Publishes through ``publish(seconds, window)``, which raises NATS errors."""
+    """Publishes through ``publish(seconds, window)``, which raises NATS errors.
+
+    Of groups of fewer than ``least`` requests it tells counts alone.
+    """
 
     def __init__(
-        self, bus: Bus, lengths: set[int], publish: Callable[[int, MetricWindow], Awaitable[None]]
+        self, bus: Bus, lengths: set[int], publish: Callable[[int, MetricWindow], Awaitable[None]], least: int
     ) -> None:
         self._bus = bus
         self._lengths = sorted(lengths)
         self._publish = publish
+        self._least = least
         self._task: asyncio.Task[None] | None = None
         self._models: dict[str, tuple[str, str]] = {}
 
@@ -106,7 +110,7 @@ class WindowTap:
             if test_id not in self._models:
                 await self._learn(tests)
             models = self._models.get(test_id, ("", ""))
-            await self._publish(seconds, metric_window(test_id, closed, seconds, models))
+            await self._publish(seconds, metric_window(test_id, closed, seconds, models, self._least))
         await self._move(created, {seconds: position})
 
     async def _learn(self, tests: SequenceReader) -> None:

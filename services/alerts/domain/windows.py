@@ -35,8 +35,13 @@ class Sums:
         self.completion_tokens += cell.completion_tokens
         self.cost_nano += cell.cost.total
 
-    def figures(self) -> VariantFigures:
-        """As integrations are told them."""
+    def figures(self, least: int) -> VariantFigures:
+        """As integrations are told them: of fewer than ``least`` requests counts alone."""
+        if self.done < least:
+            return VariantFigures(
+                requests=self.done, errors=self.errors, client_errors=self.client_errors, prompt_tokens=None,
+                completion_tokens=None, cost=None, withheld=True,
+            )  # fmt: skip
         p95 = sketch.quantile(self.latency.bins, 0.95)
         return VariantFigures(
             requests=self.done, errors=self.errors, client_errors=self.client_errors,
@@ -86,12 +91,17 @@ class WindowFold:
         return closed
 
 
-def metric_window(test_id: str, closed: Closed, seconds: int, models: tuple[str, str]) -> MetricWindow:
-    """What integrations are told of one test in a window that is over; ``models`` are those of A and B."""
+def metric_window(
+    test_id: str, closed: Closed, seconds: int, models: tuple[str, str], least: int = 1
+) -> MetricWindow:
+    """What integrations are told of one test in a window that is over.
+
+    ``models`` are those of A and B; of a variant with fewer than ``least`` requests counts alone are told.
+    """
     begins_ms = closed.begins_s * 1000
     ends_ms = begins_ms + seconds * 1000
     return MetricWindow(
         event_id=f"{test_id}.window.{seconds}.{closed.begins_s}", test_id=test_id, model_a=models[0], model_b=models[1],
         at_ms=ends_ms, begins_ms=begins_ms, ends_ms=ends_ms,
-        variants={name: sums.figures() for name, sums in sorted(closed.tests[test_id].items())},
+        variants={name: sums.figures(least) for name, sums in sorted(closed.tests[test_id].items())},
     )  # fmt: skip

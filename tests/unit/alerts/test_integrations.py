@@ -250,6 +250,12 @@ def test_a_window_is_closed_by_the_first_message_after_it() -> None:
     figures = told.variants["b"]
     assert (figures.requests, figures.errors, figures.error_rate, figures.avg_latency_ms) == (8, 2, 25.0, 2.0)
     assert (figures.cost, figures.completion_tokens) == (10.0, 14)
+    small = metric_window("t1", closed, 10, ("stable", "canary"), least=5).variants
+    assert small["b"] == figures
+    assert (small["a"].requests, small["a"].errors, small["a"].withheld) == (4, 1, True)
+    measured = small["a"].model_dump(include={"error_rate", "avg_latency_ms", "latency_p95_ms", "avg_ttft_ms",
+                                              "prompt_tokens", "completion_tokens", "cost"})  # fmt: skip
+    assert set(measured.values()) == {None}
     after = fold.add(45_000, [])
     assert after is not None
     assert (after.begins_s, list(after.tests)) == (20, ["t1"])
