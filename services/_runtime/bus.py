@@ -116,13 +116,14 @@ class Bus:
         self.generation = 0
         self.problem: str | None = None
         """Why the server cannot be trusted, or does not trust us, where that is so."""
+        self._refusals: dict[str, str] = {}
         self.nc: Client = GuardedClient(encrypted=settings.nats.encrypted)
         self.js: JetStreamContext = self.nc.jetstream(timeout=2)
 
     async def connect(self) -> None:
         """Connect, waiting for the server as long as it takes (the supervisor may start it after us).
 
-        Raises ConfigError where TLS refuses the server, or the server our certificate.
+        Raises ConfigError where TLS refuses every server, or all of them our certificate.
         """
         user, password = self.settings.nats.credentials(self.service)
         secured = self.settings.nats.tls
@@ -138,6 +139,7 @@ class Bus:
             disconnected_cb=self._on_disconnected,
         )
         self.generation = 1
+        self.problem = None
 
     @property
     def connected(self) -> bool:
@@ -173,8 +175,8 @@ class Bus:
             log.warning("nats_error", error=repr(exc))
             return
         log.error("nats_refused", reason=self.problem)
-        if not self.generation:
-            raise ConfigError(self.problem)
+        if not self.generation and len(self._refusals) >= len(set(self.settings.nats.servers or [])):
+            raise ConfigError("\n".join(self._refusals.values()))
 
     def _refused(self, exc: Exception) -> str | None:
         secured = self.settings.nats.tls
@@ -182,7 +184,9 @@ class Bus:
         if why is None:
             return None
         server = self.nc._current_server  # noqa: SLF001 - an attempt that fails has no public address
-        return f"NATS at {bare(server.uri.geturl()) if server else 'nats.servers'}: {why}"
+        where = bare(server.uri.geturl()) if server else "nats.servers"
+        self._refusals[where] = f"NATS at {where}: {why}"
+        return self._refusals[where]
 
     async def _on_disconnected(self) -> None:
         if not self.nc.is_closed:

@@ -140,7 +140,8 @@ async def _connect(bus: Bus) -> None:
         raise StartError(str(exc)) from None
     except TimeoutError:
         servers = ", ".join(_USERINFO.sub("", server) for server in bus.settings.nats.servers or [])
-        raise StartError(f"no NATS server answers at {servers}: start it, or correct nats.servers", 1) from None
+        more = f" ({bus.problem})" if bus.problem else ""
+        raise StartError(f"no NATS server answers at {servers}{more}: start it, or correct nats.servers", 1) from None
 
 
 def _environment(settings: Settings, admin_sha256: str | None) -> dict[str, str]:

@@ -131,6 +131,21 @@ async def test_a_server_that_is_not_trusted_is_refused_with_the_file_and_the_rea
                 await bus.close()
 
 
+async def test_of_several_servers_one_that_is_trusted_is_enough(tmp_path: Path, authority: Authority) -> None:
+    ended = authority.issue("ended-one", days=(-3, -1))
+    async with running(tmp_path / "bad", ended, authority) as bad, running(tmp_path / "good", authority.issue("good-one"), authority) as good:
+        for _ in range(3):  # nats-py begins with any of them
+            settings = good.settings("router")
+            settings.nats.servers = [bad.url, good.url]
+            bus = Bus(settings, "router")
+            async with asyncio.timeout(20):
+                await bus.connect()
+            assert bus.missing() is None
+            await bus.close()
+        settings.nats.servers = [bad.url, bad.url.replace("127.0.0.1", "localhost")]
+        assert (await refused(settings)).count("\n") == 1
+
+
 async def test_a_server_without_tls_is_told_nothing(tmp_path: Path, authority: Authority) -> None:
     heard = bytearray()
 
