@@ -149,7 +149,7 @@ async def burst(side: Side, folder: Path, count: int, *, deaths: int, delay_s: f
         assert len(side.webhook.accepted("grouped")) < news / 2
 
 
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(300)
 async def test_a_burst_through_three_replicas_that_die_arrives_whole_in_order_and_once(side: Side, tmp_path: Path) -> None:
     await burst(side, tmp_path, 100, deaths=3, delay_s=0.05)
 
