@@ -101,7 +101,10 @@ async def test_switched_off_it_only_alerts(bench: Rig, way: str) -> None:
             await bench.feed(dead(), lambda: bench.requests)
 
 
-async def test_a_bad_stable_model_is_told_once_whoever_leads_and_resolved_when_it_is_well(bench: Rig) -> None:
+async def test_a_bad_stable_model_is_told_once_whoever_leads_and_resolved_when_it_is_well(
+    bench: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.monitor.domain.stable.LATELY_S", 3)
     await bench.put(now_test())
     bad = Traffic(3, per_second=20, a=Arm(errors=0.9))
 
