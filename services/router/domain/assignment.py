@@ -45,6 +45,21 @@ def unit_hash(unit_salt: bytes, unit: bytes) -> int:
     return int.from_bytes(digest, "big")
 
 
+class UnitHasher:
+    """`unit_hash` under one key for many units: the key is taken in once, half of the work for a short unit."""
+
+    __slots__ = ("_keyed",)
+
+    def __init__(self, unit_salt: bytes) -> None:
+        self._keyed = hashlib.blake2b(digest_size=8, key=_key(unit_salt), person=b"cypria-unit")
+
+    def __call__(self, unit: bytes) -> int:
+        """The 64-bit hash of a unit."""
+        hasher = self._keyed.copy()
+        hasher.update(unit)
+        return int.from_bytes(hasher.digest(), "big")
+
+
 def partition_of(unit: int) -> int:
     """The METRICS partition of a unit hash."""
     return unit % PARTITIONS
@@ -56,10 +71,10 @@ class SlotTable:
     ``ranges`` are half-open, in any order, and do not overlap. Raises ValueError when they do, or leave 0..10,000.
     """
 
-    __slots__ = ("_edges", "_salt")
+    __slots__ = ("_edges", "_keyed")
 
     def __init__(self, salt: bytes, ranges: Iterable[tuple[int, int]]) -> None:
-        self._salt = _key(salt)
+        self._keyed = hashlib.blake2b(digest_size=8, key=_key(salt))
         edges: list[int] = []
         for start, end in sorted(ranges):
             if not (edges[-1] if edges else 0) <= start < end <= SLOTS:
@@ -71,6 +86,7 @@ class SlotTable:
         """Whether a unit belongs to variant B."""
         if not self._edges:
             return False
-        digest = hashlib.blake2b(unit, digest_size=8, key=self._salt).digest()
+        hasher = self._keyed.copy()
+        hasher.update(unit)
         # An odd number of edges at or below the slot: inside a range.
-        return bisect_right(self._edges, int.from_bytes(digest, "big") % SLOTS) & 1 == 1
+        return bisect_right(self._edges, int.from_bytes(hasher.digest(), "big") % SLOTS) & 1 == 1

@@ -10,7 +10,7 @@ from schemas.v1.experiment import Experiment, RollbackOrder, VerdictRecord
 from schemas.v1.inference import Final
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.telemetry import get_logger
-from services.router.domain.assignment import SlotTable, partition_of, unit_hash, unit_of
+from services.router.domain.assignment import SlotTable, UnitHasher, partition_of, unit_hash, unit_of
 from services.router.domain.breaker import Breaker, Signal
 from services.router.domain.call import Call
 from services.router.domain.facts import Batcher, Fact, stratum
@@ -40,9 +40,9 @@ class FactSink(Protocol):
 
 
 class Guard:
-    """What this router keeps of one running test; ``unit_key`` is None until the test's salt has come."""
+    """What this router keeps of one running test; ``hash_unit`` is None until the test's salt has come."""
 
-    __slots__ = ("breaker", "erased", "in_flight", "lease", "ordered", "slots", "test", "unit_key", "unwatched")
+    __slots__ = ("breaker", "erased", "hash_unit", "in_flight", "lease", "ordered", "slots", "test", "unwatched")
 
     def __init__(self, test: Experiment, now: float, erased: Collection[int]) -> None:
         self.test = test
@@ -52,7 +52,7 @@ class Guard:
         self.ordered = False
         self.unwatched = False
         self.in_flight: dict[str, int] = {}
-        self.unit_key: bytes | None = None
+        self.hash_unit: UnitHasher | None = None
         self.erased = erased
 
     def renew(self, test: Experiment) -> None:
@@ -100,13 +100,13 @@ class Arms:
         if test is None or not test.assigning:
             return
         guard = self._guard(test, now)
-        if guard.unit_key is None:
+        if guard.hash_unit is None:
             return  # here the test begins when its salt has come: a hash under another one would be another unit
         unit = unit_of(self._unit_order, call.units)
         call.sticky = unit is not None
         if unit is None:
             unit = random.randbytes(16)  # noqa: S311 - nobody gains by guessing it, and it costs no system call
-        call.unit = unit_hash(guard.unit_key, unit)
+        call.unit = guard.hash_unit(unit)
         if call.unit in guard.erased:
             call.unit, call.sticky = _nobody(), False
         call.test = test.test_id
@@ -200,11 +200,11 @@ class Arms:
             return 0
         now = monotonic()
         guard = self._guard(test, now)
-        return 0 if guard.unit_key is None or self._held(guard, now) else test.share_bp
+        return 0 if guard.hash_unit is None or self._held(guard, now) else test.share_bp
 
     def unsalted(self) -> list[str]:
         """Tests to which this router assigns nothing because their salt is not here."""
-        return [test_id for test_id, guard in self._guards.items() if guard.unit_key is None]
+        return [test_id for test_id, guard in self._guards.items() if guard.hash_unit is None]
 
     def in_flight(self, test_id: str) -> dict[str, int]:
         """Requests under way by variant."""
@@ -222,8 +222,8 @@ class Arms:
             self._batcher.clock(test.test_id, test.started_ms or test.created_ms, test.epoch_seconds)
         elif guard.test.version != test.version:
             guard.renew(test)
-        if guard.unit_key is None:
-            guard.unit_key = self._salts.key(test.unit_salt_version)
+        if guard.hash_unit is None and (key := self._salts.key(test.unit_salt_version)) is not None:
+            guard.hash_unit = UnitHasher(key)
         return guard
 
     def _held(self, guard: Guard, now: float) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from schemas.v1.common import LIVE, TestStatus, rfc3339
 from schemas.v1.experiment import Experiment, TestResult
-from services.router.domain.assignment import unit_hash
+from services.router.domain.assignment import UnitHasher, unit_hash
 from services.router.domain.salts import ORPHANED_MS, TestSalt, decode, encode, over, unit_key
 
 IDS = [f"ab_test_{n}" for n in range(6)]
@@ -58,6 +58,12 @@ def test_hashes_of_two_tests_have_nothing_in_common_and_need_both_salts(
     if root != other_root:
         assert own != unit_hash(unit_key(other_root, salt), unit)
     assert own not in {unit_hash(root, unit), unit_hash(salt, unit)}
+
+
+@given(st.binary(max_size=100), st.binary(max_size=300))
+def test_a_hasher_gives_the_hash_of_every_unit_again_and_again(key: bytes, unit: bytes) -> None:
+    hasher = UnitHasher(key)
+    assert hasher(unit) == hasher(unit) == unit_hash(key, unit)
 
 
 @given(st.lists(made, max_size=6), st.lists(entries(), max_size=4), times, st.integers(0, 10_000_000))
