@@ -120,3 +120,15 @@ async def test_a_rate_limit_holds_back_in_one_hand_and_keeps_the_order(side: Sid
     for name in ("a", "b", "c"):
         ids = [got.body["id"] for got in machine.got if got.body["id"].startswith(f"{name}.")]
         assert ids == [f"{name}.{word}" for word, _, _ in STORY[:3]]
+
+
+async def test_what_came_before_a_destination_was_added_holds_nothing_up_there(side: Side) -> None:
+    async with side.service(side.slack()):
+        await tell(side, "disk", STORY[:1])
+        await eventually(lambda: side.delivered("disk warns"))
+    async with side.service(side.slack(), side.slack("added")):
+        await tell(side, "disk", STORY[1:3])
+        await eventually(lambda: side.delivered("disk ends", "added"))
+        await eventually(side.consumers_idle)
+    assert told(side, "disk") == ["warns", "worsens", "ends"]
+    assert [call.title.rpartition(" ")[2] for call in side.webhook.accepted("added")] == ["worsens", "ends"]
