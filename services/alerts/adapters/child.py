@@ -123,6 +123,7 @@ class Child:
             raise
         except asyncio.CancelledError:
             self._kill()  # it may be in the middle of the call
+            _let_go(process)
             self._process = self._pump = None
             raise
         except (OSError, ValueError) as exc:
@@ -187,6 +188,8 @@ class Child:
         if pump is not None:
             await asyncio.wait({pump}, timeout=1)
             pump.cancel()
+        if process is not None:
+            _let_go(process)
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -222,3 +225,9 @@ class Child:
                 log.info("subscriber_said", integration=self._name, text=text)
             elif said == _SAID_PER_MINUTE + 1:
                 log.warning("subscriber_says_too_much", integration=self._name, lines_a_minute=_SAID_PER_MINUTE)
+
+
+def _let_go(process: asyncio.subprocess.Process) -> None:
+    """Close the pipes at once: what ended with something unread would keep them until the loop is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no other way
