@@ -46,7 +46,7 @@ class Child:
         hide: Callable[[str], str],
     ) -> None:  # fmt: skip
         self._name = name
-        self._command = [sys.executable, "-m", module]
+        self._command = [sys.executable, "-P", "-m", module]  # nothing from the working directory
         self._hello = hello
         self._memory = memory_mb << 20
         self._environment = environment
