@@ -1,6 +1,4 @@
-"""What an operator holds in hand on a running system: the control API, the command line, figures for Prometheus,
-ClickHouse, the record.
-"""
+"""What an operator holds in hand on a running system: control API, command line, Prometheus, ClickHouse, record."""
 
 import asyncio
 import json
