@@ -73,6 +73,10 @@ def explained(exc: BaseException) -> str:
     cut_off = isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError)
     if (cut_off or getattr(exc, "errno", None) == errno.ECONNRESET) and url().startswith("http://"):
         return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        # The library's own words hold the address of a Python object where TLS is on.
+        code = exc.os_error.errno or 0  # below 0 of a name that cannot be resolved
+        return f"no connection: {os.strerror(code) if code > 0 else exc.os_error.strerror or exc.os_error}"
     return str(exc) or type(exc).__name__
 
 

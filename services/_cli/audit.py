@@ -2,6 +2,7 @@
 
 import re
 import time
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -99,9 +100,15 @@ def _list(limit: int, actor: str | None, since: str | None, *, json_: bool) -> N
 
 
 def since_time(text: str | None) -> str | None:
-    """A span such as 2h as the time so long ago; anything else as it is."""
-    ago = _AGO.fullmatch(text or "")
+    """A span such as 2h as the time so long ago, a time as it is; ends the command where it is neither."""
+    if text is None:
+        return None
+    ago = _AGO.fullmatch(text)
     if ago is None:
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            api.fail(f"--since is '{text}': give a time, such as 2025-01-01T12:00:00Z, or how long ago, such as 2h", 2)
         return text
     return rfc3339(max(0, now_ms() - int(ago[1]) * _UNITS[ago[2]]))
 

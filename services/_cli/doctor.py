@@ -103,7 +103,7 @@ async def _edge_certificate() -> list[Check]:
 
 
 async def _system() -> tuple[list[Check], str | None]:
-    """(what the control API tells, where the system says that its log file is)."""
+    """(what the control API tells, its log file: empty where it has none, None where that is not told)."""
     if api.key() is None:
         return [Check("key", "failed", "no key", "set CYPRIA_API_KEY, or CYPRIA_DATA_DIR to where admin.key is")], None
     try:
@@ -149,7 +149,7 @@ async def _system() -> tuple[list[Check], str | None]:
     thresholds = (config or Settings().model_dump(mode="json"))["monitoring"]["thresholds"]
     for one in statuses:
         found += findings.variants(one, thresholds)
-    return found, (config or {}).get("logging", {}).get("file")
+    return found, None if config is None else config["logging"]["file"] or ""
 
 
 async def _ask(path: str, **params: Any) -> Any:
@@ -190,6 +190,9 @@ async def _process(told: dict[str, Any]) -> Check:
 
 def _log(log_file: str | None) -> list[Check]:
     if log_file is None:
+        return [Check("log", "skipped", "where it goes is not known: the configuration was not told",
+                      "`cypria doctor` with an admin's key, while the edge answers")]  # fmt: skip
+    if not log_file:
         return [Check("log", "skipped", "goes to stderr alone", "set logging.file or AB_TEST_LOG_FILE to keep it")]
     path = Path(log_file)
     try:

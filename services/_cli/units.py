@@ -62,11 +62,19 @@ def _unit(file: Path | None) -> str:
         except (OSError, UnicodeDecodeError) as exc:
             api.fail(f"{file} cannot be read ({exc})", 2)
     else:
-        text = getpass.getpass("unit: ") if sys.stdin.isatty() else sys.stdin.read()
+        text = getpass.getpass("unit: ") if sys.stdin.isatty() else _piped()
     unit = text.removesuffix("\n").removesuffix("\r")
     if not unit:
         api.fail("no unit: give it on standard input, or name a file that holds it", 2)
     return unit
+
+
+def _piped() -> str:
+    # Bytes, as Python's own reading lets what is no UTF-8 pass as characters that no request can hold.
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as exc:
+        api.fail(f"the unit is not UTF-8 (byte {exc.start + 1}): give it as requests bring it", 2)
 
 
 def _all_pages(verb: str, unit: str, source: str | None) -> dict[str, Any]:

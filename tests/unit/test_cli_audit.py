@@ -30,7 +30,15 @@ def test_how_long_ago_is_a_time(text: str, seconds: int) -> None:
     assert abs(now_ms() / 1000 - seconds - moment.timestamp()) < 60
 
 
-def test_what_is_no_span_goes_to_the_api_as_it_is() -> None:
+def test_a_time_goes_to_the_api_as_it_is() -> None:
     assert audit.since_time(None) is None
-    for text in ("2025-01-01T00:00:00Z", "yesterday", "-1h"):
-        assert audit.since_time(text) == text
+    assert audit.since_time("2025-01-01T00:00:00Z") == "2025-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("text", ["yesterday", "-1h", ""])
+def test_what_is_neither_time_nor_span_is_refused_with_both(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        audit.since_time(text)
+    assert f"--since is '{text}': give a time, such as 2025-01-01T12:00:00Z, or how long ago, such as 2h" in (
+        capsys.readouterr().err
+    )

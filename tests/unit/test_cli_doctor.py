@@ -138,3 +138,10 @@ def test_a_file_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     assert (status, "(certificate has expired): renew it" in checks["certificates"]["detail"]) == (1, True)
     status, checks, _ = look("monitoring: {interval: 3}\n")
     assert (status, f"{file}: monitoring.interval: unknown key" in checks["configuration file"]["detail"]) == (1, True)
+
+
+@pytest.mark.parametrize(("told", "detail"), [(None, "where it goes is not known"), ("", "goes to stderr alone")])
+def test_a_log_is_not_said_to_be_missing_where_nobody_told_of_it(told: str | None, detail: str) -> None:
+    [check] = doctor._log(told)
+    assert check.state == "skipped"
+    assert detail in check.detail

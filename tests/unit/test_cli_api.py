@@ -1,0 +1,36 @@
+"""What the command line says when something is wrong before or on the way to the edge."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from services._cli import api, units
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_edge_that_is_not_there_is_told_in_words(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [one for one in os.environ if one.startswith("CYPRIA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CYPRIA_URL", f"{scheme}://127.0.0.1:9")
+    monkeypatch.setenv("CYPRIA_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("CYPRIA_API_KEY", "some-key")
+    with pytest.raises(SystemExit):
+        api.call("GET", "/v1/ab-testing/status")
+    said = capsys.readouterr().err
+    assert f"no answer from {scheme}://127.0.0.1:9 (no connection: Connection refused)" in said
+    assert "object at" not in said
+    assert "is `cypria up` running?" in said
+
+
+def test_a_unit_that_is_not_utf_8_is_refused_before_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"user-\xff"), errors="surrogateescape"))
+    with pytest.raises(SystemExit):
+        units.export()
+    assert "the unit is not UTF-8 (byte 6): give it as requests bring it" in capsys.readouterr().err
