@@ -31,6 +31,9 @@ PATTERNS = (
     LEASE, PEER, ROLLBACK, EVENT, ALERT, ALERTS, AUDIT, DLQ, INTEGRATION,
 )  # fmt: skip
 
+INBOX = "_INBOX."
+"""Where questions are answered; below it, each user of the bus has a part of its own."""
+
 CALLER_INBOX = "_INBOX.caller."
 """Where outside callers are answered, and nowhere else: a reply subject is the caller's word, but it is the router
 that publishes there, with the router's permissions."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats
+from faststream import BaseMiddleware
 from faststream.nats import NatsBroker
 from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
@@ -15,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.api import PubAck
 from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
 
-from schemas import subjects
+from schemas import streams, subjects
 from schemas.v1.alerts import DeadLetter
 from services._runtime import tls
 from services._runtime.clock import monotonic, now_ms
@@ -26,6 +27,7 @@ from services._runtime.telemetry import get_logger
 log = get_logger(__name__)
 
 WRONG_LAST_SEQUENCE = 10071
+_OF_STREAMS = frozenset(pattern for stream in streams.STREAMS for pattern in stream.subjects)
 TRANSIENT = (NatsError, asyncio.TimeoutError, OSError)
 SECTION = "nats.tls"
 
@@ -59,6 +61,20 @@ class GuardedClient(Client):  # type: ignore[misc]
                 self._transport = None
             raise
 
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """A status in the headers of a stream's message is its sender's: nats-py would take it for the server's."""
+        if headers and bytes(reply).startswith(b"$JS.ACK.") and headers[8:9] == b" ":
+            headers = headers[:8] + headers[max(headers.find(b"\r\n"), 8) :]
+        await super()._process_msg(sid, subject, reply, data, headers)
+
+    async def _process_headers(self, headers: bytes) -> Any:
+        """A sender writes its headers as it likes; where nats-py cannot read them, it would stop reading at all."""
+        try:
+            return await super()._process_headers(headers)
+        except Exception as exc:
+            log.warning("bus_headers_unreadable", error=repr(exc))
+            return None
+
     def _connect_command(self) -> bytes:
         writer = getattr(self._transport, "_io_writer", None)
         if self._encrypted and (writer is None or writer.get_extra_info("ssl_object") is None):
@@ -78,6 +94,24 @@ class GuardedBroker(NatsBroker):
         await connection.connect(**self._connection_kwargs)
         self.config.connect(connection)
         return connection
+
+
+class AnswersInInboxesOnly(BaseMiddleware[Any, Any]):
+    """Drops questions that want their answer anywhere but in an inbox.
+
+    The asker chooses the subject and the answerer publishes there with its own permissions: otherwise whoever may ask
+    could write where only the answerer may.
+    """
+
+    async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
+        """One message; those of a stream have the place of their acknowledgement for a reply subject."""
+        subject = str(msg.raw_message.subject)
+        proper = "$JS.ACK." if subjects.pattern_of(subject) in _OF_STREAMS else subjects.INBOX
+        if msg.reply_to and not msg.reply_to.startswith(proper):
+            log.warning("bus_request_without_inbox", subject=subject)
+            msg.reply_to = ""  # nothing is sent there, and nothing is done
+            return None
+        return await call_next(msg)
 
 
 def _options(settings: Settings, service: str) -> dict[str, Any]:
@@ -216,7 +250,7 @@ def make_broker(settings: Settings, service: str) -> NatsBroker:
         options["security"] = NatsUserPassword(user, password, **security)
     elif encrypted:
         options["security"] = NatsSecurity(**security)
-    return GuardedBroker(encrypted=encrypted, **options, logger=None)
+    return GuardedBroker(encrypted=encrypted, **options, middlewares=(AnswersInInboxesOnly,), logger=None)
 
 
 async def publish_durable(

@@ -7,6 +7,7 @@ from typing import Any
 
 from faststream.nats import NatsBroker, NatsMessage, NatsResponse
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from schemas import subjects
 from schemas.v1.common import Message, rfc3339
@@ -146,7 +147,11 @@ def _contains(watcher: Watcher, query: FinalVerdictQuery) -> bool:
 
 
 async def _monitoring(watcher: Watcher, body: bytes) -> Message:
-    if body and not isinstance(json.loads(body), dict):
+    try:
+        fits = not body or isinstance(from_json(body), dict)
+    except ValueError:
+        fits = False
+    if not fits:
         return QueryError(message="body: an object is needed", code="bad_request")
     state, now = watcher.experiments.monitoring, monotonic()
     return MonitoringStatus(

@@ -13,6 +13,8 @@ import nats
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from infra.nats import users
+from schemas import streams, subjects
 from services._runtime.kv import KvMirror
 from services._runtime.reader import SequenceReader
 from tests.harness import NatsServer, eventually
@@ -165,6 +167,26 @@ async def clients(nats_server: NatsServer) -> AsyncIterator[dict[str, Client]]:
     finally:
         for client in everybody.values():
             await client.nc.close()
+
+
+def test_every_user_pattern_stream_and_bucket_is_tried_with_every_other() -> None:
+    """What is new stands in these tables, or nothing below has tried it."""
+    assert set(USERS) == set(users.USERS)
+    assert set(STREAMS) == {stream.name for stream in streams.STREAMS}
+    assert set(BUCKETS) == {bucket.name for bucket in streams.BUCKETS}
+    assert set(subjects.PATTERNS) <= {subjects.pattern_of(subject) for subject in SPEAK_AND_LISTEN}
+    for user in USERS:
+        allowed = users.permissions(user)
+        for pattern in (*allowed.publish, *allowed.subscribe):
+            tried = [subject for subject in SPEAK_AND_LISTEN if _covers(pattern, subject)]
+            assert tried or not pattern.startswith("cypria."), f"{pattern} of {user}"
+
+
+def _covers(pattern: str, subject: str) -> bool:
+    wanted, given = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted, given = wanted[:-1], given[: len(wanted) - 1]
+    return len(wanted) == len(given) and all(one in {"*", other} for one, other in zip(wanted, given, strict=True))
 
 
 async def test_everybody_speaks_and_listens_only_on_their_own_subjects(

@@ -116,7 +116,7 @@ class NatsWorker:
             log.warning("reply_lost", error=repr(exc))
 
     async def _on_request(self, msg: Msg) -> None:
-        if not msg.reply:
+        if not msg.reply.startswith(subjects.INBOX):  # this worker publishes there, with its own permissions
             return
         now = monotonic()
         try:
@@ -176,7 +176,7 @@ class NatsWorker:
     async def _on_flow(self, msg: Msg) -> None:
         try:
             flow = decode_flow(msg.data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             log.warning("bad_flow_message", error=str(exc))
             return
         router = flow.router

@@ -44,7 +44,7 @@ class LiveTests:
         for value, _revision in self._mirror.entries.values():
             try:
                 entry = _decode(value)
-            except msgspec.DecodeError as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
                 log.warning("experiment_unreadable", error=str(exc))
                 return None
             if entry.status in LIVE:

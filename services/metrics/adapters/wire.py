@@ -36,6 +36,7 @@ _feedback = msgspec.json.Decoder(Feedback)
 _window = msgspec.json.Decoder(Window)
 _units = msgspec.json.Decoder(Units)
 _encode = msgspec.json.Encoder().encode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode_batch(data: bytes, partition: int) -> tuple[FactBatch, list[str]]:
@@ -47,7 +48,7 @@ def decode_batch(data: bytes, partition: int) -> tuple[FactBatch, list[str]]:
     reasons: list[str] = []
     try:
         batch = _batch.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as whole:
+    except _UNREADABLE as whole:
         batch, reasons = _salvage(data, str(whole))
     if batch.partition != partition:
         raise BadMessageError(f"a batch of partition {batch.partition} came on the subject of partition {partition}")
@@ -57,7 +58,7 @@ def decode_batch(data: bytes, partition: int) -> tuple[FactBatch, list[str]]:
 def _salvage(data: bytes, reason: str) -> tuple[FactBatch, list[str]]:
     try:
         envelope = _envelope.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         raise BadMessageError(f"not a fact batch: {reason}") from None
     batch = FactBatch(envelope.router_epoch, envelope.partition, envelope.n, envelope.tests)
     batch.admits_units = envelope.admits_units
@@ -73,7 +74,7 @@ def _salvage(data: bytes, reason: str) -> tuple[FactBatch, list[str]]:
                     batch.admitted.append(_admitted.decode(raw))
                 else:
                     batch.feedback.append(_feedback.decode(raw))
-            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            except _UNREADABLE as exc:
                 reasons.append(f"{name}[{index}]: {exc}")
     return batch, reasons
 
@@ -82,7 +83,7 @@ def decode_window(data: bytes) -> Window:
     """A window. Raises BadMessageError."""
     try:
         return _window.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise BadMessageError(f"not a window: {exc}") from None
 
 
@@ -90,7 +91,7 @@ def decode_new_units(data: bytes) -> list[NewUnits]:
     """Only the new units of a window. Raises BadMessageError."""
     try:
         return _units.decode(data).new_units
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise BadMessageError(f"not a window: {exc}") from None
 
 

@@ -48,6 +48,7 @@ class KvTable(Generic[T]):
         self._kind = kind
         self._on = took
         self._same = same
+        self._good: dict[str, T] = {}
         self._mirror = KvMirror(bus, bucket, self._took)
         self._kv: Any = None
 
@@ -76,7 +77,7 @@ class KvTable(Generic[T]):
 
         def change(raw: bytes | None) -> bytes | None:
             nonlocal written, result
-            state = self._kind.model_validate_json(raw) if raw else None
+            state = self._read(key, raw) if raw else None
             if written is not None and state is not None and self._same(state, written):
                 result = state  # the write before, whose answer never came, got through
                 return None
@@ -114,8 +115,8 @@ class KvTable(Generic[T]):
             stored = await self._bus.js.get_msg(f"KV_{self._bucket}", subject=subject, direct=False)
             if (stored.headers or {}).get("KV-Operation") in _REMOVED or not stored.data:
                 return False
-            entry = self._kind.model_validate_json(stored.data)
-            new = act(entry)
+            entry = self._read(subjects.token(name), stored.data)
+            new = act(entry) if entry is not None else None
             if new is None or new is entry:
                 return False
             headers = {"Nats-Rollup": "sub", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(stored.seq)}
@@ -169,16 +170,24 @@ class KvTable(Generic[T]):
             return None
         if (msg.headers or {}).get("KV-Operation") in _REMOVED or not msg.data:
             return None
-        return self._kind.model_validate_json(msg.data)
+        return self._read(key, msg.data)
+
+    def _read(self, key: str, value: bytes) -> T | None:
+        """The entry; where it cannot be read the last good one stays in force, until the next change mends it."""
+        try:
+            return self._kind.model_validate_json(value)
+        except ValidationError as exc:
+            log.error("entry_unreadable", bucket=self._bucket, key=key, errors=exc.error_count())
+            return self._good.get(key)
 
     def _took(self, key: str, value: bytes | None, _revision: int) -> None:
         if value is None:
+            self._good.pop(key, None)
             self._on(key, None)
             return
-        try:
-            entry = self._kind.model_validate_json(value)
-        except ValidationError as exc:
-            # The last good state stays in force; an entry written by a newer version must not stop traffic.
-            log.error("entry_unreadable", bucket=self._bucket, key=key, errors=exc.error_count())
+        before = self._good.get(key)
+        entry = self._read(key, value)
+        if entry is None or entry is before:
             return
+        self._good[key] = entry
         self._on(key, entry)

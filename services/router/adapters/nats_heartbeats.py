@@ -19,7 +19,7 @@ async def hear_heartbeats(bus: Bus, heard: Callable[[Heartbeat], None]) -> None:
     async def received(msg: Msg) -> None:
         try:
             beat = decode_heartbeat(msg.data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             log.warning("heartbeat_undecodable", subject=msg.subject, error=str(exc))
             return
         heard(beat)

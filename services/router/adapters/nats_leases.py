@@ -30,7 +30,7 @@ async def hear_leases(bus: Bus, heard: Heard) -> None:
     async def received(msg: Msg) -> None:
         try:
             lease = _decode(msg.data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             log.warning("lease_undecodable", subject=msg.subject, error=str(exc))
             return
         heard(lease.test_id, lease.holder, lease.counter)

@@ -121,11 +121,15 @@ class UnitSalts:
                 return
 
     def _took(self, key: str, value: bytes | None, _revision: int) -> None:
-        version = int(key)
-        if value is None:
+        try:
+            version = int(key)
+            salt = None if value is None else decode(version, value)
+        except (ValueError, OverflowError, RecursionError) as exc:
+            log.error("unit_salt_unreadable", key=key, error=repr(exc))
+            return
+        if salt is None:
             self._forget(version)
             return
-        salt = decode(version, value)
         self._salts[version] = salt
         self._keys[version] = unit_key(self._root, salt.salt)
 

@@ -250,7 +250,7 @@ def _spelt(model: type[BaseModel], rest: Mapping[str, str]) -> dict[str, Any]:
         if "str" not in str(model.model_fields[name].annotation):
             try:
                 spelt[name] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
     return spelt
 

@@ -39,7 +39,7 @@ def encode(happening: Happening) -> bytes | None:
     """
     try:
         data: Any = json.loads(happening.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     name = happening.subject.split(".")[1]
     event_id = data.get("id") if isinstance(data, dict) else None

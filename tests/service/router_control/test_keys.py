@@ -193,3 +193,17 @@ async def test_names_of_old_keys_are_forgotten_with_the_next_one(nats_server: Na
         await eventually(lambda: len(router.control.parts.keys.entries()) == 1)
         await router.post("/keys", {"name": "new", "role": "client"})
         await eventually(lambda: [e.name for e in router.control.parts.keys.entries()] == ["new"])
+
+
+async def test_entries_that_cannot_be_read_stop_nothing_and_are_mended_by_the_next_change(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        key = (await router.post("/keys", {"name": "ci", "role": "viewer"}))["key"]
+        test_id = await router.start_test()
+        for bucket, name in (("keys", "ci"), ("keys", "noise"), ("experiments", "stable"), ("experiments", "other")):
+            await router.bus.js.publish(f"$KV.{bucket}.{name}", b'{"stream": "KV_alert_state", "seq": 350}')
+        assert await status(router, key) == 200
+        assert (await router.get("/status"))["test_id"] == test_id
+        assert (await router.post("/keys/ci/revoke", {}))["state"] == "revoked"
+        assert await status(router, key) == 401
+        assert (await router.post("/stop", {"test_id": test_id}))["test_id"] == test_id
+        await router.start_test(model_a="other", model_b="canary")

@@ -172,6 +172,8 @@ async def test_unknown_paths_methods_and_query_parameters(nats_server: NatsServe
         reply = await router.call("GET", "/history", params={"limt": "5"})
         assert (reply.status_code, error(reply)["param"]) == (422, "limt")
         assert error(await router.call("GET", "/history", params={"limit": "0"}))["param"] == "limit"
+        reply = await router.call("POST", "/monitoring/stop?check_interval_seconds=" + "[" * 20_000, json={"actor": "x"})
+        assert (reply.status_code, error(reply)["code"]) == (422, "invalid_value"), reply.text
         assert error(await router.call("GET", "/audit", params={"since": "yesterday"}))["param"] == "since"
         assert (await router.call("GET", "/tests/ab_test_none")).status_code == 404
         assert (await router.call("GET", "/status", params={"test_id": "ab_test_none"})).status_code == 404
