@@ -149,7 +149,10 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def running_product(folder: Path, **sections: Any) -> AsyncIterator[Product]:
-    """The product, up and running with these sections of the configuration beside its own; stopped in the end."""
+    """The product, up and running with these sections of the configuration beside its own; stopped in the end.
+
+    Of ``security``, what it has of its own stays.
+    """
     async with FakeOpenAI() as stable, FakeOpenAI() as canary:
         served = (("stable", stable, None), ("canary", canary, None), ("s2", stable, None), ("c2", canary, None),
                   (SLASHED, stable, None), (UNICODE, canary, "upstream/name"))  # fmt: skip
@@ -166,7 +169,8 @@ async def running_product(folder: Path, **sections: Any) -> AsyncIterator[Produc
             for role, key in KEYS.items()
         ]
         limits = {"control_per_minute": 0, "control_burst": 1000}
-        config = {"models": models, "security": {"api_keys": keys, "rate_limit": limits}, **sections}
+        security = {"api_keys": keys, "rate_limit": limits, **sections.get("security", {})}
+        config = {"models": models, **sections, "security": security}
         system = Keyed(folder, config)
         try:
             await system.start()

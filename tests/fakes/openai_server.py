@@ -121,7 +121,11 @@ class FakeOpenAI:
                 await asyncio.sleep(behaviour.latency_s * self._random.lognormvariate(0.0, behaviour.latency_sigma))
             if behaviour.hang:
                 await asyncio.Event().wait()
-            response = await self._answer(request, body)
+            try:
+                response = await self._answer(request, body)
+            except (AttributeError, KeyError, TypeError, ValueError) as exc:
+                error = {"message": f"the body does not fit: {exc!r}", "type": "invalid_request_error", "param": None, "code": None}
+                response = web.json_response({"error": error}, status=400)
             seen.finished += 1
             return response
         except (asyncio.CancelledError, ConnectionResetError):

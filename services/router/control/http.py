@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
@@ -18,6 +19,7 @@ from services.router.control import asyncapi
 from services.router.control.dispatch import Call, Dispatcher, Reply, refusal
 from services.router.control.docs_page import add_docs
 from services.router.control.events import stream
+from services.router.control.links import links
 from services.router.control.openapi import document, documented
 from services.router.control.verbs import EVENTS, VERBS, Verb
 from services.router.domain.refusals import (
@@ -78,11 +80,13 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
         app.add_api_route(
             verb.http_path, endpoint, methods=["GET", "HEAD"], include_in_schema=False, response_model=None
         )
+    good: dict[str, Any] = {"model": verb.gives} if verb.gives else {"description": "Done"}
+    if found := links(verb.name):
+        good["links"] = found
     app.add_api_route(
         verb.http_path, endpoint, methods=[verb.method], name=verb.name, summary=verb.summary, tags=[verb.tag],
         operation_id=verb.handler, response_model=None,
-        responses={200: {"model": verb.gives} if verb.gives else {"description": "Done"}},
-        openapi_extra=documented(verb),
+        responses={200: good}, openapi_extra=documented(verb),
     )  # fmt: skip
 
 
@@ -209,10 +213,15 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of every route there; one path may have several."""
+    """The methods of every route of that path; one path may have several.
+
+    A model may be named like `x/load`: what a narrower path says is meant goes before that.
+    """
+    there = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    narrowest = getattr(there[0], "path", None) if there else None
     found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
+    for route in there:
+        if getattr(route, "path", None) == narrowest:
             found |= getattr(route, "methods", None) or set()
     return ", ".join(sorted(found))
 

@@ -190,7 +190,7 @@ def _operations() -> dict[str, Any]:
         ("/metrics", "Figures for Prometheus", "text/plain", {"type": "string"}),
         ("/docs", "These pages", "text/html", {"type": "string"}),
         ("/openapi.json", "This document", "application/json", {"type": "object"}),
-        ("/asyncapi.yaml", "The bus, as an AsyncAPI document", "application/yaml", {"type": "string"}),
+        ("/asyncapi.yaml", "The bus, as an AsyncAPI document", "application/yaml", {"type": "object"}),
     ):
         responses: dict[str, Any] = {"200": {"description": "Done", "content": {media: {"schema": schema}}}}
         if path == "/ready":
