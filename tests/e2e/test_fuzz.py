@@ -32,6 +32,11 @@ use_after_free.enabled = false
 [[operations]]
 include-path = "/v1/ab-testing/events"
 enabled = false
+
+# A model may be named like `x/load`: other methods there are about that one.
+[[operations]]
+include-path-regex = "^/v1/ab-testing/models/.name./(un)?load$"
+checks.unsupported_method.enabled = false
 """
 
 
@@ -41,14 +46,14 @@ async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         yield product
 
 
-async def explore(product: Product, folder: Path, *, seconds: int, seed: int, examples: int) -> None:
-    """Run schemathesis for so long, with every check; it must find nothing."""
+async def explore(product: Product, folder: Path, *, seed: int, examples: int, seconds: int | None = None) -> None:
+    """Run schemathesis with every check; it must find nothing. Without ``seconds`` the same examples each time."""
     config = folder / "schemathesis.toml"
     config.write_text(CONFIG)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{product.system.url}/openapi.json",
         "--header", f"Authorization: Bearer {KEYS['admin']}", "--phases", "examples,coverage,fuzzing,stateful", "--seed", str(seed),
-        "--generation-database", "none", "--max-examples", str(examples), "--max-time", str(seconds),
+        "--generation-database", "none", "--max-examples", str(examples), *(["--max-time", str(seconds)] if seconds else []),
         "--request-timeout", "30", "--suppress-health-check", "all", "--no-color", "--warnings", "off",
         cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -138,7 +143,7 @@ async def test_nothing_on_the_bus_breaks_anything_for_long(product: Product) -> 
 
 
 async def test_nothing_that_the_document_allows_breaks_anything_in_any_order(product: Product, tmp_path: Path) -> None:
-    await explore(product, tmp_path, seconds=45, seed=SEED, examples=8)
+    await explore(product, tmp_path, seed=SEED, examples=3)
 
 
 @pytest.mark.soak
