@@ -73,6 +73,9 @@ def explained(exc: BaseException) -> str:
     cut_off = isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError)
     if (cut_off or getattr(exc, "errno", None) == errno.ECONNRESET) and url().startswith("http://"):
         return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
+    if cut_off and os.environ.get("CYPRIA_CERT_FILE"):
+        # What a server says of a client's certificate comes after the handshake, and is lost with the request.
+        return "it closed the connection: the certificate in CYPRIA_CERT_FILE may not be of the edge's authority"
     if isinstance(exc, aiohttp.ClientConnectorError):
         # The library's own words hold the address of a Python object where TLS is on.
         code = exc.os_error.errno or 0  # below 0 of a name that cannot be resolved

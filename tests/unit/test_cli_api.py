@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from services._cli import api, units
@@ -25,6 +26,13 @@ def test_an_edge_that_is_not_there_is_told_in_words(
     assert f"no answer from {scheme}://127.0.0.1:9 (no connection: Connection refused)" in said
     assert "object at" not in said
     assert "is `cypria up` running?" in said
+
+
+def test_a_connection_that_ends_after_a_certificate_was_shown_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CYPRIA_URL", "https://127.0.0.1:9")
+    monkeypatch.setenv("CYPRIA_CERT_FILE", "mine.crt")
+    monkeypatch.setenv("CYPRIA_KEY_FILE", "mine.key")
+    assert "the certificate in CYPRIA_CERT_FILE may not be" in api.explained(aiohttp.ServerDisconnectedError())
 
 
 def test_a_unit_that_is_not_utf_8_is_refused_before_it_is_sent(

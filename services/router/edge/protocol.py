@@ -10,7 +10,7 @@
 Requests to models become an `Exchange` at once, without ASGI; everything else goes uvicorn's way.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -133,8 +133,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if name in _SINGLE:
             self._single(name, value)
         if len(self.headers) >= MAX_HEADERS:
-            self._refusal = HeadTooLarge(f"there are over {MAX_HEADERS} headers: send fewer")
-            raise self._refusal
+            self._refuse(HeadTooLarge(f"there are over {MAX_HEADERS} headers: send fewer"))
         self.headers.append((name, value))
 
     def _single(self, name: bytes, value: bytes) -> None:
@@ -144,8 +143,7 @@ class EdgeProtocol(HttpToolsProtocol):
             reason = "the only Transfer-Encoding that is taken is chunked: send the body as it is"
         else:
             return
-        self._refusal = BadRequest(reason, code="invalid_http")
-        raise self._refusal
+        self._refuse(BadRequest(reason, code="invalid_http"))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -153,12 +151,11 @@ class EdgeProtocol(HttpToolsProtocol):
             return  # it comes again without that
         self._phase = _BODY
         self._began = self._heard
+        if self.parser.get_http_version() == "1.1" and not any(name == b"host" for name, _ in self.headers):
+            self._refuse(BadRequest("the header Host is missing: HTTP/1.1 wants it", code="invalid_http"))
         if self._nameless and self.url.partition(b"?")[0] not in _FOR_ALL:
-            self._refusal = Forbidden(
-                "this edge wants a client's certificate: connect with one of the authority in http.tls.client_ca_file",
-                code="client_certificate_required",
-            )
-            raise self._refusal
+            why = "this edge wants a client's certificate: connect with one of the authority in http.tls.client_ca_file"
+            self._refuse(Forbidden(why, code="client_certificate_required"))
         route = self._route()
         gate: Gate | None = getattr(self.app, "gate", None)
         if route is not None and gate is not None and self.parser.get_method() == b"POST":
@@ -350,8 +347,12 @@ class EdgeProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._parsed_bytes += size
         if self._parsed_bytes > MAX_HEAD:
-            self._refusal = _head_too_large()
-            raise self._refusal
+            self._refuse(_head_too_large())
+
+    def _refuse(self, refused: Refused) -> NoReturn:
+        """End the parsing; `data_received` answers."""
+        self._refusal = refused
+        raise refused
 
     def _gone(self) -> None:
         exchange, self._serving = self._serving, None

@@ -119,6 +119,21 @@ async def test_heads_that_two_readers_could_read_differently_are_refused(rig: Ri
             assert await client.closed()
 
 
+async def test_only_http_1_0_may_leave_out_the_host(rig: Rig) -> None:
+    await rig.worker("stable")
+    bare = HEAD.replace(b"Host: x\r\n", b"") + b"Content-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+    for request in (bare, b"GET /health HTTP/1.1\r\n\r\n"):
+        async with raw(rig) as client:
+            await client.send(request)
+            status, _, content = await client.answer()
+            assert (status, content["error"]["code"]) == (400, "invalid_http")
+            assert "Host is missing" in content["error"]["message"]
+            assert await client.closed()
+    async with raw(rig) as client:
+        await client.send(bare.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        assert (await client.answer())[0] == 200
+
+
 async def test_headers_after_a_body_mean_nothing(rig: Rig) -> None:
     worker = await rig.worker("stable")
     chunked = b"Transfer-Encoding: chunked\r\n\r\n%x;name=value\r\n%s\r\n0\r\n" % (len(GOOD), GOOD)
