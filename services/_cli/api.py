@@ -71,7 +71,8 @@ def explained(exc: BaseException) -> str:
     if why := tls.reason(exc, "CYPRIA", _tls()):
         return why
     cut_off = isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError)
-    if (cut_off or getattr(exc, "errno", None) == errno.ECONNRESET) and url().startswith("http://"):
+    cut_off = cut_off or getattr(exc, "errno", None) == errno.ECONNRESET
+    if cut_off and url().startswith("http://"):
         return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
     if cut_off and os.environ.get("CYPRIA_CERT_FILE"):
         # What a server says of a client's certificate comes after the handshake, and is lost with the request.

@@ -1,5 +1,6 @@
 """What the command line says when something is wrong before or on the way to the edge."""
 
+import errno
 import io
 import os
 import sys
@@ -32,7 +33,8 @@ def test_a_connection_that_ends_after_a_certificate_was_shown_is_told(monkeypatc
     monkeypatch.setenv("CYPRIA_URL", "https://127.0.0.1:9")
     monkeypatch.setenv("CYPRIA_CERT_FILE", "mine.crt")
     monkeypatch.setenv("CYPRIA_KEY_FILE", "mine.key")
-    assert "the certificate in CYPRIA_CERT_FILE may not be" in api.explained(aiohttp.ServerDisconnectedError())
+    for lost in (aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(errno.ECONNRESET, "Connection reset by peer")):
+        assert "the certificate in CYPRIA_CERT_FILE may not be" in api.explained(lost)
 
 
 def test_a_unit_that_is_not_utf_8_is_refused_before_it_is_sent(
