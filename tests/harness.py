@@ -100,6 +100,7 @@ async def eventually(
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The process environment without Cypria's own variables, plus ``extra``."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CYPRIA_", "AB_TEST_", "APHRODITE_"))}
+    """The process environment without Cypria's own variables and the width of a terminal, plus ``extra``."""
+    own = ("CYPRIA_", "AB_TEST_", "APHRODITE_", "COLUMNS", "LINES")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     return {**clean, **extra}
