@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services._cli import api, show
+from services._cli import api, show, telling
 from services._runtime.server import run
 
 app = typer.Typer(
@@ -47,12 +47,7 @@ def list_(
 @app.command("test")
 def probe(json_: JsonOption = False) -> None:
     """Send a test alert to each destination; the exit status is 1 where one failed."""
-    data = api.call("POST", "/v1/ab-testing/alerts/test", body={})
-    if json_:
-        show.as_json(data)
-    else:
-        show.rows(data["destinations"], ["destination", "type", "outcome", "reason", "seconds"])
-    raise SystemExit(1 if any(one["outcome"] != "sent" for one in data["destinations"]) else 0)
+    telling.tested("alerts", "destinations", "destination", None, json_)
 
 
 @app.command("redrive")
@@ -61,11 +56,4 @@ def redrive(
     json_: JsonOption = False,
 ) -> None:
     """Send back the alerts that destinations would not take."""
-    body = {"destination": destination} if destination else {}
-    data = api.call("POST", "/v1/ab-testing/alerts/redrive", body=body)
-    if json_:
-        show.as_json(data)
-        return
-    show.console.print(f"sent back {data['redriven']}, left {len(data['skipped'])}")
-    if data["skipped"]:
-        show.rows(data["skipped"], ["destination", "alert", "reason"])
+    telling.redriven("alerts", "destination", "alert", destination, json_)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import api, show
+from services._cli import api, show, telling
 
 app = typer.Typer(
     no_args_is_help=True, help="List integrations, find out whether they can be told something, send dead letters back."
@@ -28,26 +28,13 @@ def list_(json_: JsonOption = False) -> None:
 @app.command("test")
 def probe(integration: NameOption = None, json_: JsonOption = False) -> None:
     """Find out whether integrations could be told something; the exit status is 1 where one could not."""
-    body = {"integration": integration} if integration else {}
-    data = api.call("POST", "/v1/ab-testing/integrations/test", body=body)
-    if json_:
-        show.as_json(data)
-    else:
-        show.rows(data["integrations"], ["integration", "type", "outcome", "reason", "seconds"])
-    raise SystemExit(1 if any(one["outcome"] != "sent" for one in data["integrations"]) else 0)
+    telling.tested("integrations", "integrations", "integration", integration, json_)
 
 
 @app.command("redrive")
 def redrive(integration: NameOption = None, json_: JsonOption = False) -> None:
     """Tell integrations once more what they would not take."""
-    body = {"integration": integration} if integration else {}
-    data = api.call("POST", "/v1/ab-testing/integrations/redrive", body=body)
-    if json_:
-        show.as_json(data)
-        return
-    show.console.print(f"sent back {data['redriven']}, left {len(data['skipped'])}")
-    if data["skipped"]:
-        show.rows(data["skipped"], ["integration", "event", "reason"])
+    telling.redriven("integrations", "integration", "event", integration, json_)
 
 
 def _row(one: dict[str, Any]) -> dict[str, Any]:

@@ -5,25 +5,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from schemas.v1.query import (
-    IntegrationQuery,
-    IntegrationsReply,
-    IntegrationsTestReply,
-    QueryError,
-    RedriveReply,
-)
-from services._runtime.clock import monotonic
+from schemas.v1.query import IntegrationQuery, IntegrationsReply, IntegrationsTestReply
 from services._runtime.telemetry import get_logger
 from services.alerts.adapters.nats_links import NatsStandings
 from services.alerts.adapters.nats_redrive import LinkRedrive, UnknownDestinationError
-from services.alerts.domain.outcome import Refused, Retry
+from services.alerts.answering import Answer, attempted, refused, sent_back
 from services.alerts.handlers import BUS_ERRORS
 from services.alerts.ports import Integration
 from services.alerts.settings import Link
 
 log = get_logger(__name__)
 
-PATIENCE_S = 20.0
+_NO_NAME = "integration: give the name of one, or leave it out for all"
 
 
 class IntegrationCommands:
@@ -37,7 +30,7 @@ class IntegrationCommands:
         self._standings = standings
         self._redriver = redriver
 
-    async def standing(self, _payload: bytes) -> tuple[bytes, bool]:
+    async def standing(self, _payload: bytes) -> Answer:
         """Every integration, with what waits for it and what became of its last message."""
         try:
             shown = [
@@ -47,35 +40,28 @@ class IntegrationCommands:
             ]  # fmt: skip
         except BUS_ERRORS as exc:
             log.warning("integrations_not_listed", error=repr(exc))
-            return _error("the bus failed while the integrations were looked at: try again", "unavailable")
+            return refused("the bus failed while the integrations were looked at: try again", "unavailable")
         return IntegrationsReply(integrations=shown).model_dump_json().encode(), False
 
-    async def test(self, payload: bytes) -> tuple[bytes, bool]:
+    async def test(self, payload: bytes) -> Answer:
         """One attempt at each integration, or at the one that is named, all at once; nothing is acted upon."""
         try:
             query = IntegrationQuery.model_validate_json(payload or b"{}")
             names = self._named(query)
         except ValidationError:
-            return _error("integration: give the name of one, or leave it out for all", "invalid_request")
+            return refused(_NO_NAME, "invalid_request")
         except UnknownDestinationError as exc:
-            return _error(str(exc), "not_found")
+            return refused(str(exc), "not_found")
         results = await asyncio.gather(*(self._probe(self._integrations[name]) for name in names))
         return IntegrationsTestReply(integrations=list(results)).model_dump_json().encode(), False
 
-    async def redrive(self, payload: bytes) -> tuple[bytes, bool]:
+    async def redrive(self, payload: bytes) -> Answer:
         """Every dead letter of an integration is sent back once."""
         try:
             query = IntegrationQuery.model_validate_json(payload or b"{}")
-            names = self._named(query)
-            reply: RedriveReply = await self._redriver.redrive(names, list(self._integrations))
         except ValidationError:
-            return _error("integration: give the name of one, or leave it out for all", "invalid_request")
-        except UnknownDestinationError as exc:
-            return _error(str(exc), "not_found")
-        except BUS_ERRORS as exc:
-            log.warning("redrive_failed", error=repr(exc))
-            return _error("the bus failed while dead letters were sent back: try again", "unavailable")
-        return reply.model_dump_json().encode(), False
+            return refused(_NO_NAME, "invalid_request")
+        return await sent_back(self._redriver, query.integration, list(self._integrations))
 
     def _named(self, query: IntegrationQuery) -> list[str]:
         if query.integration is None:
@@ -86,24 +72,6 @@ class IntegrationCommands:
         return [query.integration]
 
     async def _probe(self, integration: Integration) -> dict[str, Any]:
-        began = monotonic()
         kind = next(link.type for link in self._links if link.name == integration.name)
-        reason: str | None = None
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                outcome = await integration.probe()
-            failed = isinstance(outcome, (Refused, Retry))
-            reason = (outcome.reason if isinstance(outcome, (Refused, Retry)) else outcome.note) or None
-        except TimeoutError:
-            failed, reason = True, f"no answer within {PATIENCE_S:g} s"
-        except Exception as exc:
-            log.exception("test_of_integration_failed", integration=integration.name)
-            failed, reason = True, type(exc).__name__
-        return {
-            "integration": integration.name, "type": kind,
-            "outcome": "failed" if failed else "sent", "reason": reason, "seconds": round(monotonic() - began, 3),
-        }  # fmt: skip
-
-
-def _error(message: str, code: str) -> tuple[bytes, bool]:
-    return QueryError(message=message, code=code).model_dump_json().encode(), True
+        told = await attempted(integration.probe(), integration.name)
+        return {"integration": integration.name, "type": kind, **told}

@@ -1,10 +1,10 @@
 """A KV bucket of messages: a mirror in memory, compare-and-set with retries, and reads past every copy."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import APIError, NotFoundError
 from pydantic import ValidationError
@@ -24,6 +24,17 @@ PATIENCE_S = 15.0
 """How long a change is tried: a NATS cluster may elect a leader for 8 s."""
 _AT_ONCE = 32
 _REMOVED = {"DEL", "PURGE"}
+_NOT_TAKEN = "the bus did not take the change in time: try again"
+
+
+@contextlib.contextmanager
+def taken(what: str, said: str = _NOT_TAKEN, **about: Any) -> Iterator[None]:
+    """Around a write: Unavailable, saying ``said``, where the bus did not take it; ``what`` (``about``) is logged."""
+    try:
+        yield
+    except TRANSIENT as exc:
+        log.warning(what, error=repr(exc), **about)
+        raise Unavailable(said, retry_after_s=2) from exc
 
 
 class Gone:
@@ -91,16 +102,11 @@ class KvTable(Generic[T]):
             return new.model_dump_json().encode()
 
         key = subjects.token(name)
-        try:
+        said = f"{_NOT_TAKEN}; GET /ready tells what is missing"
+        with taken("entry_not_written", said, bucket=self._bucket):
             if self._kv is None:
                 self._kv = await self._bus.js.key_value(self._bucket)
             value, revision = await compare_and_set(self._kv, key, change, patience_s=patience_s)
-        except (NatsError, TimeoutError, OSError) as exc:
-            log.warning("entry_not_written", bucket=self._bucket, error=repr(exc))
-            raise Unavailable(
-                "the bus did not take the change in time: try again; GET /ready tells what is missing",
-                retry_after_s=2,
-            ) from exc
         if value:
             self._mirror.apply_own(key, value, revision)
         return result
@@ -138,7 +144,7 @@ class KvTable(Generic[T]):
         """The entry as the bucket's leader has it now. Raises Unavailable."""
         try:
             return await self._leaders(subjects.token(name))
-        except (NatsError, TimeoutError, OSError) as exc:
+        except TRANSIENT as exc:
             raise self._unread(exc) from exc
 
     async def fresh_all(self) -> list[T]:
@@ -154,7 +160,7 @@ class KvTable(Generic[T]):
             info = await self._bus.js.stream_info(f"KV_{self._bucket}", subjects_filter=f"{prefix}>")
             keys = [subject.removeprefix(prefix) for subject in info.state.subjects or {}]
             found = await asyncio.gather(*(read(key) for key in keys))
-        except (NatsError, TimeoutError, OSError) as exc:
+        except TRANSIENT as exc:
             raise self._unread(exc) from exc
         return [entry for entry in found if entry is not None]
 

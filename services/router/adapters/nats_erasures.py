@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Collection
 
-from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from schemas.streams import ERASURES
 from schemas.v1.units import Tombstone
-from services._runtime.bus import TRANSIENT, Bus, compare_and_set, erase_last
+from services._runtime.bus import Bus, compare_and_set, erase_last
 from services._runtime.kv import KvMirror
 from services._runtime.telemetry import get_logger
-from services.router.domain.refusals import Unavailable
+from services.router.adapters.kv_table import taken
 
 log = get_logger(__name__)
 
@@ -58,12 +57,9 @@ class NatsErasures:
         """
         raw = stone.model_dump_json().encode()
         key = f"{stone.test_id}.{stone.unit}"
-        try:
+        with taken("tombstone_not_written", test_id=stone.test_id):
             kv = await self._bus.js.key_value(ERASURES.name)
             value, revision = await compare_and_set(kv, key, lambda present: None if present else raw)
-        except (NatsError, TimeoutError, OSError) as exc:
-            log.warning("tombstone_not_written", test_id=stone.test_id, error=repr(exc))
-            raise Unavailable("the bus did not take the change in time: try again", retry_after_s=2) from exc
         standing = value or raw
         self._mirror.apply_own(key, standing, revision)
         return Tombstone.model_validate_json(standing)
@@ -72,11 +68,8 @@ class NatsErasures:
         """Have all tombstones of a test overwritten. Raises Unavailable when the bus does not answer."""
         for unit, stone in list(self._stones.get(test_id, {}).items()):
             key = f"{test_id}.{stone.unit}"
-            try:
+            with taken("tombstone_not_dropped", test_id=test_id):
                 await erase_last(self._bus, f"KV_{ERASURES.name}", f"$KV.{ERASURES.name}.{key}")
-            except TRANSIENT as exc:
-                log.warning("tombstone_not_dropped", test_id=test_id, error=repr(exc))
-                raise Unavailable("the bus did not take the change in time: try again", retry_after_s=2) from exc
             self._mirror.entries.pop(key, None)
             self._forget(test_id, unit)
 

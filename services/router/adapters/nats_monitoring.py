@@ -13,7 +13,7 @@ from services._runtime.bus import Bus, compare_and_set, publish_durable
 from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror
 from services._runtime.telemetry import get_logger
-from services.router.domain.refusals import Unavailable
+from services.router.adapters.kv_table import taken
 
 log = get_logger(__name__)
 
@@ -56,12 +56,10 @@ class NatsMonitoring:
                 return None
             return changed.model_dump_json().encode()
 
-        try:
+        with taken("monitoring_not_switched"):
             if self._kv is None:
                 self._kv = await self._bus.js.key_value(streams.CONTROL.name)
             value, revision = await compare_and_set(self._kv, KEY, change)
-        except (NatsError, TimeoutError, OSError) as exc:
-            raise Unavailable("the bus did not take the change in time: try again", retry_after_s=2) from exc
         if value is not None:
             self._mirror.apply_own(KEY, value, revision)
         await self._tell(self.state, actor)

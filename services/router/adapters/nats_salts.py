@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 
-from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from schemas.streams import SALTS
@@ -12,8 +11,8 @@ from services._runtime.bus import TRANSIENT, Bus, compare_and_set, erase_last
 from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror
 from services._runtime.telemetry import get_logger
+from services.router.adapters.kv_table import taken
 from services.router.adapters.tasks import end
-from services.router.domain.refusals import Unavailable
 from services.router.domain.salts import ROOT_VERSION, SALT_BYTES, TestSalt, alias, decode, encode, unit_key
 
 log = get_logger(__name__)
@@ -73,7 +72,8 @@ class UnitSalts:
         """
         salt = TestSalt(max(now_ms(), ROOT_VERSION + 1), test_id, secrets.token_bytes(SALT_BYTES), now_ms())
         raw = encode(salt)
-        try:
+        said = "the bus did not take the test's salt in time: try again; GET /ready tells what is missing"
+        with taken("unit_salt_not_written", said, test_id=test_id):
             kv = await self._bus.js.key_value(SALTS.name)
             while True:
                 key = str(salt.version)
@@ -81,12 +81,6 @@ class UnitSalts:
                 if value == raw:
                     break
                 salt = TestSalt(salt.version + 1, test_id, salt.salt, salt.created_ms)
-        except (NatsError, TimeoutError, OSError) as exc:
-            log.warning("unit_salt_not_written", test_id=test_id, error=repr(exc))
-            raise Unavailable(
-                "the bus did not take the test's salt in time: try again; GET /ready tells what is missing",
-                retry_after_s=2,
-            ) from exc
         self._mirror.apply_own(key, raw, revision)
         return salt.version
 
@@ -96,11 +90,8 @@ class UnitSalts:
         Raises Unavailable when the bus does not answer.
         """
         name = str(version)
-        try:
+        with taken("unit_salt_not_destroyed", version=version):
             done = await erase_last(self._bus, _STREAM, f"$KV.{SALTS.name}.{name}")
-        except TRANSIENT as exc:
-            log.warning("unit_salt_not_destroyed", version=version, error=repr(exc))
-            raise Unavailable("the bus did not take the change in time: try again", retry_after_s=2) from exc
         self._mirror.entries.pop(name, None)
         self._forget(version)
         return done
