@@ -72,12 +72,12 @@ async def drive(
     tasks: set[asyncio.Task[None]] = set()
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         for index in itertools.count():
-            due = begin + index / load.rate
-            if (requests is not None and index >= requests) or (seconds is not None and due - begin >= seconds):
+            due = index / load.rate
+            if (requests is not None and index >= requests) or (seconds is not None and due >= seconds):
                 break
             if stop is not None and stop():
                 break
-            await asyncio.sleep(max(0.0, due - monotonic()))
+            await asyncio.sleep(max(0.0, begin + due - monotonic()))
             task = asyncio.create_task(_one(session, load, _body(load, rng), tally))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
