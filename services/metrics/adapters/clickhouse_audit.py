@@ -6,7 +6,7 @@ from typing import Any
 from clickhouse_connect.driver.client import Client
 
 from services.metrics.adapters.clickhouse import ClickHouse
-from services.metrics.domain.anomalies import Seen
+from services.metrics.domain.anomalies import COUNTED, FURTHER_REFUSALS, Seen
 from services.metrics.domain.chain import RECORD, START, Head, Link, Record, stream_of, values
 
 TABLE = "audit_chain"
@@ -97,10 +97,11 @@ class AuditStore:
         """What anomalies are seen from, of records stored since then (Unix ms), oldest first."""
         rows = client.query(
             "SELECT stream_created, sequence, toUnixTimestamp64Milli(stored_at) AS ms, actor, role, action, "  # noqa: S608
-            f"source, status, needs, changes FROM {self._table} FINAL "
+            "source, status, needs, changes, if(action = {further:String}, "
+            f"JSONExtractUInt(after, {{counted:String}}), 1) FROM {self._table} FINAL "
             "WHERE sequence > 0 AND stored_at >= fromUnixTimestamp64Milli({since:Int64}) "
             "ORDER BY stored_at, stream_created, sequence",
-            parameters={"since": stored_ms},
+            parameters={"since": stored_ms, "further": FURTHER_REFUSALS, "counted": COUNTED},
         ).result_rows
         return [Seen(*row) for row in rows]
 

@@ -3,6 +3,7 @@
 An anomaly is there from the record that makes it one until nothing more of its kind has come for the quiet time.
 """
 
+import json
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +18,22 @@ _GUARDED = frozenset({"operator", "admin"})
 """Roles whose keys are watched for new places: client keys are used from wherever applications run."""
 KEY_GUESSING = "key-guessing"
 """Action of a record that stands for many refusals: a router has shut out an address for its wrong keys."""
+FURTHER_REFUSALS = "further-refusals"
+"""Action of a record that counts refusals that had none of their own, for want of a key, role or rate among others."""
+SEVERAL = "several"
+"""Source of such a record where there was more than one."""
+COUNTED = "for_key_role_or_rate"
+"""What such a record's ``after`` calls the number of those."""
 _MANY = 1 << 31
 _MAX_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What of an audit record matters here; ``at_ms`` is the broker's time (Unix ms)."""
+    """What of an audit record matters here; ``at_ms`` is the broker's time (Unix ms).
+
+    ``times``: for so many refusals it stands.
+    """
 
     stream: str
     sequence: int
@@ -35,6 +45,7 @@ class Seen:
     status: int
     needs: str
     changes: bool
+    times: int = 1
 
 
 def seen(one: Link) -> Seen:
@@ -43,7 +54,17 @@ def seen(one: Link) -> Seen:
     return Seen(
         one.stream, one.sequence, one.stored_ms, record.actor, record.role, record.action, record.source, record.status,
         record.needs, record.changes,
+        _counted(record.after) if record.action == FURTHER_REFUSALS else 1,
     )  # fmt: skip
+
+
+def _counted(after: str) -> int:
+    """As ClickHouse's JSONExtractUInt has it, so that the table tells the same as the bus."""
+    try:
+        count = json.loads(after)[COUNTED]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return count if type(count) is int and count >= 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,7 @@ class _Rate:
         self._bursts: OrderedDict[str, _Burst] = OrderedDict()
 
     def add(self, key: str, at_ms: int, times: int = 1) -> None:
-        if self._limit == 0:
+        if self._limit == 0 or times == 0:
             return
         burst = self._bursts.pop(key, None) or _Burst(deque(maxlen=self._limit))
         self._bursts[key] = burst
@@ -140,8 +161,9 @@ class Watch:
         if one.status not in _REFUSED:
             return
         # Where keys are guessed, what came with requests to models is counted by the routers alone.
-        self._by_source.add(one.source, one.at_ms, _MANY if one.action == KEY_GUESSING else 1)
-        self._in_all.add("", one.at_ms)
+        if one.source != SEVERAL:
+            self._by_source.add(one.source, one.at_ms, _MANY if one.action == KEY_GUESSING else one.times)
+        self._in_all.add("", one.at_ms, one.times)
         if one.status == 403 and one.needs == "admin" and one.changes and one.role not in {"none", ""}:
             self._admins_things.add(one.actor, one.at_ms)
 

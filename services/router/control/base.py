@@ -1,10 +1,12 @@
-"""What handlers answer."""
+"""What calls come in as, and what handlers answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 JSON = "application/json"
+BUS = "bus"
+"""``peer`` of what comes over the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +24,15 @@ class Done:
     headers: Mapping[str, str] = field(default_factory=dict)
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as it came in. ``peer`` is the caller's address, or 'bus'; it is only ever kept as a salted hash."""
+
+    authorization: str | None
+    request_id: str
+    peer: str
+    body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    path: Mapping[str, str] = field(default_factory=dict)

@@ -35,6 +35,7 @@ from services.router.control.lifecycle import Lifecycle
 from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
+from services.router.control.recorder import Recorder
 from services.router.control.units import UnitHandlers
 from services.router.domain.auth import KeyRing
 from services.router.domain.door import Door
@@ -61,6 +62,7 @@ class Control:
     experiments: RoutedExperiments
     app: FastAPI
     dispatcher: Dispatcher
+    recorder: Recorder
     parts: Parts
     lifecycle: Lifecycle
     actions: Actions
@@ -123,6 +125,7 @@ class Control:
         await self.actions.stop()
         await self.parts.rollbacks.stop()
         await self.parts.outbox.stop()
+        await self.recorder.stop()
         await self.parts.audit.stop()
         await self.parts.monitoring.stop()
         await self.models.stop()
@@ -180,16 +183,18 @@ def build_control(
     limits = limits_of(settings)
     door = Door(ring, settings.security.failed_keys_per_minute)
     handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring), UnitHandlers(parts))
-    dispatcher = Dispatcher(handlers, door, limits, parts.audit, root_salt)
-    door.on_guessing(dispatcher.guessed)
+    recorder = Recorder(parts.audit, root_salt)
+    dispatcher = Dispatcher(handlers, door, limits, recorder)
+    door.on_guessing(recorder.guessed)
     forgetter = Forgetter(parts, forget_s)
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)
     peers = NatsPeers(bus, limits.share)
     return Control(
-        experiments, app, dispatcher, parts, lifecycle, actions, keeper, forgetter, max_body, door, limits, peers
-    )
+        experiments, app, dispatcher, recorder, parts, lifecycle, actions, keeper, forgetter, max_body, door, limits,
+        peers,
+    )  # fmt: skip
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -8,7 +8,8 @@ from faststream.nats import NatsBroker, NatsMessage, NatsResponse
 
 from schemas import subjects
 from services._runtime.telemetry import get_logger
-from services.router.control.dispatch import BUS, Call, Dispatcher, Reply, refusal
+from services.router.control.base import BUS, Call
+from services.router.control.dispatch import Dispatcher, Reply, refusal
 from services.router.control.verbs import BY_TOKEN
 from services.router.domain.refusals import NotFound, TooLarge
 from services.router.domain.request import request_id as own_request_id
@@ -60,7 +61,8 @@ async def _answer(
             NotFound(f"there is no control verb '{token[:64]}': use one of {known}", code="unknown_verb")
         )
     if len(body) > max_body and dispatcher.knows(headers.get("authorization"), BUS):
-        return refusal(TooLarge(f"the body is over {max_body} bytes: send a smaller one"))
+        bare = Call(authorization=headers.get("authorization"), request_id=request_id, peer=BUS)
+        return await dispatcher.refuse(verb, bare, TooLarge(f"the body is over {max_body} bytes: send a smaller one"))
     call = Call(authorization=headers.get("authorization"), request_id=request_id, peer=BUS, body=body)
     # Shielded: a connection lost while the command runs must not leave it half done.
     return await asyncio.shield(asyncio.ensure_future(dispatcher.dispatch(verb, call)))

@@ -16,7 +16,8 @@ from services._runtime.health import SHIELD
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Feed
 from services.router.control import asyncapi
-from services.router.control.dispatch import Call, Dispatcher, Reply, refusal
+from services.router.control.base import Call
+from services.router.control.dispatch import Dispatcher, Reply, refusal
 from services.router.control.docs_page import add_docs
 from services.router.control.events import stream
 from services.router.control.links import links
@@ -71,7 +72,7 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
         except Refused as exc:
             # Nothing of the body is known, but who sent it is: a refused command is audited like any other.
             bare = await _call(request, None)
-            return _response(dispatcher.refuse(verb, bare, exc), bare.request_id)
+            return _response(await dispatcher.refuse(verb, bare, exc), bare.request_id)
         if "accept" in verb.takes.model_fields and "accept" not in call.query:
             call = replace(call, query={**call.query, "accept": request.headers.get("accept", "")[:1024]})
         return _response(await dispatcher.dispatch(verb, call), call.request_id)
@@ -94,7 +95,7 @@ def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
     async def endpoint(request: Request) -> Response:
         call = await _call(request, None)
         try:
-            dispatcher.admit(EVENTS, call)
+            await dispatcher.admit(EVENTS, call)
             good = dispatcher.still_good(call)
         except Refused as exc:
             return _response(refusal(exc), call.request_id)

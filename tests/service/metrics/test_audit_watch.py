@@ -68,7 +68,9 @@ async def test_each_is_raised_once_and_resolved_once_whoever_is_killed(nats_serv
             actor="app", role="operator", source="cc", action="models-load", status=403, needs="admin", changes=True
         )
         await control.call(status=429)
-        expected = {"security.refused.source.aa", "security.new_place.ops.away", "security.admin_changes.app"}
+        counted = {"refused": 9, "for_key_role_or_rate": 5, "status_401": 5, "status_404": 4}
+        await control.call(action="further-refusals", source="dd", status=429, after=counted)
+        expected = {"security.refused.source.aa", "security.refused.source.dd", "security.new_place.ops.away", "security.admin_changes.app"}
         raised = Counter({(incident, False): 1 for incident in expected})
 
         async def raised_all() -> bool:

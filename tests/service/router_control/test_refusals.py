@@ -1,10 +1,16 @@
 """Roles, limits and bad input: a clear error each, in one shape, naming the field."""
 
+import asyncio
 import json
 
 import pytest
 
 from schemas import subjects
+from schemas.v1.alerts import AuditRecord
+from services.router.adapters.nats_audit import AuditLog
+from services.router.control import recorder
+from services.router.control.base import BUS, Call
+from services.router.control.verbs import BY_TOKEN
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import KEYS, ROLES, SECURITY, Side, others, side, stream_messages
 
@@ -236,14 +242,50 @@ async def test_commands_and_refusals_are_audited_without_bodies_or_addresses(nat
         assert all(key not in str(r) for r in records for key in KEYS.values())
 
 
-async def test_a_flood_without_a_key_cannot_flood_the_audit(nats_server: NatsServer) -> None:
+async def test_a_flood_of_refusals_is_counted_and_neither_floods_the_audit_nor_holds_up_commands(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "MAX_UNSTORED", 20)
     async with side(nats_server) as router:
-        for _ in range(200):
-            assert (await router.call("GET", "/status", role=None)).status_code == 401
-        await router.start_test()
+        nobody = [router.call("GET", "/status", role=None) for _ in range(200)]
+        viewers = [router.call("POST", "/stop", role="viewer", json={"test_id": "x"}) for _ in range(100)]
+        *refused, _started = await asyncio.gather(*nobody, *viewers, router.start_test())
+        assert [reply.status_code for reply in refused] == [401] * 200 + [403] * 100
 
-        async def started() -> list[dict] | None:
+        async def told() -> tuple[list[dict], list[dict]] | None:
             records = await audited(router, nats_server, 2)
-            return records if records[-1]["action"] == "start" else None
+            alone = [r for r in records if r["status"] in {401, 403}]
+            further = [r for r in records if r["action"] == "further-refusals"]
+            return (alone, further) if len(alone) + sum(r["after"]["refused"] for r in further) >= 300 else None
 
-        assert len([r for r in await eventually(started) if r["actor"] == "anonymous"]) < 100
+        alone, further = await eventually(told)
+        assert 20 <= len(alone) <= 220
+        assert len([r for r in alone if r["status"] == 401]) <= 70
+        for r in further:
+            by_status = sum(count for name, count in r["after"].items() if name.startswith("status_"))
+            assert r["after"]["refused"] == r["after"]["for_key_role_or_rate"] == by_status
+            assert (r["actor"], r["source"], r["outcome"]) == ("anonymous", alone[0]["source"], "counted")
+        assert len(alone) + sum(r["after"]["refused"] for r in further) == 300
+
+
+async def test_what_is_counted_when_a_router_stops_is_told_before_it_has_stopped(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        for _ in range(70):
+            await router.call("GET", "/status", role=None)
+    records = await stream_messages(nats_server, "metrics", "AUDIT", subjects.audit("router"))
+    counted = [json.loads(m.data)["data"] for m in records][60:]
+    assert sum(r["after"]["refused"] for r in counted) == 10
+
+
+async def test_refusals_on_the_bus_leave_room_for_commands_while_they_wait_for_their_records(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        class Never(AuditLog):
+            def record(self, record: AuditRecord) -> asyncio.Future[bool]:
+                return asyncio.get_running_loop().create_future()
+
+        router.control.recorder._audit = Never(router.bus)
+        calls = [Call(None, "r", BUS) for _ in range(33)]
+        waiting = [asyncio.create_task(router.control.dispatcher.dispatch(BY_TOKEN["stop"], call)) for call in calls]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1, "one more than may wait"
+        assert {(await task).status for task in waiting} == {401}

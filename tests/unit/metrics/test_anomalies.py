@@ -67,6 +67,16 @@ def test_what_is_not_refused_for_key_role_or_rate_counts_for_nothing() -> None:
     assert watch.going_on(T0 + 60) == []
 
 
+def test_a_record_that_stands_for_several_refusals_counts_as_so_many() -> None:
+    further: dict[str, Any] = {"action": "further-refusals", "status": 429}
+    watch = Watch(LIMITS)
+    watch.add(seen(1, T0, **further, source="aa", times=0))
+    watch.add(seen(2, T0, **further, source="several", times=4))
+    assert incidents(watch, T0) == {}
+    watch.add(seen(3, T0 + 1, **further, source="bb", times=3))
+    assert set(incidents(watch, T0 + 1)) == {"security.refused.source.bb", "security.refused.all"}
+
+
 def test_a_lesser_key_at_an_admins_things() -> None:
     watch = Watch(replace(LIMITS, new_places=False))
     tries: dict[str, Any] = {"actor": "app", "role": "operator", "status": 403, "needs": "admin", "changes": True}
