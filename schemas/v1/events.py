@@ -34,6 +34,7 @@ class TestEvent(Message):
     result: TestResult | None = None
     order: RollbackOrder | None = None
     configuration: Experiment | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
 
 
 class RollbackRequested(Message):

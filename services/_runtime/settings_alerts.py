@@ -142,6 +142,8 @@ class Destination(Section):
     def _check_pagerduty(self) -> None:
         if not self._has("integration_key"):
             raise ValueError("a pagerduty destination needs integration_key, or integration_key_env naming a variable")
+        if self.levels is None and "min_level" not in self.model_fields_set:
+            self.min_level = "WARNING"  # a start or an end would be an incident that nothing ever resolves
 
     def _check_prometheus(self) -> None:
         if not (self.pushgateway_url or "").startswith(("https://", "http://")):

@@ -147,6 +147,6 @@ def _alert(
         bound=verdict.bound if verdict else None,
         threshold=verdict.threshold if verdict else None,
         n=(verdict.n_b or None) if verdict else None,
-        tags={"model_a": event.model_a, "model_b": event.model_b},
+        tags={**event.tags, "model_a": event.model_a, "model_b": event.model_b},
         numbers=numbers,
     )

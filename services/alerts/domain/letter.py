@@ -5,8 +5,8 @@ from html import escape
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, rfc3339
-from services.alerts.domain.render import figures
-from services.alerts.domain.wording import Words, number, plain
+from services.alerts.domain import render
+from services.alerts.domain.wording import Words, plain
 
 _SUBJECT = 200
 _COLOURS = {
@@ -40,11 +40,7 @@ def letter(alert: Alert, event_id: str, words: Words | None = None) -> Letter:
 
 
 def _facts(alert: Alert, event_id: str) -> list[tuple[str, str]]:
-    known = [("Level", alert.level.value), ("Test", alert.test_id), ("Rule", alert.rule)]
-    facts = [(name, text) for name, text in known if text]
-    facts += [(name, number(value)) for name, value in figures(alert).items()]
-    facts += sorted(alert.tags.items())
-    return [*facts, ("Time", rfc3339(alert.at_ms)), ("Incident", alert.incident), ("Alert", event_id)]
+    return [*render.facts(alert), ("Time", rfc3339(alert.at_ms)), ("Incident", alert.incident), ("Alert", event_id)]
 
 
 def _html(alert: Alert, facts: list[tuple[str, str]], words: Words) -> str:

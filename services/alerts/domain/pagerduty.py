@@ -8,7 +8,7 @@ from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel, rfc3339
 from services.alerts.domain.incident import incident_key
 from services.alerts.domain.render import figures
-from services.alerts.domain.wording import Words, plain
+from services.alerts.domain.wording import Words, named, plain
 
 SEVERITIES: Mapping[AlertLevel, str] = {
     AlertLevel.INFO: "info",
@@ -42,8 +42,9 @@ def event_body(
     }  # fmt: skip
     if alert.rule:
         details["rule"] = alert.rule
+    summary = named(alert) if words.title == alert.title else words.title
     payload: dict[str, Any] = {
-        "summary": words.title[:_SUMMARY] or alert.level.value,
+        "summary": summary[:_SUMMARY] or alert.level.value,
         "source": alert.test_id or "cypria",
         "severity": ({**SEVERITIES, **(mapping or {})})[alert.level],
         "timestamp": rfc3339(alert.at_ms),

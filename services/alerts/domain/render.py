@@ -1,5 +1,6 @@
 """An alert in words: Slack's Block Kit, and fields for the log."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from schemas.v1.alerts import Alert
@@ -13,6 +14,15 @@ _SIGNS = {
     AlertLevel.EMERGENCY: "\U0001f6a8",
 }
 _RESOLVED = "\u2705"
+_LABELS: Mapping[str, str] = {
+    "value": "Measured", "bound": "Confidence bound", "threshold": "Limit",
+    "n": "Requests", "n_a": "Requests of A", "n_b": "Requests of B",
+    "split_percent": "Share of B, %", "value_a": "Measured of A", "value_b": "Measured of B",
+    "log_e": "Evidence, ln E", "limit": "Evidence needed, ln E",
+    "errors": "Errors of B in a row", "stable_done": "Requests of A beside", "stable_errors": "Errors of A beside",
+}  # fmt: skip
+"""Figures, as people call them."""
+_MODELS: Mapping[str, str] = {"model_a": "Stable (A)", "model_b": "Canary (B)"}
 _HEADER = 150
 _SECTION = 3000
 _FIELD = 2000
@@ -29,6 +39,20 @@ def figures(alert: Alert) -> dict[str, float]:
     """All numbers of an alert by name."""
     own = {"value": alert.value, "bound": alert.bound, "threshold": alert.threshold, "n": alert.n}
     return {name: float(number) for name, number in own.items() if number is not None} | alert.numbers
+
+
+def facts(alert: Alert) -> list[tuple[str, str]]:
+    """What people read beside the text: names in words, in a fixed order."""
+    known = [("Level", alert.level.value), ("Test", alert.test_id), ("Rule", alert.rule)]
+    numbers = figures(alert)
+    if "n_b" in numbers:
+        numbers.pop("n", None)  # the same, or a part of it
+    tags = sorted(alert.tags.items(), key=lambda tag: (tag[0] not in _MODELS, tag[0]))
+    return [
+        *((name, text) for name, text in known if text),
+        *((_MODELS.get(name, name), text) for name, text in tags),
+        *((_LABELS.get(name, name), number(value)) for name, value in numbers.items()),
+    ]
 
 
 def _cut(text: str, limit: int) -> str:
@@ -53,9 +77,7 @@ def slack_body(alert: Alert, event_id: str, channel: str | None, words: Words | 
     words = words or plain(alert)
     sign = _RESOLVED if alert.resolved else _SIGNS[alert.level]
     title = f"{sign} {words.headline}"
-    fields = [("Level", alert.level.value), ("Test", alert.test_id), ("Rule", alert.rule)]
-    lines = [f"*{name}*\n{escape(text)}" for name, text in fields if text]
-    lines += [f"*{escape(name)}*\n{number(value)}" for name, value in figures(alert).items()]
+    lines = [f"*{escape(name)}*\n{escape(text)}" for name, text in facts(alert)]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": _cut(title, _HEADER), "emoji": True}},
         {"type": "section", "text": {"type": "mrkdwn", "text": _cut(escape(words.text) or "-", _SECTION)}},

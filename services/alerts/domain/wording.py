@@ -91,8 +91,14 @@ def state(alert: Alert) -> str:
 
 
 def headline(alert: Alert) -> str:
-    """One line: level, or that it is over, and title."""
-    return f"{state(alert)}: {alert.title}"
+    """One line: level, or that it is over, title, and which models it is about."""
+    return f"{state(alert)}: {named(alert)}"
+
+
+def named(alert: Alert) -> str:
+    """The title, with the models of its test."""
+    model_a, model_b = (alert.tags.get(name) for name in ("model_a", "model_b"))
+    return f"{alert.title} ({model_b} against {model_a})" if model_a and model_b else alert.title
 
 
 def number(value: float) -> str:

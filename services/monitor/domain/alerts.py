@@ -81,7 +81,7 @@ def alert_of(experiment: Experiment, finding: Finding, *, monitoring_active: boo
         bound=finding.bound,
         threshold=finding.threshold,
         n=(finding.n_a if finding.kind.startswith("stable_") else finding.n_b) or None,
-        tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
+        tags={**experiment.tags, "model_a": experiment.model_a, "model_b": experiment.model_b},
         numbers=numbers | {"n_a": finding.n_a, "n_b": finding.n_b, "split_percent": finding.share_bp / 100},
     )
 
@@ -105,7 +105,7 @@ def approval(evaluator: TestEvaluator, text: str) -> tuple[str, Alert]:
         test_id=experiment.test_id,
         rule="approval",
         at_ms=1000 * (evaluator.second or 0),
-        tags={"model_a": experiment.model_a, "model_b": experiment.model_b},
+        tags={**experiment.tags, "model_a": experiment.model_a, "model_b": experiment.model_b},
         numbers={"split_percent": experiment.share_bp / 100},
     )
     return f"{experiment.test_id}.alert.approval.{step}", alert

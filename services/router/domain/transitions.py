@@ -72,6 +72,7 @@ def emit(
         result=state.result if with_result else None,
         order=order or state.rollback,
         configuration=state.configuration if kind in _CONFIGURED or with_result else None,
+        tags=dict(state.tags),
     )
     event = OutboxEvent(
         id=f"{state.test_id}.{state.version}.1",

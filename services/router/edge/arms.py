@@ -274,7 +274,8 @@ class Arms:
             log.warning("breaker_opened", test_id=test.test_id, errors=breaker.errors, stable_done=breaker.stable_done,
                         stable_errors=breaker.stable_errors)  # fmt: skip
             if self._acts(test):
-                self._alert(guard, AlertLevel.EMERGENCY, "breaker", "The canary fails every request", reason)
+                text = f"{reason}; {self._taken_out(test)}"
+                self._alert(guard, AlertLevel.EMERGENCY, "breaker", "The canary fails every request", text)
             else:
                 # An emergency of a test means its rollback; this one goes on, and the incident ends with a recovery.
                 text = f"{reason}; the test goes on without the canary until it answers again"
@@ -328,9 +329,14 @@ class Arms:
                 f"no monitor has watched the test for {silent:.0f} s, "
                 f"{CHECKS_TO_ROLLBACK} checks of {test.check_interval_seconds:g} s past the end of its lease"
             )
-            self._alert(guard, AlertLevel.EMERGENCY, "monitor_down", "Nobody watches the canary", reason)
+            text = f"{reason}; {self._taken_out(test)}"
+            self._alert(guard, AlertLevel.EMERGENCY, "monitor_down", "Nobody watches the canary", text)
             limit = CHECKS_TO_ROLLBACK * test.check_interval_seconds
             self._order(guard, LEASE_RULE, reason, value=silent, threshold=limit, unit="s")
+
+    @staticmethod
+    def _taken_out(test: Experiment) -> str:
+        return f"'{test.model_a}' serves everything and the test is being rolled back"
 
     def _acts(self, test: Experiment) -> bool:
         """Whether findings about a test may end it."""
@@ -366,6 +372,6 @@ class Arms:
         alert = Alert(
             incident=f"{test.test_id}.{kind}", level=level, title=title, message=message, test_id=test.test_id,
             rule=LEASE_RULE if kind in {LEASE_RULE, UNWATCHED} else BREAKER_RULE, at_ms=now_ms(), resolved=resolved,
-            n=breaker.errors, tags=dict(test.tags), numbers=numbers,
+            n=breaker.errors, tags={**test.tags, "model_a": test.model_a, "model_b": test.model_b}, numbers=numbers,
         )  # fmt: skip
         self._raise_alert(alert)

@@ -36,7 +36,7 @@ async def alerts(rig: Rig) -> list[dict[str, object]]:
 async def test_a_canary_that_fails_everything_is_rolled_back_and_no_user_sees_it(rig: Rig) -> None:
     await rig.worker("stable")
     canary = await rig.worker("canary", mode="status:500")
-    test_id = await rig.start_test(traffic_split_percent=20)
+    test_id = await rig.start_test(traffic_split_percent=20, tags={"team": "ml"})
     for _ in range(100):
         await variants(rig, 10)
         if await status(rig, test_id) == "rolled_back":
@@ -50,7 +50,9 @@ async def test_a_canary_that_fails_everything_is_rolled_back_and_no_user_sees_it
     assert len(charged) == seen
     assert all(fact.fallback and fact.outcome == Outcome.ERROR_BEFORE_FIRST_TOKEN for fact in charged)
     raised = await alerts(rig)
-    assert any(alert["rule"] == "consecutive_errors" for alert in raised)
+    (told,) = [alert for alert in raised if alert["rule"] == "consecutive_errors"]
+    assert "'stable' serves everything and the test is being rolled back" in told["message"]
+    assert told["tags"] == {"team": "ml", "model_a": "stable", "model_b": "canary"}
 
 
 async def test_without_auto_rollback_the_breaker_only_holds_the_canary_at_nothing(rig: Rig) -> None:

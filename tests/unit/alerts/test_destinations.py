@@ -54,6 +54,9 @@ def test_the_specs_destinations_are_taken_as_they_stand(tmp_path: Path) -> None:
     path.write_text(SPEC)
     channels = read(load(path, {}), {}).channels
     assert [channel.name for channel in channels] == ["slack", "email", "pagerduty", "prometheus"]
+    assert [channel.route.min_level for channel in channels] == ["INFO", "INFO", "WARNING", "INFO"]
+    asked = read(one(type="pagerduty", integration_key="k", min_level="INFO"), {}).channels[0]
+    assert asked.route.min_level == "INFO"
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

@@ -66,6 +66,9 @@ def test_events_of_a_test_are_alerts(kind: str, level: AlertLevel, incident: str
     assert (alert.level, alert.incident, alert.test_id) == (level, incident, "t1")
     assert "canary" in alert.message
     assert alert.numbers == {"split_percent": 12.5}
+    tagged = alert_of_test(kind, event(tags={"team": "ml", "model_b": "a tag of that name"}))
+    assert tagged is not None
+    assert tagged.tags == {"team": "ml", "model_a": "stable", "model_b": "canary"}
 
 
 def test_a_step_down_tells_the_rule_and_the_figures_behind_it() -> None:

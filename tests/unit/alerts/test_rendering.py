@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
-from services.alerts.domain.render import escape, figures, log_fields, number, slack_body
+from services.alerts.domain.letter import letter
+from services.alerts.domain.pagerduty import event_body
+from services.alerts.domain.render import escape, facts, figures, log_fields, number, slack_body
+from services.alerts.domain.wording import Words
 
 TEXT = st.text(max_size=4000)
 
@@ -51,9 +54,21 @@ def test_an_escaped_character_is_never_cut_in_two() -> None:
 def test_level_title_numbers_and_test_are_there() -> None:
     body = slack_body(alert(test_id="t1", rule="r", value=0.123456789, n=400, numbers={"n_a": 3}), "e", "#ops")
     text = json.dumps(body, ensure_ascii=False)
-    for part in ("CRITICAL: Too slow", "t1", "0.123457", "400", "n_a", "#ops"):
+    for part in ("CRITICAL: Too slow", "t1", "0.123457", "400", "Requests of A", "#ops"):
         assert part in text
     assert "channel" not in slack_body(alert(), "e", None)
+
+
+def test_the_models_of_a_test_are_in_every_headline_and_figures_have_names() -> None:
+    one = alert(tags={"model_a": "stable", "model_b": "canary", "team": "ml"}, threshold=10, n=7, numbers={"n_a": 9, "n_b": 7})
+    assert slack_body(one, "e", None)["text"].endswith("CRITICAL: Too slow (canary against stable)")
+    assert event_body(one, "e", "k")["payload"]["summary"] == "Too slow (canary against stable)"
+    assert event_body(one, "e", "k", None, Words("mine", "mine", "m"))["payload"]["summary"] == "mine"
+    assert letter(one, "e").subject == "[Cypria] CRITICAL: Too slow (canary against stable)"
+    assert facts(one) == [
+        ("Level", "CRITICAL"), ("Stable (A)", "stable"), ("Canary (B)", "canary"), ("team", "ml"), ("Limit", "10"),
+        ("Requests of A", "9"), ("Requests of B", "7"),
+    ]  # fmt: skip
 
 
 def test_a_resolution_says_so() -> None:
