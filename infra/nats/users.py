@@ -4,6 +4,7 @@ Every service has a user of its own, outside callers have one, and `provision` h
 the subjects that are its own, and subscribes only to those and to its own inbox prefix `_INBOX.<user>`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from schemas import streams, subjects
@@ -33,6 +34,9 @@ class Tls:
     key_file: str
     ca_file: str | None = None
 
+
+LIMITS = (f"max_payload: {12 << 20}", f"max_pending: {256 << 20}", 'ping_interval: "20s"', 'write_deadline: "10s"')
+"""Of every server: bodies of 10 MiB pass."""
 
 _PUBLISH: dict[str, tuple[str, ...]] = {
     "router": (
@@ -133,7 +137,7 @@ def _reading(stream: str) -> list[str]:
 
 
 def server_config(
-    *, host: str, port: int, store_dir: str, passwords: dict[str, str], sync_always: bool, max_payload: int = 12 << 20,
+    *, host: str, port: int, store_dir: str, passwords: dict[str, str], sync_always: bool,
     tls: Tls | None = None,
 ) -> str:  # fmt: skip
     """A nats-server configuration file with JetStream and all users; ``passwords`` are plain or bcrypt."""
@@ -141,32 +145,37 @@ def server_config(
         f"host: {_quote(host)}",
         f"port: {port}",
         "server_name: cypria",
-        f"max_payload: {max_payload}",
-        f"max_pending: {256 << 20}",
-        'ping_interval: "20s"',
-        'write_deadline: "10s"',
+        *LIMITS,
         "jetstream {",
         f"  store_dir: {_quote(store_dir)}",
         *(["  sync_interval: always"] if sync_always else []),
         "}",
         *(_tls(tls) if tls else []),
-        "authorization {",
-        "  timeout: 3",
-        "  users: [",
+        *authorization(lambda user: _quote(passwords[user])),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def variable(user: str) -> str:
+    """How a configuration refers to a user's password where it does not hold it: `$CYPRIA_ROUTER` and so on."""
+    return f"$CYPRIA_{user.upper()}"
+
+
+def authorization(password: Callable[[str], str]) -> list[str]:
+    """The lines of a configuration with all users; ``password`` gives what stands for a user's."""
+    lines = ["authorization {", "  timeout: 3", "  users: ["]
     for user in USERS:
         allowed = permissions(user)
         publish, subscribe, never = (
             ", ".join(map(_quote, some)) for some in (allowed.publish, allowed.subscribe, allowed.never)
         )
         lines += [
-            f"    {{ user: {user}, password: {_quote(passwords[user])}, permissions: {{",
+            f"    {{ user: {user}, password: {password(user)}, permissions: {{",
             f"        publish: {{ allow: [{publish}] }},",
             f"        subscribe: {{ allow: [{subscribe}], deny: [{never}] }}",
             "    } }",
         ]
-    lines += ["  ]", "}"]
-    return "\n".join(lines) + "\n"
+    return [*lines, "  ]", "}"]
 
 
 def _tls(tls: Tls) -> list[str]:

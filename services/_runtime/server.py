@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import resource
 import signal
@@ -30,13 +31,13 @@ EXIT_CONFIG = 78
 _PR_SET_PDEATHSIG = 1
 SUPERVISED = "CYPRIA_SUPERVISOR_PID"
 CONFIG_FILE = "CYPRIA_CONFIG_FILE"
-DRAIN_S = 5
 MAX_FILES = 65_536
 RENEW_S = 5.0
 """How often files of a certificate are looked at."""
 MEET_S = 3.0
-LIMIT_S = 12.0
-"""A process that has been asked to end ends after this long, whatever hangs; it may be killed at any moment anyway."""
+LIMIT_S = 7.0
+"""A process that has been asked to end ends so long after what is in flight had its time, whatever hangs; it may be
+killed at any moment anyway."""
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
@@ -111,7 +112,7 @@ def _config_argument(argv: list[str]) -> Path | None:
 
 
 def run(service: str, build_app: Callable[[Settings], Any], config: Path | None, **uvicorn_options: Any) -> None:
-    """Run a service until SIGTERM or SIGINT; then drain within DRAIN_S and return."""
+    """Run a service until SIGTERM or SIGINT; then drain within `ops.drain_seconds` and return."""
     if os.environ.get(SUPERVISED):
         die_with_parent(parent=int(os.environ[SUPERVISED]))
     allow_many_files()
@@ -135,7 +136,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         access_log=False,
         lifespan="on",
         loop="uvloop",
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_graceful_shutdown=math.ceil(settings.ops.drain_seconds),
         server_header=False,
         date_header=False,
         **uvicorn_options,
@@ -143,7 +144,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     if secured:
         configured.load()
         configured.ssl = secured.context
-    server = _Server(configured, secured)
+    server = _Server(configured, secured, settings.ops.drain_seconds + LIMIT_S)
     for number in (signal.SIGTERM, signal.SIGINT):
         # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
         # clean stop is not a death by signal.
@@ -162,16 +163,17 @@ class _Server(uvicorn.Server):
 
     _asked = False
 
-    def __init__(self, config: uvicorn.Config, secured: tls.Serving | None) -> None:
+    def __init__(self, config: uvicorn.Config, secured: tls.Serving | None, limit_s: float) -> None:
         super().__init__(config)
+        self._limit_s = limit_s
         self._secured = secured
         self._renewing: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; what is not over after LIMIT_S is cut off."""
+        """Begin to stop; what is not over in time is cut off."""
         if not self._asked:
             self._asked = True
-            limit = threading.Timer(LIMIT_S, _cut_off)
+            limit = threading.Timer(self._limit_s, _cut_off, [self._limit_s])
             limit.daemon = True
             limit.start()
         super().handle_exit(sig, frame)
@@ -217,8 +219,8 @@ async def _meet_bus(settings: Settings, service: str) -> None:
         await bus.close()
 
 
-def _cut_off() -> None:
-    get_logger(__name__).error("stop_cut_off", after_s=LIMIT_S)
+def _cut_off(after_s: float) -> None:
+    get_logger(__name__).error("stop_cut_off", after_s=after_s)
     os._exit(1)
 
 

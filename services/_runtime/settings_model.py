@@ -258,10 +258,15 @@ class Http(Section):
 
 
 class Ops(Section):
-    """`ops`: where a service other than the router shows /health, /ready and /metrics; port 0: a free one."""
+    """`ops`: where a service other than the router shows /health, /ready and /metrics; port 0: a free one.
+
+    ``drain_seconds``: how long what is in flight may go on after SIGTERM, at a router and at a worker each; under
+    `cypria up`, which stops within ten seconds, at most 5.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 0
+    drain_seconds: float = Field(default=5, ge=0, le=3600)
 
 
 class Logging(Section):

@@ -31,6 +31,8 @@ SERVICES = ("metrics", "monitor", "alerts", "inference", "router")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 STOP_S = {"router": 6.0, "inference": 2.5, "metrics": 2.5, "monitor": 2.5, "alerts": 2.5, "nats-server": 1.0}
 """Seconds that a part may take to stop: the router first, then all other services at once, then the bus; 9.5 in all."""
+DRAIN_S = 5.0
+"""Longer, what is in flight does not get here: the router is killed after STOP_S."""
 NATS_TRIES = 3
 """An embedded nats-server that has died so often before it answered will not come up."""
 _LOOK_S = 0.05
@@ -145,7 +147,11 @@ async def _connect(bus: Bus) -> None:
 
 
 def _environment(settings: Settings, admin_sha256: str | None) -> dict[str, str]:
-    environment = {"CYPRIA_DATA_DIR": str(settings.data_dir), "CYPRIA_HTTP__PORT": str(settings.http.port)}
+    environment = {
+        "CYPRIA_DATA_DIR": str(settings.data_dir),
+        "CYPRIA_HTTP__PORT": str(settings.http.port),
+        "CYPRIA_OPS__DRAIN_SECONDS": str(min(settings.ops.drain_seconds, DRAIN_S)),
+    }
     if admin_sha256:
         keys = [{"name": "admin", "role": "admin", "key_sha256": admin_sha256}]
         environment["CYPRIA_SECURITY__API_KEYS"] = json.dumps(keys)

@@ -8,9 +8,6 @@ from services._runtime.settings_model import Settings
 from services.inference.adapters.engines import NOWHERE, Surroundings
 from services.inference.adapters.integrity import Sources
 
-DRAIN_S = 4.0
-"""What is in flight at SIGTERM gets this long: the whole system is to stop within ten seconds."""
-
 
 def new_worker_id() -> str:
     """`w` and eight hex digits, new for each process."""
@@ -29,7 +26,7 @@ class InferenceSettings:
     pool: str = "default"
     management: ModelManagement = field(default_factory=ModelManagement)
     planning: ResourcePlanning = field(default_factory=ResourcePlanning)
-    drain_s: float = DRAIN_S
+    drain_s: float = 5.0
     worker: str = field(default_factory=new_worker_id)
 
 
@@ -49,4 +46,5 @@ def read(settings: Settings) -> InferenceSettings:
         pool=pool,
         management=settings.model_management,
         planning=settings.resource_planning,
+        drain_s=settings.ops.drain_seconds,
     )
