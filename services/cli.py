@@ -1,4 +1,8 @@
-"""`cypria`: the processes, the control API from a shell, and the load generator."""
+"""`cypria`: the processes, the control API from a shell, and the load generator.
+
+What only some commands need is imported by them: most ask the edge one question, and would wait longer for the
+libraries of a service than for the answer.
+"""
 
 import asyncio
 import importlib
@@ -9,10 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show, units
-from services._cli import doctor as examination
-from services._cli.load import Load, Tally, drive
-from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit, run
-from services._runtime.settings import ConfigError
+from services._runtime.settings_base import ConfigError
 
 app = typer.Typer(
     name="cypria", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -52,6 +53,7 @@ def up(
     ] = None,
 ) -> None:
     """Run the whole system in the foreground on embedded parts."""
+    from services._runtime.server import load_or_exit, log_or_exit
     from services._runtime.up import up as run_up
 
     path = _config(config) or DEMO_CONFIG
@@ -67,6 +69,8 @@ def up(
 def _service(name: str) -> None:
     @app.command(name, help=f"Run the {name} service alone (same as python -m services.{name}).")
     def command(config: ConfigOption = None) -> None:
+        from services._runtime.server import run
+
         module = importlib.import_module(f"services.{name}.app")
         run(name, module.build_app, _config(config), **getattr(module, "UVICORN_OPTIONS", {}))
 
@@ -86,6 +90,7 @@ later.register(app)
 def provision(config: ConfigOption = None) -> None:
     """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
     from services._runtime.data_dir import StartError
+    from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit
     from services._runtime.up import provision as run_provision
     from services.metrics.provision import FAILURES, provision_clickhouse
 
@@ -243,6 +248,8 @@ def doctor(
     json_: JsonOption = False,
 ) -> None:
     """Look at everything that must be in order, and say what to do; the exit status is 1 where something failed."""
+    from services._cli import doctor as examination
+
     checks = examination.examine_file(config) if config else examination.examine(data_dir or api.data_dir())
     if json_:
         show.as_json(examination.as_data(checks))
@@ -289,11 +296,13 @@ def load(
     json_: JsonOption = False,
 ) -> None:
     """Send open-loop traffic to the edge and show what clients saw; the exit status is 1 where a request failed."""
+    from services._cli.load import Load, shown
+
     token = api.key() or api.fail("no key: set CYPRIA_API_KEY")
     target = Load(
         api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens, tls=api.tls_context()
     )
-    tally = asyncio.run(_drive(target, seconds))
+    tally = asyncio.run(shown(target, seconds))
     seen = {"sent": tally.sent, "failed": tally.failed, "by_variant": dict(tally.by_variant),
             "by_status": dict(tally.by_status), "last_error": tally.last_error or None}  # fmt: skip
     if json_:
@@ -306,18 +315,6 @@ def load(
         if tally.failed:
             show.console.print(show.styled(f"the last failure: {tally.last_error}"))
     raise SystemExit(1 if tally.failed else 0)
-
-
-async def _drive(target: Load, seconds: float) -> Tally:
-    tally = Tally()
-    run_load = asyncio.create_task(drive(target, seconds=seconds, tally=tally))
-    with show.console.status("") as line:
-        while not run_load.done():
-            await asyncio.wait({run_load}, timeout=0.5)
-            line.update(
-                f"sent {tally.sent}  finished {tally.finished}  failed {tally.failed}  {dict(tally.by_variant)}"
-            )
-    return await run_load
 
 
 def _body(**fields: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from services._cli import api, show, telling
-from services._runtime.server import run
 
 app = typer.Typer(
     invoke_without_command=True, no_args_is_help=False,
@@ -25,6 +24,8 @@ def service(
 ) -> None:
     """Run the alerts service alone (same as python -m services.alerts); or one of the commands."""
     if context.invoked_subcommand is None:
+        from services._runtime.server import run
+
         named = os.environ.get("APHRODITE_AB_TESTING_CONFIG_PATH")
         module = importlib.import_module("services.alerts.app")
         run("alerts", module.build_app, config or (Path(named) if named else None))

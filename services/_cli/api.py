@@ -13,9 +13,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from services._runtime import tls, variables
-from services._runtime.settings import ConfigError
-from services._runtime.settings_engines import is_url
-from services._runtime.settings_model import default_data_dir
+from services._runtime.settings_base import ConfigError, default_data_dir, is_url
 from services._runtime.settings_tls import ClientTls
 
 DEFAULT_URL = "http://127.0.0.1:2242"

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from services._cli import api
+from services._cli import api, show
 from services._runtime.clock import monotonic
 
 PROMPTS = (
@@ -84,6 +84,19 @@ async def drive(
         if tasks:
             await asyncio.gather(*tasks)
     return tally
+
+
+async def shown(load: Load, seconds: float) -> Tally:
+    """Send for so many seconds, with the figures so far in a line on the terminal."""
+    tally = Tally()
+    run_load = asyncio.create_task(drive(load, seconds=seconds, tally=tally))
+    with show.console.status("") as line:
+        while not run_load.done():
+            await asyncio.wait({run_load}, timeout=0.5)
+            line.update(
+                f"sent {tally.sent}  finished {tally.finished}  failed {tally.failed}  {dict(tally.by_variant)}"
+            )
+    return await run_load
 
 
 def _body(load: Load, rng: random.Random) -> dict[str, Any]:

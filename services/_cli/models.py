@@ -7,13 +7,8 @@ from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import typer
-import yaml
-from pydantic import ValidationError
 
 from services._cli import api, show
-from services._cli.progress import Follower
-from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit
-from services._runtime.settings_engines import Model
 
 app = typer.Typer(
     invoke_without_command=True, no_args_is_help=False,
@@ -177,6 +172,8 @@ def _do(method: str, path: str, name: str, body: dict[str, Any] | None, *, wait:
     done = api.call(method, path, body=body)
     state, reason = "", ""
     if wait and done["status"] != "unchanged":
+        from services._cli.progress import Follower
+
         follower = Follower(_of(name), done, quiet=json_)
         try:
             state, reason = asyncio.run(follower.run())
@@ -193,6 +190,11 @@ def _do(method: str, path: str, name: str, body: dict[str, Any] | None, *, wait:
 
 def _entry(file: str) -> dict[str, Any]:
     """An entry of `models`; relative paths are relative to the file."""
+    import yaml
+    from pydantic import ValidationError
+
+    from services._runtime.settings_engines import Model
+
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -216,6 +218,7 @@ def _entry(file: str) -> dict[str, Any]:
 
 
 def _plan_here(config: Path, *, json_: bool) -> NoReturn:
+    from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit
     from services.inference.adapters.planner import plan_here
 
     settings = load_or_exit(config)

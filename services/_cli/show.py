@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -132,6 +131,8 @@ def _cell(column: str, value: Any) -> Text:
 def markdown(text: str) -> None:
     """Markdown, laid out for the terminal; as it is where the output is a file or a pipe."""
     if console.is_terminal:
+        from rich.markdown import Markdown
+
         console.print(Markdown(text))
     else:
         console.file.write(text)

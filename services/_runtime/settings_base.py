@@ -1,6 +1,9 @@
 """What all sections of the settings share."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -10,6 +13,21 @@ Positive = Annotated[float, Field(gt=0)]
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names the source, the key and the reason."""
+
+
+def is_url(text: str, schemes: set[str]) -> bool:
+    """Whether it is an address of one of the schemes, with a host and, if any, a port that exists."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/cypria`, by default `~/.local/share/cypria`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "cypria"
 
 
 class Typed(BaseModel):

@@ -9,21 +9,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from schemas.v1.common import ModelName
-from services._runtime.settings_base import Positive, Section
+from services._runtime.settings_base import Positive, Section, is_url
 
 EngineName = Literal["openai", "transformers", "vllm"]
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _WEB = ("http://", "https://")
-
-
-def is_url(text: str, schemes: set[str]) -> bool:
-    """Whether it is an address of one of the schemes, with a host and, if any, a port that exists."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return False
 
 
 class HubSource(NamedTuple):

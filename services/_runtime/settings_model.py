@@ -1,7 +1,6 @@
 """The settings themselves: sections and names as the configuration file has them."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services._runtime.settings_alerts import Destination
-from services._runtime.settings_base import Port, Section, Typed
+from services._runtime.settings_base import Port, Section, Typed, default_data_dir, is_url
 from services._runtime.settings_engines import (
     InferenceProcess,
     Model,
@@ -19,7 +18,6 @@ from services._runtime.settings_engines import (
     ModelSources,
     ResourcePlanning,
     is_allowed,
-    is_url,
     not_allowed,
 )
 from services._runtime.settings_integrations import Integration
@@ -297,12 +295,6 @@ class Processes(Section):
     metrics: int = Field(default=1, ge=0, le=8)
     monitor: int = Field(default=1, ge=0, le=8)
     alerts: int = Field(default=1, ge=0, le=8)
-
-
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/cypria`, by default `~/.local/share/cypria`."""
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "cypria"
 
 
 class Settings(Section):
