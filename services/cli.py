@@ -4,7 +4,6 @@ What only some commands need is imported by them: most ask the edge one question
 libraries of a service than for the answer.
 """
 
-import asyncio
 import importlib
 import os
 from pathlib import Path
@@ -53,6 +52,8 @@ def up(
     ] = None,
 ) -> None:
     """Run the whole system in the foreground on embedded parts."""
+    import asyncio
+
     from services._runtime.server import load_or_exit, log_or_exit
     from services._runtime.up import up as run_up
 
@@ -89,6 +90,8 @@ later.register(app)
 @app.command()
 def provision(config: ConfigOption = None) -> None:
     """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
+    import asyncio
+
     from services._runtime.data_dir import StartError
     from services._runtime.server import EXIT_CONFIG, load_or_exit, log_or_exit
     from services._runtime.up import provision as run_provision
@@ -296,6 +299,8 @@ def load(
     json_: JsonOption = False,
 ) -> None:
     """Send open-loop traffic to the edge and show what clients saw; the exit status is 1 where a request failed."""
+    import asyncio
+
     from services._cli.load import Load, shown
 
     token = api.key() or api.fail("no key: set CYPRIA_API_KEY")

@@ -1,5 +1,7 @@
 """Fixtures that every kind of test may use."""
 
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +10,10 @@ from hypothesis import settings
 
 from services.inference.adapters import vllm_environment
 from tests.harness import NatsServer
+
+# Tests start hundreds of processes: where none may keep what it compiled, each compiles all of the code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No timed assertions: how long an example takes says more about the machine than about the code.
 settings.register_profile("cypria", deadline=None)

@@ -1,15 +1,16 @@
 """A small client of the control API for the command line."""
 
-import asyncio
+import contextlib
 import errno
 import json
 import os
 import ssl
 import sys
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote, urlencode, urlsplit
 
-import aiohttp
 from pydantic import ValidationError
 
 from services._runtime import tls, variables
@@ -17,6 +18,9 @@ from services._runtime.settings_base import ConfigError, default_data_dir, is_ur
 from services._runtime.settings_tls import ClientTls
 
 DEFAULT_URL = "http://127.0.0.1:2242"
+PATIENCE_S = 30.0
+_KEPT = "/%:@!$&'()*+,;=~"
+"""What a path may hold as it is: callers have quoted what needs it."""
 
 
 class ApiError(RuntimeError):
@@ -68,17 +72,19 @@ def explained(exc: BaseException) -> str:
     """An error of the connection in words."""
     if why := tls.reason(exc, "CYPRIA", _tls()):
         return why
-    cut_off = isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError)
-    cut_off = cut_off or getattr(exc, "errno", None) == errno.ECONNRESET
+    aiohttp: Any = sys.modules.get("aiohttp")  # where nothing has imported it, the error is none of its own
+    theirs = (aiohttp.ServerDisconnectedError, aiohttp.ClientResponseError) if aiohttp else ()
+    cut_off = isinstance(exc, (HTTPException, ssl.SSLError, *theirs)) or getattr(exc, "errno", None) == errno.ECONNRESET
     if cut_off and url().startswith("http://"):
         return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
     if cut_off and os.environ.get("CYPRIA_CERT_FILE"):
         # What a server says of a client's certificate comes after the handshake, and is lost with the request.
         return "it closed the connection: the certificate in CYPRIA_CERT_FILE may not be of the edge's authority"
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        # The library's own words hold the address of a Python object where TLS is on.
-        code = exc.os_error.errno or 0  # below 0 of a name that cannot be resolved
-        return f"no connection: {os.strerror(code) if code > 0 else exc.os_error.strerror or exc.os_error}"
+    # aiohttp's own words hold the address of a Python object where TLS is on.
+    error = exc.os_error if aiohttp and isinstance(exc, aiohttp.ClientConnectorError) else exc
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        # below 0 of a name that cannot be resolved
+        return f"no connection: {os.strerror(error.errno) if error.errno > 0 else error.strerror or error}"
     return str(exc) or type(exc).__name__
 
 
@@ -108,52 +114,88 @@ async def acall(
     method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
     base: str | None = None, token: str | None = None, accept: str = "application/json",
 ) -> Any:  # fmt: skip
-    """One call; the decoded JSON, or the text of any other type that ``accept`` asked for.
+    """One call, for those who do something else meanwhile; the decoded JSON, or the text of any other type that
+    ``accept`` asked for.
 
-    Raises ApiError for a refusal and OSError when nobody answers.
+    Raises ApiError for a refusal and OSError or aiohttp.ClientError when nobody answers.
     """
-    headers = {"Accept": accept}
-    if bearer := token or key():
-        headers["Authorization"] = f"Bearer {bearer}"
-    query = {k: str(v) for k, v in (params or {}).items() if v is not None}
-    timeout = aiohttp.ClientTimeout(total=30)
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
     async with (
-        aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-        session.request(method, (base or url()) + path, json=body, params=query, ssl=tls_context()) as response,
+        aiohttp.ClientSession(timeout=timeout, headers=_headers(accept, token)) as session,
+        session.request(
+            method, (base or url()) + path, json=body, params=_query(params), ssl=tls_context()
+        ) as response,
     ):
-        text = await response.text()
-        try:
-            data = json.loads(text) if text and response.content_type == "application/json" else text or None
-        except ValueError:
-            data = text
-        if response.status >= 400:
-            error = data.get("error", {}) if isinstance(data, dict) else {}
-            stranger = f"{base or url()} answered HTTP {response.status}, and not as Cypria does: check CYPRIA_URL"
-            wait = response.headers.get("Retry-After", "")
-            raise ApiError(
-                response.status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0
-            )
-        return data
+        wait = response.headers.get("Retry-After", "")
+        return _decoded(base or url(), response.status, response.content_type, await response.text(), wait)
 
 
 def call(
     method: str, path: str, *, body: dict[str, Any] | None = None, params: dict[str, Any] | None = None,
     accept: str = "application/json", raises: int | None = None,
 ) -> Any:  # fmt: skip
-    """`acall` from synchronous code; refusals and an absent edge end the command with a clear line.
+    """Like `acall`, in a process that does nothing else; refusals and an absent edge end the command with a clear line.
 
     Raises ApiError for a refusal with the status ``raises`` alone.
     """
     try:
-        return asyncio.run(acall(method, path, body=body, params=params, accept=accept))
+        return _ask(method, path, body, params, accept)
     except ApiError as exc:
         if exc.status == raises:
             raise
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")
     except TimeoutError:
-        fail(f"no answer from {url()} within 30 s: ask again, or look at its log")
-    except (OSError, aiohttp.ClientError) as exc:
+        fail(f"no answer from {url()} within {PATIENCE_S:.0f} s: ask again, or look at its log")
+    except (OSError, HTTPException) as exc:
         if why := tls.reason(exc, "CYPRIA", _tls()):
             fail(f"no connection to {url()}: {why}")
         fail(f"no answer from {url()} ({explained(exc)}): is `cypria up` running? CYPRIA_URL names another edge")
+
+
+def _ask(
+    method: str, path: str, body: dict[str, Any] | None, params: dict[str, Any] | None, accept: str
+) -> Any:
+    """By the standard library: an asynchronous client takes longer to import than most answers take."""
+    address, context = urlsplit(url() + path), tls_context()
+    query = "&".join(filter(None, (address.query, urlencode(_query(params)))))
+    host = address.hostname or ""
+    connection = (
+        HTTPSConnection(host, address.port, timeout=PATIENCE_S, context=context)
+        if isinstance(context, ssl.SSLContext)
+        else HTTPConnection(host, address.port, timeout=PATIENCE_S)
+    )
+    headers = {name: value.encode() for name, value in _headers(accept).items()}
+    if body is not None:
+        headers["Content-Type"] = b"application/json"
+    with contextlib.closing(connection):
+        target = quote(address.path, safe=_KEPT) + (f"?{query}" if query else "")
+        connection.request(method, target, None if body is None else json.dumps(body).encode(), headers)
+        response = connection.getresponse()
+        text = response.read().decode("utf-8", "replace")
+    wait = response.headers.get("Retry-After", "")
+    return _decoded(url(), response.status, response.headers.get_content_type(), text, wait)
+
+
+def _headers(accept: str, token: str | None = None) -> dict[str, str]:
+    bearer = token or key()
+    return {"Accept": accept} | ({"Authorization": f"Bearer {bearer}"} if bearer else {})
+
+
+def _query(params: dict[str, Any] | None) -> dict[str, str]:
+    return {name: str(value) for name, value in (params or {}).items() if value is not None}
+
+
+def _decoded(base: str, status: int, media: str, text: str, wait: str) -> Any:
+    """What an answer holds; ``wait`` is its Retry-After. Raises ApiError for a refusal, and for what is no answer."""
+    try:
+        data = json.loads(text) if text and media == "application/json" else text or None
+    except ValueError:
+        data = text
+    if status >= 300:
+        error = data.get("error", {}) if isinstance(data, dict) else {}
+        stranger = f"{base} answered HTTP {status}, and not as Cypria does: check CYPRIA_URL"
+        raise ApiError(status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0)
+    return data

@@ -1,6 +1,5 @@
 """`cypria models`: what models there are, and orders to have others, with their progress."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -172,6 +171,8 @@ def _do(method: str, path: str, name: str, body: dict[str, Any] | None, *, wait:
     done = api.call(method, path, body=body)
     state, reason = "", ""
     if wait and done["status"] != "unchanged":
+        import asyncio
+
         from services._cli.progress import Follower
 
         follower = Follower(_of(name), done, quiet=json_)

@@ -3,13 +3,17 @@
 import errno
 import io
 import os
+import ssl
+import subprocess
 import sys
+from http.client import BadStatusLine, RemoteDisconnected
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from services._cli import api, units
+from tests.system import ROOT
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -33,8 +37,24 @@ def test_a_connection_that_ends_after_a_certificate_was_shown_is_told(monkeypatc
     monkeypatch.setenv("CYPRIA_URL", "https://127.0.0.1:9")
     monkeypatch.setenv("CYPRIA_CERT_FILE", "mine.crt")
     monkeypatch.setenv("CYPRIA_KEY_FILE", "mine.key")
-    for lost in (aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(errno.ECONNRESET, "Connection reset by peer")):
+    for lost in (
+        aiohttp.ServerDisconnectedError(), aiohttp.ClientOSError(errno.ECONNRESET, "Connection reset by peer"),
+        RemoteDisconnected("closed without response"), ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    ):  # fmt: skip
         assert "the certificate in CYPRIA_CERT_FILE may not be" in api.explained(lost)
+
+
+def test_an_edge_over_tls_that_is_asked_without_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CYPRIA_URL", "http://127.0.0.1:9")
+    for lost in (BadStatusLine("\x15\x03"), ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")):
+        assert "if it serves TLS, CYPRIA_URL begins with https://" in api.explained(lost)
+
+
+def test_a_question_to_the_edge_does_not_wait_for_the_libraries_of_a_service() -> None:
+    heavy = {"aiohttp", "faststream", "nats", "uvicorn", "numpy", "prometheus_client", "structlog"}
+    code = f"import sys, services.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_unit_that_is_not_utf_8_is_refused_before_it_is_sent(
