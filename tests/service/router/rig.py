@@ -51,6 +51,8 @@ class Rig:
         self.router: Router = app._router
         self.workers: list[FrameWorker] = []
         self._sock = socket.create_server(("127.0.0.1", 0))
+        # As the product's own loop does: a small answer would wait 40 ms for the acknowledgement of the piece before it.
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self._sock.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.AsyncClient(base_url=self.url, timeout=30, headers=bearer())
