@@ -128,8 +128,9 @@ def certificate(section: str, cert_file: Path, key_file: Path, *, of_client: boo
     return _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), section, cert_file, key_file, of_client=of_client)
 
 
-def reason(exc: BaseException, section: str, tls: ClientTls | None) -> str | None:
-    """Why TLS refused a connection, and what to do; None where the error is about something else.
+def reason(exc: BaseException, section: str, tls: ClientTls | None, trust: str | None = None) -> str | None:
+    """Why TLS refused a connection, and what to do; None where the error is about something else. ``trust`` is what
+    names the authorities where ``section`` has no settings of TLS.
 
     A connection that was cut off is something else: servers die in the middle of a handshake, too.
     """
@@ -138,21 +139,25 @@ def reason(exc: BaseException, section: str, tls: ClientTls | None) -> str | Non
     if error is None or isinstance(error, _CUT_OFF):
         return None
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused ({_sentence(error.verify_message)}): {_remedy(error, section, tls)}"
+        return f"its certificate is refused ({_sentence(error.verify_message)}): {_remedy(error, section, tls, trust)}"
     name = error.reason or ""
     if any(part in name for part in _REFUSED_OURS):
         said = name.split("ALERT_")[-1].replace("_", " ").lower()
         if tls is not None and tls.cert_file:
             ours = f"{named(section, 'cert_file')} {tls.cert_file}"
             return f"it refuses the certificate of {ours} ({said}): give one that it trusts"
-        wanted = f"{named(section, 'cert_file')} and {named(section, 'key_file')}"
-        return f"it refuses us ({said}): it may want a certificate, so set {wanted}"
+        wanted = f"set {named(section, 'cert_file')} and {named(section, 'key_file')}"
+        if trust is not None:
+            wanted = "choose an address where none is wanted"
+        return f"it refuses us ({said}): it may want a certificate, so {wanted}"
     if name in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
         return "it does not speak TLS there: check the address and its port"
     return f"TLS failed ({name.replace('_', ' ').lower() or error}): check the address, and its certificate"
 
 
-def _remedy(error: ssl.SSLCertVerificationError, section: str, tls: ClientTls | None) -> str:
+def _remedy(
+    error: ssl.SSLCertVerificationError, section: str, tls: ClientTls | None, trust: str | None
+) -> str:
     if error.verify_code in {_EXPIRED, _NOT_YET}:
         return "renew it, or set this machine's clock"
     if error.verify_code in _WRONG_HOST:
@@ -160,7 +165,7 @@ def _remedy(error: ssl.SSLCertVerificationError, section: str, tls: ClientTls | 
         return f"name the server as its certificate does{hint}"
     if tls is not None and tls.ca_file:
         return f"{named(section, 'ca_file')} {tls.ca_file} must hold the authority that signed it"
-    return f"set {named(section, 'ca_file')} to the authority that signed it"
+    return f"set {trust or named(section, 'ca_file')} to the authority that signed it"
 
 
 def _sentence(text: str) -> str:

@@ -37,7 +37,7 @@ async def attempted(attempt: Awaitable[Outcome], name: str) -> dict[str, Any]:
         failed, reason = True, f"no answer within {PATIENCE_S:g} s"
     except Exception as exc:
         log.exception("test_failed", to=name)
-        failed, reason = True, type(exc).__name__
+        failed, reason = True, f"the alerts service itself failed ({type(exc).__name__}): its log has the trace"
     return {
         "outcome": "failed" if failed else "sent", "reason": reason, "seconds": round(monotonic() - began, 3),
     }  # fmt: skip

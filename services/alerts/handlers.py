@@ -25,11 +25,13 @@ from services.alerts.domain.record import DeliveryRecord, shown
 from services.alerts.ordering import PASS_ON_S, Ordering
 from services.alerts.pacing import Pacer
 from services.alerts.ports import DeadLetters, Destination, Incoming, Ledger
+from services.alerts.sending import Piece, Sender
 
 log = get_logger(__name__)
 
 BUS_ERRORS = (NatsError, TimeoutError, OSError)
 _REMEMBERED = 10_000
+_UNDER_WAY = "being sent"
 _HELD = "held back: gathered with others, or over the rate limit"
 
 
@@ -60,7 +62,8 @@ class Consumer:
             log.exception("handler_failed", consumer=self._consumer, sequence=incoming.sequence)
             if not exhausted(self._retry, incoming.attempt):
                 return self._delay(incoming)
-            return await self._give_up(incoming, f"handler raised {type(exc).__name__} on every attempt")
+            reason = f"the alerts service itself failed on every attempt ({type(exc).__name__}): its log has the trace"
+            return await self._give_up(incoming, reason)
 
     async def _process(self, incoming: Incoming) -> float | None:
         raise NotImplementedError
@@ -90,7 +93,8 @@ class Delivery(Consumer):
         super().__init__(streams.ALERTS.name, f"alerts.{destination.name}", letters, retry)
         self._destination = destination
         self._ledger = ledger
-        self._pacer = Pacer(destination, ledger)
+        self._sender = Sender(destination, ledger)
+        self._pacer = Pacer(destination, ledger, self._sender)
         gathered = destination.route.limited
         self._ordering = Ordering(destination.name, history, ledger, retry, self._pacer.holds, gathered=gathered)
         self._delivered: OrderedDict[str, None] = OrderedDict()
@@ -107,11 +111,14 @@ class Delivery(Consumer):
         known = await self._ledger.delivery(self._destination.name, event.id)
         if known is not None and known.final:
             return None
+        made, doubt = (known.attempts, known.doubt) if known is not None else (0, "")
+        if doubt not in {"", event.id} and await self._sender.has_gone(doubt):
+            return await self._conclude(incoming, event, made, Sent())
         later = await self._ordering.wait(incoming, event.id, resolved=event.data.resolved)
-        return later if later is not None else await self._deliver(incoming, event, known.attempts if known else 0)
+        return later if later is not None else await self._deliver(incoming, event, made, doubt)
 
-    async def _deliver(self, incoming: Incoming, event: CloudEvent[Alert], made: int) -> float | None:
-        """It is the event's turn; ``made`` attempts were made before."""
+    async def _deliver(self, incoming: Incoming, event: CloudEvent[Alert], made: int, doubt: str) -> float | None:
+        """It is the event's turn; ``made`` attempts were made before, the message ``doubt`` may have arrived."""
         name = self._destination.name
         decision = await self._decide(incoming, event)
         if isinstance(decision, Skip):
@@ -122,12 +129,13 @@ class Delivery(Consumer):
             return None
         if event.id in self._delivered:  # only the bus failed after the last attempt
             return await self._conclude(incoming, event, made, Sent())
-        note = partial(self._record, incoming, event.id, Status.SENDING, made, _HELD)
-        outcome = await self._pacer.deliver(incoming, event.data, event.id, note)
+        piece = Piece(event.data, event.id, partial(self._begin, incoming, event.id, made + 1), doubt)
+        note = partial(self._record, incoming, event.id, Status.SENDING, made, _HELD, doubt)
+        outcome = await self._pacer.deliver(incoming, piece, note)
         if isinstance(outcome, Later):
             return outcome.seconds
         meters.DELIVERIES.labels(name, type(outcome).__name__.lower()).inc()
-        return await self._conclude(incoming, event, made + 1, outcome)
+        return await self._conclude(incoming, event, made + 1, outcome, doubt)
 
     async def stop(self) -> None:
         """Let go of what the rate limit holds back."""
@@ -148,9 +156,9 @@ class Delivery(Consumer):
         return later
 
     async def _conclude(
-        self, incoming: Incoming, event: CloudEvent[Alert], made: int, outcome: Sent | Retry | Refused
+        self, incoming: Incoming, event: CloudEvent[Alert], made: int, outcome: Sent | Retry | Refused, doubt: str = ""
     ) -> float | None:
-        """``made`` attempts were made, this one included."""
+        """``made`` attempts were made, this one included; the message ``doubt`` may have arrived."""
         name = self._destination.name
         if isinstance(outcome, Sent):
             self._remember(event.id)
@@ -159,7 +167,7 @@ class Delivery(Consumer):
             return None
         if isinstance(outcome, Retry) and not exhausted(self._retry, made):
             log.warning("delivery_failed", destination=name, alert_id=event.id, attempt=made, reason=outcome.reason)
-            await self._record(incoming, event.id, Status.SENDING, made, outcome.reason)
+            await self._record(incoming, event.id, Status.SENDING, made, outcome.reason, doubt)
             return delay_s(self._retry, made, random.random(), outcome.after_s)  # noqa: S311
         reason = f"destination {name}: {outcome.reason}, given up at attempt {made}"
         later = await self._bury(incoming, reason, name)
@@ -168,12 +176,16 @@ class Delivery(Consumer):
             await self._record(incoming, event.id, Status.FAILED, made, outcome.reason)
         return later
 
+    async def _begin(self, incoming: Incoming, event_id: str, attempt: int, message_id: str) -> None:
+        """It is about to be sent with that message: who dies before the end is on record leaves this in doubt."""
+        await self._record(incoming, event_id, Status.SENDING, attempt, _UNDER_WAY, message_id)
+
     async def _record(
-        self, incoming: Incoming, event_id: str, status: Status, attempts: int, reason: str = ""
+        self, incoming: Incoming, event_id: str, status: Status, attempts: int, reason: str = "", doubt: str = ""
     ) -> None:
         record = DeliveryRecord(
             destination=self._destination.name, event_id=event_id, sequence=incoming.sequence, status=status,
-            attempts=attempts, at_ms=now_ms(), reason=reason,
+            attempts=attempts, at_ms=now_ms(), reason=reason, doubt=doubt,
         )  # fmt: skip
         await self._ledger.record(record)
 

@@ -50,7 +50,8 @@ class Ordering:
         if before is None or self._settled(before) or (not resolved and self._holds(before.event_id)):
             return None
         # Another replica has it in hand, most likely; what is being tried again or goes from hand to hand takes longer.
-        under_way = self._ledger.known(self._destination, before.event_id) is None
+        known = self._ledger.known(self._destination, before.event_id)
+        under_way = known is None or bool(known.doubt)
         if under_way and not self._gathered and await self._until(lambda: self._settled(before), _BEFORE_S):
             return None
         return self._again(incoming)

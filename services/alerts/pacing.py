@@ -10,10 +10,10 @@ from schemas.v1.alerts import Alert
 from schemas.v1.common import AlertLevel
 from services._runtime.bus import TRANSIENT
 from services._runtime.clock import monotonic
-from services.alerts.domain.digest import digest
 from services.alerts.domain.incident import incident_key
 from services.alerts.domain.outcome import Later, Outcome, Sent
 from services.alerts.ports import Destination, Incoming, Ledger
+from services.alerts.sending import Piece, Sender
 
 IN_HAND = 200
 """So many alerts are held at most; the rest waits in the stream."""
@@ -25,8 +25,7 @@ _GIVE_BACK_S = 0.5
 
 @dataclass(frozen=True)
 class _Held:
-    alert: Alert
-    event_id: str
+    piece: Piece
     due_at: float
     outcome: "asyncio.Future[Outcome | Later]"
 
@@ -37,9 +36,10 @@ class Pacer:
     Nothing held is acknowledged. One replica holds for all, so that what belongs together is in one hand.
     """
 
-    def __init__(self, destination: Destination, ledger: Ledger) -> None:
+    def __init__(self, destination: Destination, ledger: Ledger, sender: Sender) -> None:
         self._destination = destination
         self._ledger = ledger
+        self._sender = sender
         self._replica = secrets.token_hex(4)
         self._held: list[_Held] = []
         self._flusher: asyncio.Task[None] | None = None
@@ -50,29 +50,30 @@ class Pacer:
         None may be behind a resolution, nor a resolution behind anything: were both claimed and this process died, the
         resolution would be told of an incident that nobody was told of.
         """
-        return any(held.event_id == event_id and not held.alert.resolved for held in self._held)
+        return any(held.piece.event_id == event_id and not held.piece.alert.resolved for held in self._held)
 
     def elsewhere(self, alert: Alert) -> bool:
         """Whether another replica gathers what has to wait, so that this alert is that one's."""
         return self._may_wait(alert) and self._ledger.gatherer(self._destination.name) not in {None, self._replica}
 
-    async def deliver(
-        self, incoming: Incoming, alert: Alert, event_id: str, note: Callable[[], Awaitable[None]]
-    ) -> Outcome | Later:
+    async def deliver(self, incoming: Incoming, piece: Piece, note: Callable[[], Awaitable[None]]) -> Outcome | Later:
         """The outcome of the message that the alert went with. Raises NATS errors. An emergency is never held back.
 
-        ``note`` is called once the alert is held.
+        ``note`` is called once the alert is held. What is in doubt waits for nothing but the limit.
         """
         route = self._destination.route
-        if not self._may_wait(alert):
-            return await self._destination.deliver(alert, event_id)
-        if route.group_s is None and not self._held and not await self._slot():
-            return await self._destination.deliver(alert, event_id)
+        if not piece.in_group:
+            if not self._may_wait(piece.alert):
+                return await self._sender.send([piece])
+            if route.group_s is None and not self._held and not await self._slot():
+                return await self._sender.send([piece])
         if not await self._gather():
             return Later(_AGAIN_S)
-        due_at = monotonic() + (route.group_s or 0.0)
-        held = _Held(alert, event_id, due_at, asyncio.get_running_loop().create_future())
-        self._held.append(held)
+        due_at = monotonic() + (0.0 if piece.doubt else route.group_s or 0.0)
+        held = _Held(piece, due_at, asyncio.get_running_loop().create_future())
+        # What is in doubt goes first, or what follows it in its incident would overtake it.
+        first = sum(bool(one.piece.doubt) for one in self._held) if piece.doubt else len(self._held)
+        self._held.insert(first, held)
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         if len(self._held) < IN_HAND:
@@ -129,19 +130,35 @@ class Pacer:
         await asyncio.sleep(min(seconds, LEASE_S / 3))
 
     async def _send(self, batch: list[_Held]) -> Outcome | Exception:
+        keeping = asyncio.create_task(self._keep())
         try:
-            return await self._destination.deliver(digest([held.alert for held in batch]), batch[-1].event_id)
+            return await self._sender.send([held.piece for held in batch])
         except Exception as exc:
             return exc
+        finally:
+            keeping.cancel()
+
+    async def _keep(self) -> None:
+        """Go on being the one who gathers, however long a channel takes."""
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            with contextlib.suppress(*TRANSIENT):
+                await self._gather()
 
     def _take(self, *, everything: bool) -> list[_Held]:
-        """All that is held, or what goes with the first: the same test's where alerts are gathered, else nothing."""
+        """All that is held, or what goes with the first: the same test's where alerts are gathered, else nothing.
+
+        With what is in doubt goes only what it went with before.
+        """
         waiting = [held for held in self._held if not held.outcome.done()]
         first = waiting[:1]
-        if everything:
+        if first and (doubt := first[0].piece.doubt):
+            taken = [held for held in waiting if held.piece.doubt == doubt]
+        elif everything:
             taken = waiting
         elif self._destination.route.group_s is not None:
-            taken = [held for held in waiting if held.alert.test_id == first[0].alert.test_id] if first else []
+            test_id = first[0].piece.alert.test_id if first else None
+            taken = [held for held in waiting if held.piece.alert.test_id == test_id]
         else:
             taken = first
         self._held = [held for held in waiting if held not in taken]
@@ -150,8 +167,8 @@ class Pacer:
     def _settle(self, batch: list[_Held], outcome: Outcome | Exception) -> None:
         """A handler that was cancelled in the meantime waits no more. What follows a failure does not overtake it."""
         if not isinstance(outcome, Sent):
-            incidents = {incident_key(held.alert) for held in batch}
-            behind = [held for held in self._held if incident_key(held.alert) in incidents]
+            incidents = {incident_key(held.piece.alert) for held in batch}
+            behind = [held for held in self._held if incident_key(held.piece.alert) in incidents]
             self._held = [held for held in self._held if held not in behind]
             for held in behind:
                 if not held.outcome.done():

@@ -8,7 +8,7 @@ from schemas.v1.alerts import Alert
 from schemas.v1.integrations import Occasion
 from services.alerts.domain.incident import Send, Skip, Status
 from services.alerts.domain.outcome import Outcome
-from services.alerts.domain.record import DeliveryRecord
+from services.alerts.domain.record import DeliveryRecord, GroupRecord
 from services.alerts.domain.route import Route
 
 
@@ -41,8 +41,11 @@ class Destination(Protocol):
     route: Route
     grouped: bool
 
-    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
-        """One attempt, bounded in time; never raises for what the channel does."""
+    async def deliver(self, alert: Alert, event_id: str, *, repeat: bool = False) -> Outcome:
+        """One attempt, bounded in time; never raises for what the channel does.
+
+        ``repeat``: it may have arrived before, under the same id; people are told so.
+        """
 
     async def probe(self, alert: Alert, event_id: str) -> Outcome:
         """As `deliver`, for a test alert: nothing of it stays open."""
@@ -114,6 +117,12 @@ class Ledger(Protocol):
 
     async def record(self, record: DeliveryRecord) -> None:
         """Store what the history shows."""
+
+    async def group(self, destination: str, message_id: str) -> GroupRecord | None:
+        """What is known of a message for several alerts."""
+
+    async def note_group(self, destination: str, group: GroupRecord) -> None:
+        """Write down a message for several alerts."""
 
 
 class DeadLetters(Protocol):

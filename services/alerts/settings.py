@@ -103,6 +103,12 @@ def read(settings: Settings, environ: Mapping[str, str]) -> AlertsSettings:
     )  # fmt: skip
 
 
+def setting(options: Destination | Integration, name: str) -> str:
+    """A secret's setting as the configuration has it, with the variable where it names one."""
+    variable = getattr(options, f"{name}_env", None)
+    return f"{name}_env ({variable})" if variable else name
+
+
 def _links(settings: Settings, environ: Mapping[str, str]) -> tuple[Link, ...]:
     upstream = {model.name: model.upstream_model for model in settings.models if model.upstream_model}
     links: list[Link] = []

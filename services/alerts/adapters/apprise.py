@@ -10,7 +10,7 @@ from services._runtime.settings import ConfigError
 from services.alerts.adapters.base import BaseDestination
 from services.alerts.domain.letter import letter
 from services.alerts.domain.outcome import Outcome, Retry, Sent
-from services.alerts.settings import Channel
+from services.alerts.settings import Channel, setting
 
 TIMEOUT_S = 20.0
 _KINDS = {
@@ -26,6 +26,7 @@ class AppriseDestination(BaseDestination):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
+        self._setting = setting(channel.options, "url")
         asset = apprise.AppriseAsset(app_id="Cypria", app_desc="Cypria", async_mode=False)
         self._apprise = apprise.Apprise(asset=asset)
         if not self._apprise.add(channel.secrets["url"]):
@@ -34,9 +35,9 @@ class AppriseDestination(BaseDestination):
                 "in Apprise's list of services"
             )
 
-    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
+    async def deliver(self, alert: Alert, event_id: str, *, repeat: bool = False) -> Outcome:
         """One notification."""
-        content = letter(alert, event_id, self.wording.of(alert))
+        content = letter(alert, event_id, self.words(alert, repeat=repeat))
         kind = apprise.NotifyType.SUCCESS if alert.resolved else _KINDS[alert.level]
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -44,6 +45,8 @@ class AppriseDestination(BaseDestination):
                     self._apprise.notify, body=content.text, title=content.subject, notify_type=kind,
                     body_format=apprise.NotifyFormat.TEXT,
                 )  # fmt: skip
-        except (TimeoutError, OSError, ValueError, TypeError) as exc:
-            return Retry(type(exc).__name__)
-        return Sent() if done else Retry("Apprise could not deliver it")
+        except TimeoutError:
+            return Retry(f"no answer within {TIMEOUT_S:g} s from what {self._setting} names: check both")
+        except (OSError, ValueError, TypeError) as exc:
+            return Retry(f"Apprise failed ({type(exc).__name__}): check {self._setting}")
+        return Sent() if done else Retry(f"Apprise could not deliver it and says no more: check {self._setting}")

@@ -126,9 +126,9 @@ class Child:
             _let_go(process)
             self._process = self._pump = None
             raise
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError):
             await self._end()
-            raise ChildError(f"its process broke the line ({type(exc).__name__})") from None
+            raise ChildError("the line to its process broke: the log has what it said last") from None
         finally:
             answer.cancel()
         if found is None:

@@ -7,8 +7,9 @@ from services.alerts.adapters.poster import Poster
 from services.alerts.domain import dtesn
 from services.alerts.domain.interest import matches
 from services.alerts.domain.outcome import Outcome, Sent
+from services.alerts.domain.peer import peer_of
 from services.alerts.ports import Told
-from services.alerts.settings import Link
+from services.alerts.settings import Link, setting
 
 
 class DtesnIntegration:
@@ -18,7 +19,8 @@ class DtesnIntegration:
         self.name = link.name
         self._link = link
         self._url = link.secrets["url"].rstrip("/") + dtesn.PATH
-        self._poster = Poster(link.options.timeout_seconds)
+        address, token = (setting(link.options, name) for name in ("url", "token"))
+        self._poster = Poster(link.options.timeout_seconds, peer_of(self._url, address, token))
 
     def wants(self, told: Told) -> bool:
         """Promotions and rollbacks."""

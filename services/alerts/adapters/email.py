@@ -10,9 +10,11 @@ import aiosmtplib
 
 from schemas.v1.alerts import Alert
 from services.alerts.adapters.base import BaseDestination
+from services.alerts.adapters.explaining import explained
 from services.alerts.domain.letter import letter
 from services.alerts.domain.outcome import Outcome, Refused, Retry, Sent
-from services.alerts.settings import SEND_TIMEOUT_S, Channel
+from services.alerts.domain.peer import Peer, smtp_words
+from services.alerts.settings import SEND_TIMEOUT_S, Channel, setting
 
 _TLS_PORT = 465
 _PORT = 587
@@ -39,10 +41,13 @@ class EmailDestination(BaseDestination):
         self._sender = options.sender or f"cypria@{_domain(options.recipients[0])}"
         self._context = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else None
         self._timeout_s = timeout_s
+        self._peer = Peer(
+            f"{self._host}:{self._port}", "smtp_server", f"username and {setting(options, 'password')}", "ca_file"
+        )
 
-    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
-        """One message to all recipients. Reasons are SMTP codes and kinds of error: servers quote addresses."""
-        message = self._message(alert, event_id)
+    async def deliver(self, alert: Alert, event_id: str, *, repeat: bool = False) -> Outcome:
+        """One message to all recipients. Reasons are SMTP codes and our own words: servers quote addresses."""
+        message = self._message(alert, event_id, repeat=repeat)
         client = aiosmtplib.SMTP(
             hostname=self._host, port=self._port, use_tls=self._tls, start_tls=self._starttls,
             username=self._username, password=self._password, timeout=self._timeout_s, tls_context=self._context,
@@ -51,11 +56,11 @@ class EmailDestination(BaseDestination):
             await client.connect()
             refused, _ = await client.send_message(message, sender=self._sender, recipients=self._recipients)
         except aiosmtplib.SMTPRecipientsRefused as exc:
-            return _answer(max(one.code for one in exc.recipients))
+            return self._answer(max(one.code for one in exc.recipients))
         except aiosmtplib.SMTPResponseException as exc:
-            return _answer(exc.code)
+            return self._answer(exc.code, login=isinstance(exc, aiosmtplib.SMTPAuthenticationError))
         except (aiosmtplib.SMTPException, OSError, ssl.SSLError, ValueError) as exc:
-            return Retry(type(exc).__name__)
+            return Retry(explained(exc, self._peer, self._timeout_s))
         finally:
             with contextlib.suppress(aiosmtplib.SMTPException, OSError):
                 await client.quit()
@@ -66,8 +71,13 @@ class EmailDestination(BaseDestination):
             return Sent(f"{len(refused)} of {len(self._recipients)} recipients refused: SMTP {codes}")
         return Sent()
 
-    def _message(self, alert: Alert, event_id: str) -> EmailMessage:
-        content = letter(alert, event_id, self.wording.of(alert))
+    def _answer(self, code: int, *, login: bool = False) -> Outcome:
+        """A 4xx may pass, a 5xx will not."""
+        reason = smtp_words(code, self._peer, login=login)
+        return Refused(reason) if 500 <= code < 600 else Retry(reason)
+
+    def _message(self, alert: Alert, event_id: str, *, repeat: bool) -> EmailMessage:
+        content = letter(alert, event_id, self.words(alert, repeat=repeat))
         message = EmailMessage()
         message["Subject"] = content.subject
         message["From"] = self._sender
@@ -80,12 +90,6 @@ class EmailDestination(BaseDestination):
         message.set_content(content.text)
         message.add_alternative(content.html, subtype="html")
         return message
-
-
-def _answer(code: int) -> Outcome:
-    """A 4xx may pass, a 5xx will not."""
-    reason = f"SMTP {code}"
-    return Refused(reason) if 500 <= code < 600 else Retry(reason)
 
 
 def _host_and_port(server: str) -> tuple[str, int | None]:

@@ -9,9 +9,10 @@ from services._runtime.clock import now_ms
 from services.alerts.adapters.poster import Poster
 from services.alerts.domain.interest import METRIC_WINDOW, matches
 from services.alerts.domain.outcome import Outcome
+from services.alerts.domain.peer import peer_of
 from services.alerts.domain.signing import SIGNATURE, TIMESTAMP, sign
 from services.alerts.ports import Told
-from services.alerts.settings import Link
+from services.alerts.settings import Link, setting
 
 PROBE = "integration.test"
 
@@ -22,7 +23,9 @@ class EventWebhook:
     def __init__(self, link: Link) -> None:
         self.name = link.name
         self._link = link
-        self._poster = Poster(link.options.timeout_seconds)
+        address, secret = (setting(link.options, name) for name in ("url", "secret"))
+        peer = peer_of(link.secrets["url"], address, f"{secret}, which the receiver must have as well")
+        self._poster = Poster(link.options.timeout_seconds, peer)
 
     def wants(self, told: Told) -> bool:
         """Forwarded events that its patterns fit, and windows where it names them."""

@@ -13,9 +13,9 @@ log = get_logger("services.alerts")
 class LogDestination(BaseDestination):
     """Writes at the log level that fits the alert's."""
 
-    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
+    async def deliver(self, alert: Alert, event_id: str, *, repeat: bool = False) -> Outcome:
         """Never fails."""
-        fields = log_fields(alert, event_id, self.wording.of(alert))
+        fields = log_fields(alert, event_id, self.words(alert, repeat=repeat))
         if alert.resolved or alert.level is AlertLevel.INFO:
             log.info("alert", **fields)
         elif alert.level is AlertLevel.WARNING:

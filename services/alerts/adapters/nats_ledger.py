@@ -1,4 +1,4 @@
-"""The KV bucket `alert_state`: claims by incident (`i.`) and deliveries by event (`e.`), for each destination."""
+"""The KV bucket `alert_state`: claims by incident (`i.`), deliveries by event (`e.`), groups (`m.`) of destinations."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror
 from services.alerts.domain import incident
 from services.alerts.domain.incident import IncidentState, Send, Skip, Status
-from services.alerts.domain.record import DeliveryRecord
+from services.alerts.domain.record import DeliveryRecord, GroupRecord
 from services.alerts.domain.route import Route, take_slot
 
 BEGINNINGS = "beginnings"
@@ -104,6 +104,18 @@ class NatsLedger:
         """Store what the history shows; only the replica that holds the message writes it."""
         payload = record.model_dump_json().encode()
         key = _key("e", record.destination, record.event_id)
+        await compare_and_set(self._kv, key, lambda _value: payload, patience_s=_PATIENCE_S)
+
+    async def group(self, destination: str, message_id: str) -> GroupRecord | None:
+        """What is known of a message for several alerts, from the bucket itself."""
+        key = _key("m", destination, message_id)
+        value, _ = await compare_and_set(self._kv, key, lambda _value: None, patience_s=_PATIENCE_S)
+        return GroupRecord.model_validate_json(value) if value else None
+
+    async def note_group(self, destination: str, group: GroupRecord) -> None:
+        """Write down a message for several alerts; only the replica that gathers for the destination does."""
+        payload = group.model_dump_json().encode()
+        key = _key("m", destination, group.message_id)
         await compare_and_set(self._kv, key, lambda _value: payload, patience_s=_PATIENCE_S)
 
     async def closed_after(self, destination: str, alert: Alert, sequence: int) -> bool:

@@ -4,44 +4,36 @@ from collections.abc import Mapping
 
 import aiohttp
 
+from services.alerts.adapters.explaining import explained
 from services.alerts.domain.http_status import outcome_of
 from services.alerts.domain.outcome import Outcome, Retry
-
-_SHOWN = 200
+from services.alerts.domain.peer import Peer
 
 
 class Poster:
-    """The session is made at the first call."""
+    """The session is made at the first call. ``peer`` is who is talked to, for reasons of failure."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+    def __init__(self, timeout_s: float, peer: Peer) -> None:
+        self._timeout_s = timeout_s
+        self._peer = peer
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], *, explain: bool = False
-    ) -> tuple[Outcome, int]:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Outcome, int]:
         """As `send`, by POST."""
-        return await self.send("POST", url, body, headers, explain=explain)
+        return await self.send("POST", url, body, headers)
 
-    async def send(
-        self, method: str, url: str, body: bytes, headers: Mapping[str, str], *, explain: bool = False
-    ) -> tuple[Outcome, int]:
-        """(outcome by status, status: 0 where there was no answer).
-
-        ``explain`` adds the start of the answer to the reason of a refusal.
-        """
+    async def send(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Outcome, int]:
+        """(outcome by status, status: 0 where there was no answer)."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=True)
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._session = aiohttp.ClientSession(timeout=timeout, trust_env=True)
         try:
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                why = ""
-                if explain and response.status >= 400:
-                    why = (await response.content.read(_SHOWN)).decode(errors="replace")
-                return outcome_of(response.status, response.headers, why), response.status
+                return outcome_of(response.status, response.headers, self._peer), response.status
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
-            return Retry(type(exc).__name__), 0
+            return Retry(explained(exc, self._peer, self._timeout_s)), 0
 
     async def close(self) -> None:
         """End the session."""

@@ -15,9 +15,11 @@ from schemas.v1.alerts import Alert
 from services._runtime.clock import monotonic
 from services.alerts.adapters.base import HttpDestination
 from services.alerts.domain.board import Board
+from services.alerts.domain.digest import GROUP
 from services.alerts.domain.history import History
 from services.alerts.domain.outcome import Outcome, Retry, Sent
-from services.alerts.settings import SEND_TIMEOUT_S, Channel
+from services.alerts.domain.peer import peer_of
+from services.alerts.settings import SEND_TIMEOUT_S, Channel, setting
 
 DEFAULT_JOB = "cypria"
 _POLL_S = 0.05
@@ -58,22 +60,23 @@ class PushgatewayDestination(HttpDestination):
         self, channel: Channel, history: Callable[[], History], note: Callable[[str, int], Awaitable[int]],
         timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:  # fmt: skip
-        super().__init__(channel, timeout_s)
         options = channel.options
+        login = f"username and {setting(options, 'password')}"
+        super().__init__(channel, peer_of(str(options.pushgateway_url), "pushgateway_url", login), timeout_s)
         self._url = group_url(str(options.pushgateway_url).rstrip("/"), options.job_name or DEFAULT_JOB)
         self._headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         if options.username is not None:
-            login = aiohttp.BasicAuth(options.username, channel.secrets.get("password", ""), encoding="utf-8")
-            self._headers["Authorization"] = login.encode()
+            basic = aiohttp.BasicAuth(options.username, channel.secrets.get("password", ""), encoding="utf-8")
+            self._headers["Authorization"] = basic.encode()
         self._history = history
         self._note = note
         self._timeout_s = timeout_s
 
-    async def deliver(self, alert: Alert, event_id: str) -> Outcome:
-        """Push once the history has the alert, which takes a moment."""
-        del alert
+    async def deliver(self, alert: Alert, event_id: str, *, repeat: bool = False) -> Outcome:
+        """Push once the history has the alert, which takes a moment; it had all of a group before."""
+        del alert, repeat
         deadline = monotonic() + self._timeout_s
-        if not await self._until(lambda: self._history().holds(event_id), deadline):
+        if not event_id.startswith(GROUP) and not await self._until(lambda: self._history().holds(event_id), deadline):
             return _NOT_READ
         while True:
             created, own = self._history().created, self._history().position

@@ -1,10 +1,20 @@
 """What was held back by a destination's rate limit or gathered for it, as one message."""
 
+import hashlib
+from collections.abc import Iterable
+
 from schemas.v1.alerts import Alert
 from services.alerts.domain.incident import rank
 from services.alerts.domain.wording import headline
 
+GROUP = "group."
+"""Ids of messages for several alerts begin so."""
 _SHOWN = 20
+
+
+def group_id(event_ids: Iterable[str]) -> str:
+    """The id of the message for these alerts, whatever their order."""
+    return f"{GROUP}{hashlib.sha256(chr(10).join(sorted(event_ids)).encode()).hexdigest()[:32]}"
 
 
 def digest(alerts: list[Alert]) -> Alert:
@@ -17,7 +27,7 @@ def digest(alerts: list[Alert]) -> Alert:
         lines.append(f"and {len(alerts) - _SHOWN} more")
     tests = {alert.test_id for alert in alerts}
     return Alert(
-        incident=f"group.{alerts[0].incident}",
+        incident=f"{GROUP}{alerts[0].incident}",
         level=worst.level,
         title=f"{worst.title} (one of {len(alerts)} alerts)",
         message="\n".join(lines),

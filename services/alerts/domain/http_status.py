@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 
 from services.alerts.domain.outcome import Outcome, Refused, Retry, Sent
+from services.alerts.domain.peer import Peer, http_words
 
 PERMANENT = frozenset({400, 401, 403, 404, 405, 410, 413, 414, 415, 422})
 """The payload, the address or the credentials are wrong for good."""
 
 
-def outcome_of(status: int, headers: Mapping[str, str], why: str = "") -> Outcome:
-    """2xx is sent; PERMANENT is refused; everything else may work later. ``why`` is added to the reason."""
+def outcome_of(status: int, headers: Mapping[str, str], peer: Peer, why: str = "") -> Outcome:
+    """2xx is sent; PERMANENT is refused; everything else may work later. ``why`` is the channel's own word."""
     if 200 <= status < 300:
         return Sent()
-    reason = f"HTTP {status}" + (f": {why}" if why else "")
+    reason = http_words(status, peer, why)
     return Refused(reason) if status in PERMANENT else Retry(reason, retry_after(headers))
 
 

@@ -1,4 +1,4 @@
-"""What became of one attempt to deliver. Reasons hold no addresses and no secrets."""
+"""What became of one attempt to deliver. Reasons hold no secrets: of an address host and port."""
 
 from dataclasses import dataclass
 

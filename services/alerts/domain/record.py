@@ -1,9 +1,10 @@
-"""What the history shows of one alert's delivery to one destination."""
+"""What is remembered of one alert's delivery to one destination, and of a message for several."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.v1.alerts import Alert
 from schemas.v1.common import UnixMs, rfc3339
 from services.alerts.domain.history import Item
 from services.alerts.domain.incident import Status
@@ -11,7 +12,10 @@ from services.alerts.domain.render import figures
 
 
 class DeliveryRecord(BaseModel):
-    """Stored once for each event and destination; ``sequence`` is the event's place in ALERTS."""
+    """Stored once for each event and destination; ``sequence`` is the event's place in ALERTS.
+
+    ``doubt`` is the message that it was begun to be sent with and of which no end is known; empty where there is none.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -22,11 +26,22 @@ class DeliveryRecord(BaseModel):
     attempts: int
     at_ms: UnixMs
     reason: str = ""
+    doubt: str = ""
 
     @property
     def final(self) -> bool:
         """Whether nothing more will be tried."""
         return self.status is not Status.SENDING
+
+
+class GroupRecord(BaseModel):
+    """A message for several alerts: what it says, and whether it has arrived."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    message_id: str
+    alert: Alert
+    sent: bool = False
 
 
 def shown(item: Item, deliveries: list[DeliveryRecord]) -> dict[str, Any]:

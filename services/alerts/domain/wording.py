@@ -1,13 +1,14 @@
 """What people read of an alert at one destination: the operator's templates, or the alert's own words."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from schemas.template import AlertTemplate
 from schemas.v1.alerts import Alert
 from schemas.v1.common import rfc3339
 
+MAY_BE_REPEAT = "(may be a repeat: the alert service was restarted while sending)"
 NOTHING = "-"
 """Stands for a fact that an alert does not have."""
 
@@ -71,6 +72,11 @@ class _Facts(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def doubted(words: Words) -> Words:
+    """The words of a message that may have arrived before."""
+    return replace(words, text=f"{MAY_BE_REPEAT}\n{words.text}")
 
 
 def plain(alert: Alert) -> Words:

@@ -33,7 +33,7 @@ def slack(_number: int, got: Got) -> tuple[int, Any, dict[str, str]]:
             fits = False
         if not fits or set(block) - {"type", "text", "fields", "elements", "block_id"}:
             wrong.append("invalid_blocks_format")
-    if set(body) - {"text", "blocks", "channel", "unfurl_links"}:
+    if set(body) - {"text", "blocks", "channel", "unfurl_links", "client_msg_id"}:
         wrong.append("invalid_payload")
     if got.headers.get("Content-Type", "").partition(";")[0] != "application/json":
         wrong.append("invalid_content_type")

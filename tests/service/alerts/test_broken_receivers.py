@@ -61,7 +61,9 @@ async def test_nonsense_is_tried_again_and_takes_no_longer_than_an_attempt_may(k
             outcome = await destination.deliver(an_alert(), "e1")
             assert isinstance(outcome, (Retry, Refused)), (name, outcome)
             assert isinstance(outcome, Retry) or "999999" in outcome.reason, (name, outcome)
-            assert str(broken.port) not in outcome.reason
+            assert f"127.0.0.1:{broken.port}" in outcome.reason
+            assert "check " in outcome.reason
+            assert "/x" not in outcome.reason
             assert monotonic() - began < LIMIT_S + 3, name
             await destination.close()
 
@@ -81,10 +83,17 @@ async def test_slacks_own_rules_are_kept_by_every_alert_and_every_answer_of_it_i
         for alert in (an_alert(), an_alert(**wild), an_alert(title="", message="", resolved=True)):
             assert await hook.deliver(alert, "e1") == Sent()
             assert await bot.deliver(alert, "e1") == Sent()
-        answers = {429: Retry("HTTP 429", 2), 500: Retry("HTTP 500"), 404: Refused("HTTP 404"), 410: Refused("HTTP 410")}
-        for status, expected in answers.items():
+        answers = {
+            429: (Retry, "too many messages"), 500: (Retry, "look at that server"), 302: (Retry, "set webhook_url to where"),
+            404: (Refused, "check webhook_url"), 410: (Refused, "set webhook_url to it"), 403: (Refused, "check webhook_url"),
+        }  # fmt: skip
+        for status, (kind, words) in answers.items():
             receiver.reply = lambda _n, _got, s=status: (s, {}, {"Retry-After": "2"} if s == 429 else {})
-            assert await hook.deliver(an_alert(), "e1") == expected
+            outcome = await hook.deliver(an_alert(), "e1")
+            assert isinstance(outcome, kind)
+            assert outcome.reason.startswith(f"HTTP {status} from {receiver.url.removeprefix('http://')}: ")
+            assert words in outcome.reason
+            assert getattr(outcome, "after_s", 0) == (2 if status == 429 else 0)
         receiver.reply = slack
         entry = {"type": "slack", "webhook_url": f"{receiver.url}/hook", "title": "[$state] $title", "text": "*$rule* $value"}
         async with side.service(entry):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from schemas.v1.common import AlertLevel
+from services.alerts.domain.wording import MAY_BE_REPEAT
 from tests.harness import eventually
 from tests.service.alerts.receivers import Got, Receiver
 from tests.service.alerts.side import Side
+from tests.service.alerts.webhook import Call
 
 SEED = int(os.environ.get("CHAOS_SEED", "20"))
 STORIES: tuple[tuple[tuple[str, bool], ...], ...] = (
@@ -86,6 +89,18 @@ def arrivals(found: list[tuple[str, float]]) -> tuple[dict[str, list[str]], dict
     return dict(order), times
 
 
+def repeated_as_they_were(calls: list[Call], deaths: int) -> list[str]:
+    """A message comes again only under its id, as it was, and says so. The first of each."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for call in calls:
+        said[call.id].append(call.message)
+    assert len(calls) - len(said) <= deaths
+    for first, *more in said.values():
+        assert [one.removeprefix(f"{MAY_BE_REPEAT}\n") for one in more] == [first.removeprefix(f"{MAY_BE_REPEAT}\n")] * len(more)
+        assert all(one.startswith(MAY_BE_REPEAT) for one in more)
+    return [first for first, *_ in said.values()]
+
+
 async def burst(side: Side, folder: Path, count: int, *, deaths: int, delay_s: float) -> None:
     """``deaths`` of them while not all has arrived; a receiver takes ``delay_s`` for each."""
     plan, draw = Burst(SEED, count), random.Random(SEED)
@@ -146,7 +161,13 @@ async def burst(side: Side, folder: Path, count: int, *, deaths: int, delay_s: f
             superseded = one["destination"] == "grouped" and "already known here at level CRITICAL" in str(one["reason"])
             assert one["status"] == "sent" or superseded, one
         assert {len(item["deliveries"]) for item in items} == {3}
-        assert len(side.webhook.accepted("grouped")) < news / 2
+        groups = side.webhook.accepted("grouped")
+        assert len(groups) < news / 2
+        repeated_as_they_were(side.webhook.accepted(), len(replicas.deaths))
+        told = repeated_as_they_were(groups, len(replicas.deaths))
+        sys.stderr.write(f"grouped: {len(groups)} taken, {len(groups) - len(told)} more than once\n")
+        lines = [line for message in told for line in message.splitlines() if re.search(r": i\d+\.\d+$", line)]
+        assert lines and len(lines) == len(set(lines)), "an alert went with two messages"
 
 
 @pytest.mark.timeout(300)

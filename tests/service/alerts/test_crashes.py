@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+from services.alerts.domain.wording import MAY_BE_REPEAT
 from tests.harness import eventually
 from tests.service.alerts.side import Side
 
@@ -23,7 +24,36 @@ async def test_an_alert_whose_delivery_was_cut_by_kill_9_arrives_once_after_the_
     await eventually(side.webhook.accepted, LONG_S)
     await eventually(lambda: side.delivered("cut"), LONG_S)
     await eventually(side.consumers_idle, LONG_S)
-    assert len(side.webhook.accepted()) == 1
+    cut, again = side.webhook.calls
+    assert (cut.message, again.message) == ("cut.", f"{MAY_BE_REPEAT}\ncut.")
+
+
+async def test_a_group_whose_sender_died_after_it_had_arrived_comes_again_as_it_was_and_says_so(
+    side: Side, tmp_path: Path
+) -> None:
+    def behave(_path: str, n: int) -> int:
+        if n == 0:
+            side.kill(first)
+        return 200
+
+    side.webhook.behave = behave
+    grouped = side.slack(group_seconds=1)
+    first = side.process(tmp_path, grouped)
+    await eventually(side.answers, LONG_S)
+    for name in ("a", "b", "c"):
+        await side.raise_alert(name, test_id="t1")
+    await eventually(side.webhook.accepted, LONG_S)
+    side.process(tmp_path, grouped)
+    await side.raise_alert("d", test_id="t1")
+    await eventually(lambda: side.delivered("d"), LONG_S)
+    for name in ("a", "b", "c"):
+        await eventually(lambda name=name: side.delivered(name), LONG_S)
+    await eventually(side.consumers_idle, LONG_S)
+    arrived = side.webhook.accepted()
+    told, again = [call for call in arrived if "a" in call.message.replace(MAY_BE_REPEAT, "")]
+    assert again.id == told.id
+    assert again.message == f"{MAY_BE_REPEAT}\n{told.message}"
+    assert [call.title for call in arrived if call.id != told.id] == ["\U0001f534 CRITICAL: d"]
 
 
 async def test_an_alert_that_was_acknowledged_is_not_repeated_after_kill_9(side: Side, tmp_path: Path) -> None:

@@ -27,6 +27,15 @@ class Call:
     def text(self) -> str:
         return str(self.body["text"])
 
+    @property
+    def message(self) -> str:
+        return str(self.body["blocks"][1]["text"]["text"])
+
+    @property
+    def id(self) -> str:
+        """As it stands at the foot."""
+        return str(self.body["blocks"][-1]["elements"][0]["text"]).rpartition(" ")[2]
+
 
 @dataclass
 class Webhook:
