@@ -10,7 +10,7 @@ import os
 import shutil
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
-from pydantic import BaseModel
 
 from services._cli import api, findings
 from services._cli.findings import Check
-from services._runtime import tls, variables
+from services._runtime import named_variables, tls, variables
 from services._runtime.settings import ConfigError, load
 from services._runtime.settings_model import Settings
 from services._runtime.supervisor import http_get
@@ -232,7 +231,7 @@ def _disk(data_dir: Path) -> list[Check]:
 
 def _secrets(settings: Settings) -> list[Check]:
     """Whether each variable that the file names is set."""
-    named = list(_named(settings, ""))
+    named = list(named_variables.named(settings))
     found = []
     for setting, variable in named:
         try:
@@ -242,19 +241,6 @@ def _secrets(settings: Settings) -> list[Check]:
         except ConfigError as exc:
             found.append(Check("secrets", "failed", f"{setting}: {exc}"))
     return found or [Check("secrets", "ok", f"{len(named)} variables are named, all set")]
-
-
-def _named(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _named(item, f"{path}.{index}")
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            inner, where = getattr(value, name), f"{path}.{name}".lstrip(".")
-            if name.endswith("_env") and isinstance(inner, str):
-                yield where, inner
-            else:
-                yield from _named(inner, where)
 
 
 def _certificates(settings: Settings) -> list[Check]:

@@ -137,11 +137,13 @@ class Supervisor:
 
 
 def service_child(
-    service: str, index: int, *, config: str | None, settings: Mapping[str, str], stop_s: float = 3.0
-) -> Child:
-    """A service as a child process: ``settings`` are environment variables over the file."""
+    service: str, index: int, *, config: str | None, settings: Mapping[str, str], stop_s: float = 3.0,
+    environ: Mapping[str, str] | None = None,
+) -> Child:  # fmt: skip
+    """A service as a child process: ``settings`` are variables over the file and over ``environ`` (this process's)."""
     # What is set here counts: a file in the place of the same variable would contradict it.
-    inherited = {k: v for k, v in os.environ.items() if k.removesuffix(variables.SUFFIX) not in settings}
+    given = os.environ if environ is None else environ
+    inherited = {k: v for k, v in given.items() if k.removesuffix(variables.SUFFIX) not in settings}
     environment = {**inherited, **settings, SUPERVISED: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     # The same code as this process: a folder `services` or `schemas` where it was started must not take its place.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_CODE, os.environ.get("PYTHONPATH"))))

@@ -14,7 +14,7 @@ from nats.js.errors import Error as JetStreamError
 from pydantic import SecretStr
 
 from infra.nats.users import PROVISION
-from services._runtime import data_dir, nats_server
+from services._runtime import data_dir, named_variables, nats_server
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic
 from services._runtime.data_dir import StartError
@@ -101,7 +101,8 @@ async def _start(settings: Settings, config: Path | None, supervisor: Supervisor
         raise StartError(f"cannot start on {settings.data_dir}: {exc}") from None
     groups = (("metrics", "monitor", "alerts", "inference"), ("router",))
     for services in groups:
-        await supervisor.start([_child(s, i, config, common, passwords) for s, i in _plan(settings, services)])
+        planned = _plan(settings, services)
+        await supervisor.start([_child(settings, name, index, config, common, passwords) for name, index in planned])
 
 
 async def provision(settings: Settings, password: str | None = None, stored: Collection[str] = ()) -> None:
@@ -173,7 +174,9 @@ async def _bus(settings: Settings, supervisor: Supervisor, common: dict[str, str
     since = log_file.stat().st_size if log_file.exists() else 0
     stored = nats_server.stored_streams(folder)
     command = [*embedded.command, "--log", str(log_file)]
-    child = Child("nats-server", command, dict(os.environ), stop_s=STOP_S["nats-server"])
+    environ = named_variables.without(os.environ, settings, "nats-server")
+    environ = {name: text for name, text in environ.items() if not name.startswith("CYPRIA_")}
+    child = Child("nats-server", command, environ, stop_s=STOP_S["nats-server"])
     await supervisor.start([child])
     provisioning = asyncio.create_task(provision(settings, embedded.passwords[PROVISION], stored))
     try:
@@ -198,13 +201,16 @@ def _plan(settings: Settings, services: tuple[str, ...]) -> list[tuple[str, int]
     return [(s, index) for s in services for index in range(getattr(settings.processes, s))]
 
 
-def _child(service: str, index: int, config: Path | None, common: dict[str, str], passwords: dict[str, str]) -> Child:
+def _child(
+    settings: Settings, service: str, index: int, config: Path | None, common: dict[str, str], passwords: dict[str, str]
+) -> Child:
     own = dict(common)
     if service in passwords:
         own["CYPRIA_NATS__USER"] = service
         own["CYPRIA_NATS__PASSWORD"] = passwords[service]
     path = str(config.resolve()) if config else None
-    return service_child(service, index, config=path, settings=own, stop_s=STOP_S[service])
+    environ = named_variables.without(os.environ, settings, service)
+    return service_child(service, index, config=path, settings=own, stop_s=STOP_S[service], environ=environ)
 
 
 async def _announce_ready(settings: Settings) -> None:

@@ -42,6 +42,26 @@ STATUSES = {
     503: "A part that is needed does not answer now",
     504: "A part that is needed took too long",
 }
+EXAMPLES: Mapping[str, dict[str, Any]] = {
+    "start": {
+        "model_a": "meta-llama/Meta-Llama-3.1-8B-Instruct", "model_b": "meta-llama/Meta-Llama-3.1-8B-Instruct-v2",
+        "traffic_split_percent": 10.0, "test_duration_minutes": 60, "auto_rollback": True,
+    },
+    "traffic-split": {"traffic_split_percent": 5.0},
+    "feedback": {"token": "what X-AB-Feedback-Token of the response says", "thumbs": "up"},
+    "units-export": {"unit": "user-1"},
+    "units-erase": {"unit": "user-1"},
+    "keys-create": {"name": "grafana", "role": "viewer"},
+    "models-register": {"name": "candidate", "engine": "openai", "base_url": "http://127.0.0.1:8000/v1"},
+    "models-plan": {"models": [{"name": "candidate", "engine": "openai", "base_url": "http://127.0.0.1:8000/v1"}]},
+}  # fmt: skip
+"""Bodies to begin with where something is required; elsewhere an empty one does."""
+_SAID: Mapping[str, dict[str, Any]] = {
+    "chat_completions": {"model": "stable", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32},
+    "completions": {"model": "stable", "prompt": "Once upon a time", "max_tokens": 32},
+    "embeddings": {"model": "stable", "input": "Hello"},
+    "generate": {"model": "stable", "prompt": "Once upon a time", "max_tokens": 32},
+}
 ALWAYS = (401, 403, 405, 429, 500, 503)
 _INFERENCE = (400, 401, 403, 404, 405, 413, 415, 429, 431, 500, 503, 504)
 _ASSIGNED = {
@@ -81,7 +101,8 @@ def documented(verb: Verb) -> dict[str, Any]:
         body = {**bare, "properties": {n: s for n, s in schema["properties"].items() if n not in in_path}}
         if required - in_path:
             body["required"] = sorted(required - in_path)
-        extra["requestBody"] = {"required": bool(required - in_path), "content": {"application/json": {"schema": body}}}
+        content = {"schema": body, "example": EXAMPLES.get(verb.name, {})}
+        extra["requestBody"] = {"required": bool(required - in_path), "content": {"application/json": content}}
     if parameters:
         extra["parameters"] = parameters
     return extra
@@ -154,7 +175,9 @@ def _inference() -> dict[str, Any]:
             "post": {
                 "tags": ["inference"], "summary": summary, "operationId": name, "security": [{"key": []}],
                 "description": "Role: `client`. A request whose `model` is a running test's `model_a` is assigned.",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+                "requestBody": {
+                    "required": True, "content": {"application/json": {"schema": body, "example": _SAID[name]}},
+                },
                 "responses": {"200": answer, **_refusals(_INFERENCE), "default": failed},
             }
         }  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services._runtime import variables
+from services._runtime import named_variables, variables
 from services._runtime.settings import ConfigError, load
 from services._runtime.settings_engines import Model
 from services._runtime.settings_model import ApiKey, Settings
@@ -111,3 +111,24 @@ async def test_every_named_variable_may_be_a_file(file: Path, monkeypatch: pytes
                    lambda: read_alerts(settings, {"NAMED": "x", **environ})):  # fmt: skip
         with pytest.raises(ConfigError, match="NAMED and NAMED_FILE are both set"):
             refuse()
+
+
+def test_a_service_gets_no_secret_of_another() -> None:
+    settings = Settings.model_validate({
+        "models": [{"name": "m", "engine": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key_env": "UPSTREAM"}],
+        "security": {"api_keys": [{"name": "ops", "role": "admin", "key_env": "OPS"}], "signing_key_env": "SHARED"},
+        "privacy": {"unit_salt_env": "SALT"},
+        "alerts": {"destinations": [{"type": "webhook", "url_env": "HOOK", "secret_env": "SHARED"}]},
+        "integrations": [{"type": "subscriber", "entry_point": "aar", "environment": ["UPSTREAM"]}],
+    })  # fmt: skip
+    everybodys = {"PATH": "/bin", "HF_TOKEN": "t"}
+    environ = everybodys | {"UPSTREAM": "u", "OPS_FILE": "/run/ops", "SHARED": "s", "SALT": "a", "HOOK": "h"}
+    kept = {
+        service: set(named_variables.without(environ, settings, service)) - set(everybodys)
+        for service in ("router", "inference", "alerts", "metrics", "monitor", "nats-server")
+    }
+    assert kept == {
+        "router": {"OPS_FILE", "SHARED", "SALT"}, "inference": {"UPSTREAM"}, "alerts": {"UPSTREAM", "SHARED", "HOOK"},
+        "metrics": set(), "monitor": set(), "nats-server": set(),
+    }  # fmt: skip
+    assert set(everybodys) <= set(named_variables.without(environ, settings, "monitor"))
