@@ -121,9 +121,9 @@ class RouterApp(AsgiFastStream):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        shielded = Shielded(send)
+        shielded = Shielded(scope, receive, send)
         try:
-            await self._serve(scope, receive, shielded)
+            await self._serve(scope, shielded.receive, shielded)
         except Exception as exc:
             if shielded.begun:
                 raise

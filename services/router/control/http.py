@@ -42,8 +42,6 @@ _LATER = {
     "/dashboard": "the dashboard comes in a later version: `cypria status` shows the running test",
 }
 """What is named already and not here yet: an answer of its own spares the search for a misspelt path."""
-_DISCARD_S = 10.0
-_DISCARD_BYTES = 64 << 20
 
 
 def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
@@ -72,7 +70,9 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
         except Refused as exc:
             # Nothing of the body is known, but who sent it is: a refused command is audited like any other.
             bare = await _call(request, None)
-            return _response(await dispatcher.refuse(verb, bare, exc), bare.request_id)
+            reply = await dispatcher.refuse(verb, bare, exc)
+            # The connection ends: what is still to come of the body is not waited for.
+            return _response(replace(reply, headers={**reply.headers, "Connection": "close"}), bare.request_id)
         if "accept" in verb.takes.model_fields and "accept" not in call.query:
             call = replace(call, query={**call.query, "accept": request.headers.get("accept", "")[:1024]})
         return _response(await dispatcher.dispatch(verb, call), call.request_id)
@@ -121,18 +121,15 @@ async def _call(request: Request, max_body: int | None) -> Call:
     if request.method not in {"GET", "HEAD"} and max_body is not None:
         encoding = request.headers.get("content-encoding", "").strip().lower()
         if encoding not in {"", "identity"}:
-            await _discard(request)
             raise UnsupportedMedia("the body has a Content-Encoding: send it as plain JSON")
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > max_body:
-            await _discard(request)
             raise _too_large(max_body)
         try:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_body:
-                    await _discard(request)
-                    raise _too_large(max_body)
+                            raise _too_large(max_body)
         except ClientDisconnect:
             raise BadRequest("the body ended before its announced length: send all of it") from None
     return Call(
@@ -143,24 +140,6 @@ async def _call(request: Request, max_body: int | None) -> Call:
         query=dict(request.query_params),
         path={name: str(value) for name, value in request.path_params.items()},
     )
-
-
-async def _discard(request: Request) -> None:
-    """Take in the rest of a refused body, within bounds.
-
-    A connection that is closed on unread bytes is reset, and its sender never reads why. One who asks first is told.
-    """
-    if "expect" in request.headers:
-        return
-    size = 0
-    try:
-        async with asyncio.timeout(_DISCARD_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > _DISCARD_BYTES:
-                    return
-    except (TimeoutError, ClientDisconnect):
-        return
 
 
 def _peer(request: Request) -> str:

@@ -150,6 +150,13 @@ class Unavailable(Refused):
     code = "unavailable"
 
 
+class UnsupportedVersion(Refused):
+    """505: another version of HTTP, or none."""
+
+    status = 505
+    code = "http_version_not_supported"
+
+
 class UpstreamTimeout(Refused):
     """504: a part that is needed took too long."""
 

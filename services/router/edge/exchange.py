@@ -15,7 +15,7 @@ from services._runtime.health import SHIELD
 from services.router.domain.auth import Principal
 from services.router.domain.call import Call, Reply
 from services.router.domain.errors import refusal
-from services.router.domain.refusals import Refused, UnsupportedMedia
+from services.router.domain.refusals import Refused, TooLarge, UnsupportedMedia
 from services.router.domain.request import request_id
 from services.router.edge.gate import Gate, common_headers, new_id, too_large
 
@@ -153,8 +153,8 @@ class Exchange:
     def _refuse(self, exc: Refused) -> None:
         self._gate.meters.refuse(exc.status)
         headers = {"X-Request-ID": request_id(self.own_id) or new_id(), **SHIELD, **exc.headers()}
-        if self.expects and self.more_body:
-            self.keep_alive = False  # whether the body will come is anybody's guess
+        if self.more_body and (self.expects or exc.status == TooLarge.status):
+            self.keep_alive = False  # whether the body will come is anybody's guess, or it is not waited for
         self._whole(refusal(exc), headers)
 
     async def reply(self, call: Call, reply: Reply) -> None:

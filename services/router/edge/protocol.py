@@ -1,6 +1,8 @@
 """uvicorn's HTTP protocol with what a public edge needs besides: limits on heads and on patience.
 
 * a head (request line and headers) over 64 KiB or 100 headers: 431;
+* another version of HTTP than 1.0 and 1.1, or none: 505;
+* a body whose chunks are mostly framing: 400;
 * a head that takes over 10 s, a body that pauses for 30 s or takes over 300 s: 408 (slow loris);
 * a client that closes its sending side in the middle of a request: 400;
 * one that closes it while it waits for a model has hung up: the generation is cancelled;
@@ -11,21 +13,18 @@ Requests to models become an `Exchange` at once, without ASGI; everything else g
 """
 
 from typing import Any, NoReturn
-from urllib.parse import unquote_to_bytes
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services._runtime.health import SHIELD
 from services._runtime.tls import lacks_certificate
-from services.router.domain.errors import refusal
-from services.router.domain.refusals import BadRequest, Forbidden, HeadTooLarge, Refused, RequestTimeout
-from services.router.domain.request import PATHS, request_id
+from services.router.domain.refusals import BadRequest, Forbidden, Refused, RequestTimeout
+from services.router.edge import head
+from services.router.edge.courtesy import Courteous, last_words
 from services.router.edge.exchange import CONTINUE, Exchange
-from services.router.edge.gate import Gate, new_id
+from services.router.edge.gate import Gate
 from services.router.edge.sweeper import sweeper_of
 
-MAX_HEAD, MAX_HEADERS = 64 << 10, 100
 HEAD_S = 10.0
 BODY_IDLE_S = 30.0
 BODY_S = 300.0
@@ -35,12 +34,11 @@ REFUSED_BODY_S = 10.0
 REFUSED_BODY_BYTES = 64 << 20
 """How much of a refused body is still taken in, so that its sender reads the refusal instead of a reset."""
 
-_HEAD, _BODY, _WAITING, _LINGERING = range(4)
-_UPGRADE = frozenset({b"connection", b"upgrade", b"http2-settings"})
-_SINGLE = frozenset({b"authorization", b"host", b"transfer-encoding"})
-_SHIELD = "".join(f"{name.lower()}: {value}\r\n" for name, value in SHIELD.items())
+FRAMING = 17
+"""Bytes on the wire for each of content, at most, beyond as many as a head may have: chunks may be of one byte each."""
+
+_HEAD, _BODY, _WAITING, _LINGERING, _DRAINING = range(5)
 _FOR_ALL = frozenset({b"/health", b"/ready", b"/metrics"})  # without a certificate, as without a key
-_ROUTES = {path.encode(): route for path, route in PATHS.items()}
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -52,6 +50,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._phase = _HEAD
         self._head_bytes = 0
         self._parsed_bytes = 0
+        self._raw_bytes = self._content_bytes = 0
         self._began = self._heard = self.loop.time()
         self._stalled: float | None = None
         self._refusal: Refused | None = None
@@ -76,12 +75,14 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
-        if self._phase == _LINGERING:
+        if self._phase >= _LINGERING:
             return
         self._unset_keepalive_if_required()
         self._heard = self.loop.time()
         if self._phase == _WAITING:
             self._begin_head()
+        elif self._phase == _BODY:
+            self._raw_bytes += len(data)
         try:
             self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -91,8 +92,12 @@ class EdgeProtocol(HttpToolsProtocol):
                 # How much of the data belongs to a head that follows another request in it is not known.
                 self._head_bytes += 1 if self._followed else len(data)
                 self._followed = False
-                if self._head_bytes > MAX_HEAD:
-                    self._fail(_head_too_large())
+                if self._head_bytes > head.MAX_HEAD:
+                    self._fail(head.too_large())
+                elif self.parser.get_http_version() == "0.9":  # a line without a version is all that there will be
+                    self._fail(head.unsupported_version())
+            elif self._phase == _BODY and self._raw_bytes > head.MAX_HEAD + FRAMING * self._content_bytes:
+                self._fail(head.too_much_framing())
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -105,12 +110,13 @@ class EdgeProtocol(HttpToolsProtocol):
                 method = self.parser.get_method()
                 if method == b"CONNECT":
                     raise
-                head = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] not in _UPGRADE)
-                data = b"%s %s HTTP/1.1\r\n%s\r\n" % (method, self.url, head) + data[exc.args[0] :]
+                data = head.without_upgrade(method, self.url, self.headers) + data[exc.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if self.transport.is_closing():
+            self._refuse(BadRequest("the connection is closing", code="invalid_http"))
         if self._phase != _HEAD:
             self._begin_head()
             self._followed = True
@@ -130,33 +136,28 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._phase != _HEAD:
             return  # after a body: too late to mean anything
         name = name.lower()
-        if name in _SINGLE:
-            self._single(name, value)
-        if len(self.headers) >= MAX_HEADERS:
-            self._refuse(HeadTooLarge(f"there are over {MAX_HEADERS} headers: send fewer"))
+        try:
+            head.check_header(self.headers, name, value)
+        except Refused as exc:
+            self._refuse(exc)
         self.headers.append((name, value))
-
-    def _single(self, name: bytes, value: bytes) -> None:
-        if any(known == name for known, _ in self.headers):
-            reason = f"the header {name.decode().title()} came twice: send it once"
-        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            reason = "the only Transfer-Encoding that is taken is chunked: send the body as it is"
-        else:
-            return
-        self._refuse(BadRequest(reason, code="invalid_http"))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        if self.parser.should_upgrade():
+        version = self.parser.get_http_version()
+        if self.parser.should_upgrade() and version in head.VERSIONS:
             return  # it comes again without that
-        self._phase = _BODY
-        self._began = self._heard
-        if self.parser.get_http_version() == "1.1" and not any(name == b"host" for name, _ in self.headers):
-            self._refuse(BadRequest("the header Host is missing: HTTP/1.1 wants it", code="invalid_http"))
+        try:
+            head.check_head(version, self.headers)
+        except Refused as exc:
+            self._refuse(exc)
         if self._nameless and self.url.partition(b"?")[0] not in _FOR_ALL:
             why = "this edge wants a client's certificate: connect with one of the authority in http.tls.client_ca_file"
             self._refuse(Forbidden(why, code="client_certificate_required"))
-        route = self._route()
+        self._phase = _BODY
+        self._began = self._heard
+        self._raw_bytes = self._content_bytes = 0
+        route = head.route_of(self.url)
         gate: Gate | None = getattr(self.app, "gate", None)
         if route is not None and gate is not None and self.parser.get_method() == b"POST":
             self._exchange(route, gate)
@@ -167,15 +168,6 @@ class EdgeProtocol(HttpToolsProtocol):
         for name, value in headers:
             super().on_header(name, value)
         super().on_headers_complete()
-
-    def _route(self) -> str | None:
-        path = self.url.partition(b"?")[0]
-        if not path.startswith(b"/"):
-            path = httptools.parse_url(self.url).path or b""
-        route = _ROUTES.get(path)
-        if route is None and (b"%" in path or b"#" in path):
-            route = _ROUTES.get(unquote_to_bytes(path.partition(b"#")[0]))
-        return route
 
     def _exchange(self, route: str, gate: Gate) -> None:
         version = self.parser.get_http_version()
@@ -198,14 +190,14 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         cycle: Any = self.cycle
+        self._content_bytes += len(body)
+        if cycle.response_complete and self._content_bytes > REFUSED_BODY_BYTES:
+            self.transport.close()
         if not isinstance(cycle, Exchange):
             super().on_body(body)
             return
         cycle.take(body)
-        if cycle.response_complete:
-            if cycle.taken > REFUSED_BODY_BYTES:
-                self.transport.close()
-        elif cycle.refused is not None and cycle.turn and self._serving is None:
+        if not cycle.response_complete and cycle.refused is not None and cycle.turn and self._serving is None:
             self._serve(cycle)
 
     def on_message_complete(self) -> None:
@@ -214,7 +206,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         self._phase = _WAITING
         cycle: Any = self.cycle
-        if not isinstance(cycle, Exchange):
+        if not isinstance(cycle, Exchange) and not cycle.response_complete:
             super().on_message_complete()
             return
         cycle.more_body = False
@@ -226,6 +218,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if not isinstance(cycle, Exchange):
+            asked = cycle.waiting_for_100_continue
+            cycle.transport = Courteous(self.transport, lambda: self._close_after(cycle, asked=asked))
             super()._start_asgi_task(cycle, app)
             return
         cycle.turn = True
@@ -243,16 +237,21 @@ class EdgeProtocol(HttpToolsProtocol):
     def answered(self, exchange: Exchange) -> None:
         """An exchange is over: on to the next request, or close."""
         self._serving = None
-        if not exchange.keep_alive and not self.transport.is_closing():
-            if exchange.more_body and exchange.expects and not exchange.taken and not exchange.disconnected:
-                self._linger()  # it asked before it sent, and was told not to
-            elif exchange.more_body and not exchange.disconnected:
-                self._began = self.loop.time()  # closing on unread bytes would reset the connection
-            else:
-                self.transport.close()
+        if not exchange.keep_alive:
+            self._close_after(exchange, asked=exchange.expects)
         elif exchange.more_body:
             self._began = self.loop.time()
         self.on_response_complete()
+
+    def _close_after(self, cycle: Any, *, asked: bool) -> None:
+        """Close after an answer, the last on this connection; ``asked``: its client asks before it sends a body."""
+        if self.transport.is_closing() or cycle is not self.cycle or cycle.disconnected or not cycle.more_body:
+            self.transport.close()
+        elif asked and not self._content_bytes:
+            self._linger()  # it asked before it sent, and was told not to
+        else:
+            self._began = self.loop.time()  # closing on unread bytes would reset the connection
+            self._end_writing()
 
     def on_response_complete(self) -> None:
         """An answer has been written: on to the next request once the client takes what there is."""
@@ -297,7 +296,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._fail(BadRequest("the body ended before its announced length: send all of it",
                                   code="incomplete_body"))  # fmt: skip
             return True
-        if self._phase == _WAITING and self.cycle is not None and not self.cycle.response_complete:
+        if self._phase in {_WAITING, _DRAINING} and self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
             self._gone()
             return True
@@ -346,8 +345,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _count(self, size: int) -> None:
         self._parsed_bytes += size
-        if self._parsed_bytes > MAX_HEAD:
-            self._refuse(_head_too_large())
+        if self._parsed_bytes > head.MAX_HEAD:
+            self._refuse(head.too_large())
 
     def _refuse(self, refused: Refused) -> NoReturn:
         """End the parsing; `data_received` answers."""
@@ -362,6 +361,11 @@ class EdgeProtocol(HttpToolsProtocol):
     def _fail(self, refused: Refused) -> None:
         """Answer what cannot be served, then close; linger so that the client can read the answer first."""
         cycle, phase = self.cycle, self._phase
+        if phase == _HEAD and cycle is not None and not cycle.response_complete:
+            # What came before it is served: then the connection ends, and nothing more is read meanwhile.
+            self._phase = _DRAINING
+            cycle.keep_alive = False
+            return
         busy = cycle is not None and not cycle.response_complete
         answering = busy and (phase != _BODY or cycle.response_started or bool(self.pipeline))
         if busy:
@@ -376,24 +380,19 @@ class EdgeProtocol(HttpToolsProtocol):
             # Another answer is on its way on this connection: nothing may be put in between.
             self.transport.close()
             return
-        reply = refusal(refused)
-        own_id = next((value for name, value in self.headers or () if name == b"x-request-id"), None)
-        head = (
-            f"x-request-id: {request_id(own_id) or new_id()}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(reply.body)}\r\n{_SHIELD}connection: close\r\n\r\n"
-        )
-        self.transport.write(STATUS_LINE[reply.status] + head.encode() + reply.body)
+        self.transport.write(last_words(refused, self.headers or ()))
         self._linger()
 
     def _linger(self) -> None:
         """Send no more, and close when the client has had the time to read what there is."""
         self._phase = _LINGERING
         self._began = self.loop.time()
-        if self.transport.can_write_eof() and not self._half_closed:
-            self.transport.write_eof()
-        else:
+        if not self._end_writing():
             self.transport.close()
 
-
-def _head_too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"the request line and headers are over {MAX_HEAD} bytes: send fewer or shorter ones")
+    def _end_writing(self) -> bool:
+        """Tell the client that nothing more comes; whether that can be told."""
+        if self._half_closed or not self.transport.can_write_eof():
+            return False
+        self.transport.write_eof()
+        return True

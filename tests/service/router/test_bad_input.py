@@ -9,39 +9,36 @@ from services.router.edge import protocol
 from tests.harness import NatsServer, eventually
 from tests.service.router.rig import HEAD, SECURITY, Raw, Rig, bearer, chat, raw, running, serves
 
-
-@pytest.mark.parametrize(
-    ("body", "status", "param", "code"),
-    [
-        (b'{"model": "stable", ', 400, None, "invalid_json"),
-        (b"", 400, None, "invalid_json"),
-        (b" \n", 400, None, "invalid_json"),
-        (b'\xef\xbb\xbf{"model": "stable"}', 400, None, "invalid_json"),
-        (b'{"model": "stable", "user": "half \\ud83d"}', 400, "user", "invalid_json"),
-        (b'{"model": "stable", "messages": [{"content": "\\udc00 \\""}]}', 400, "content", "invalid_json"),
-        (b"[]", 400, None, "invalid_type"),
-        (b'"text"', 400, None, "invalid_type"),
-        (b'{"model": "stable", "x": "\xff\xfe"}', 400, None, "invalid_utf8"),
-        (b'{"model": 7}', 400, "model", "invalid_type"),
-        (b'{"model": "stable", "stream": "yes"}', 400, "stream", "invalid_type"),
-        (b'{"model": "stable", "user": {"id": 1}}', 400, "user", "invalid_type"),
-        (b'{"messages": []}', 400, "model", "missing_model"),
-        (b'{"model": ""}', 400, "model", "missing_model"),
-        (b'{"model": "nobody"}', 404, "model", "model_not_found"),
-        (b'{"model": "' + b"m" * 100_000 + b'"}', 404, "model", "model_not_found"),
-        (b'{"x":' * 100_000, 400, None, "invalid_json"),
-    ],
+BAD_BODIES = (
+    (b'{"model": "stable", ', 400, None, "invalid_json"),
+    (b"", 400, None, "invalid_json"),
+    (b" \n", 400, None, "invalid_json"),
+    (b'\xef\xbb\xbf{"model": "stable"}', 400, None, "invalid_json"),
+    (b'{"model": "stable", "user": "half \\ud83d"}', 400, "user", "invalid_json"),
+    (b'{"model": "stable", "messages": [{"content": "\\udc00 \\""}]}', 400, "content", "invalid_json"),
+    (b"[]", 400, None, "invalid_type"),
+    (b'"text"', 400, None, "invalid_type"),
+    (b'{"model": "stable", "x": "\xff\xfe"}', 400, None, "invalid_utf8"),
+    (b'{"model": 7}', 400, "model", "invalid_type"),
+    (b'{"model": "stable", "stream": "yes"}', 400, "stream", "invalid_type"),
+    (b'{"model": "stable", "user": {"id": 1}}', 400, "user", "invalid_type"),
+    (b'{"messages": []}', 400, "model", "missing_model"),
+    (b'{"model": ""}', 400, "model", "missing_model"),
+    (b'{"model": "nobody"}', 404, "model", "model_not_found"),
+    (b'{"model": "' + b"m" * 100_000 + b'"}', 404, "model", "model_not_found"),
+    (b'{"x":' * 100_000, 400, None, "invalid_json"),
 )
-async def test_a_bad_body_is_refused_naming_the_field(
-    rig: Rig, body: bytes, status: int, param: str | None, code: str
-) -> None:
+
+
+async def test_a_bad_body_is_refused_naming_the_field(rig: Rig) -> None:
     await rig.worker("stable")
-    response = await rig.client.post("/v1/chat/completions", content=body)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
-    assert 0 < len(error["message"]) < 500
-    assert error["type"]
-    assert response.headers["x-request-id"]
+    for body, status, param, code in BAD_BODIES:
+        response = await rig.client.post("/v1/chat/completions", content=body)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (status, param, code), body[:100]
+        assert 0 < len(error["message"]) < 500
+        assert error["type"]
+        assert response.headers["x-request-id"]
     await serves(rig)
 
 
@@ -93,16 +90,17 @@ async def test_a_body_of_exactly_the_limit_is_taken(rig: Rig) -> None:
     assert worker.bodies == [body]
 
 
-@pytest.mark.parametrize("headers", [b"X-Big: %s\r\n" % (b"a" * (64 << 10)),
-                                     b"".join(b"X-%d: %s\r\n" % (i, b"b" * 1000) for i in range(70)),
-                                     b"".join(b"X-%d: 1\r\n" % i for i in range(99))])  # fmt: skip
-async def test_headers_of_64_kib_and_over_100_of_them_are_refused(rig: Rig, headers: bytes) -> None:
+async def test_headers_of_64_kib_and_over_100_of_them_are_refused(rig: Rig) -> None:
     await rig.worker("stable")
-    async with raw(rig) as client:
-        await client.send(HEAD + headers + b"Content-Length: 2\r\n\r\n{}")
-        status, _, content = await client.answer()
-        assert (status, content["error"]["code"]) == (431, "headers_too_large")
-        assert await client.closed()
+    for headers in (
+        b"X-Big: %s\r\n" % (b"a" * (64 << 10)), b"".join(b"X-%d: %s\r\n" % (i, b"b" * 1000) for i in range(70)),
+        b"".join(b"X-%d: 1\r\n" % i for i in range(99)),
+    ):  # fmt: skip
+        async with raw(rig) as client:
+            await client.send(HEAD + headers + b"Content-Length: 2\r\n\r\n{}")
+            status, _, content = await client.answer()
+            assert (status, content["error"]["code"]) == (431, "headers_too_large")
+            assert await client.closed()
     await serves(rig)
 
 

@@ -6,13 +6,12 @@ import gzip
 import json
 import socket
 
-import pytest
-
 from services.router.edge.exchange import Exchange
 from tests.harness import eventually
-from tests.service.router.rig import HEAD, Rig, chat, raw, serves
+from tests.service.router.rig import HEAD, Raw, Rig, chat, raw, serves
 
 GOOD = json.dumps(chat()).encode()
+CONTROL = b"POST /v1/ab-testing/stop HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin-key\r\n"
 NO_KEY = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -96,26 +95,35 @@ async def test_what_the_connection_itself_refuses_has_a_request_id_too(rig: Rig)
             assert headers["x-request-id"].startswith("mine" if kept else "req_")
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        b"Authorization: Bearer viewer-key\r\n", b"Host: y\r\n",
-        b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: xchunked\r\n", b"Transfer-Encoding: identity\r\n",
-        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding : chunked\r\n",
-        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-        b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length: 5\r\n",
-        b"Content-Length: 5, 5\r\n", b"Content-Length: +5\r\n", b"Content-Length: -5\r\n", b"Content-Length: 0x5\r\n",
-        b"Content-Length: 99999999999999999999999\r\n",
-        b"X-One: a\r\n Content-Length: 5\r\n", b"X-One: a\nContent-Length: 5\r\n", b"X-One: a\rContent-Length: 5\r\n",
-        b"X-One: a\x00\r\n", b"X\x00One: a\r\n", b": a\r\n",
-    ],
+AMBIGUOUS = (
+    b"Authorization: Bearer viewer-key\r\n", b"Host: y\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: xchunked\r\n", b"Transfer-Encoding: identity\r\n",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding : chunked\r\n",
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+    b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length: 5\r\n",
+    b"Content-Length: 5, 5\r\n", b"Content-Length: +5\r\n", b"Content-Length: -5\r\n", b"Content-Length: 0x5\r\n",
+    b"Content-Length: 99999999999999999999999\r\n",
+    b"X-One: a\r\n Content-Length: 5\r\n", b"X-One: a\nContent-Length: 5\r\n", b"X-One: a\rContent-Length: 5\r\n",
+    b"X-One: a\x00\r\n", b"X\x00One: a\r\n", b": a\r\n",
 )  # fmt: skip
-async def test_heads_that_two_readers_could_read_differently_are_refused(rig: Rig, headers: bytes) -> None:
-    for start in (HEAD, HEAD.replace(b"/v1/chat/completions", b"/v1/ab-testing/start")):
+ALSO_AMBIGUOUS = (
+    b"GET /health HTTP/1.1\r\nHost: a b\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a/b\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: a, b\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: u@a\r\n\r\n",
+    HEAD.replace(b"HTTP/1.1", b"HTTP/1.0", 1) + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET health HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /health HTTP/1.1\nHost: x\n\n", b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+    CONTROL + b"Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
+    CONTROL + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+)  # fmt: skip
+
+
+async def test_what_two_readers_could_read_differently_is_refused(rig: Rig) -> None:
+    starts = (HEAD, HEAD.replace(b"/v1/chat/completions", b"/v1/ab-testing/start"))
+    for request in (*(start + headers + b"\r\n" for headers in AMBIGUOUS for start in starts), *ALSO_AMBIGUOUS):
         async with raw(rig) as client:
-            await client.send(start + headers + b"\r\n")
+            await client.send(request)
             status, _, content = await client.answer()
-            assert (status, content["error"]["code"]) == (400, "invalid_http")
+            assert (status, content["error"]["code"]) == (400, "invalid_http"), request
             assert await client.closed()
 
 
@@ -164,3 +172,71 @@ async def test_only_http_1_1_is_told_to_continue(rig: Rig) -> None:
         await client.send(expecting)
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert (await client.answer())[0] == 200
+
+
+async def test_other_versions_of_http_and_none_are_not_spoken(rig: Rig) -> None:
+    for line in (b"GET /health", b"GET /v1/models", b"POST /v1/chat/completions", b"GET /health HTTP/0.9", b"GET /health HTTP/2.0"):
+        async with raw(rig) as client:
+            await client.send(line + b"\r\nX: y\r\n\r\n")
+            status, _, content = await client.answer()
+            assert (status, content["error"]["code"]) == (505, "http_version_not_supported"), line
+            assert await client.closed()
+
+
+async def test_a_body_of_nothing_but_framing_is_refused_and_one_byte_a_chunk_is_not(rig: Rig) -> None:
+    await rig.worker("stable")
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n"
+    for head in (HEAD, CONTROL):
+        async with raw(rig) as client:
+            await client.send(head + chunked)
+            await client.send(b"1;pad=" + b"x" * 300_000)
+            status, _, content = await client.answer()
+            assert (status, content["error"]["code"]) == (400, "invalid_http")
+            assert "framing" in content["error"]["message"]
+            assert await client.closed()
+    body = json.dumps(chat(pad="x" * 30_000)).encode()
+    async with raw(rig) as client:
+        await client.send(HEAD + chunked)
+        await client.send(b"".join(b"1;n=v\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert (await client.answer())[0] == 200
+
+
+async def test_a_body_that_is_announced_too_long_or_packed_is_refused_at_once_and_the_connection_ended(rig: Rig) -> None:
+    for head in (HEAD, CONTROL):
+        async with raw(rig) as client:
+            await client.send(head + b"Content-Length: 99999999999\r\n\r\n{")
+            status, headers, content = await client.answer()
+            assert (status, content["error"]["code"], headers["connection"]) == (413, "body_too_large", "close")
+            assert await client.closed()
+    async with raw(rig) as client:
+        await client.send(CONTROL + b"Content-Encoding: gzip\r\nContent-Length: 99\r\n\r\n")
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (415, "close")
+        assert await client.closed()
+
+
+async def test_who_asks_before_sending_and_is_refused_is_told_that_the_connection_ends(rig: Rig) -> None:
+    for path in (b"/v1/ab-testing/stop", b"/v1/ab-testing/nothing", b"/health"):
+        async with raw(rig) as client:
+            await client.send(b"POST %s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n" % path)
+            status, headers, _ = await client.answer()
+            assert (status in {401, 404, 405}, headers["connection"]) == (True, "close")
+            assert await client.closed()
+
+
+async def test_what_came_before_nonsense_is_answered_and_then_the_connection_ended(rig: Rig) -> None:
+    await rig.worker("stable")
+    for before in (HEAD + sized(), CONTROL + sized(b"{}"), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        for nonsense in (b"\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /\r\n\r\n", b"{}"):
+            async with raw(rig) as client:
+                await client.send(before + nonsense)
+                status, _, _ = await client.answer()
+                assert status in {200, 404}
+                assert await _ended(client)
+
+
+async def _ended(client: Raw) -> bool:
+    """Closed, whether or not the answer to the nonsense could still be sent."""
+    async with asyncio.timeout(20):
+        rest = await client.reader.read()
+    return rest == b"" or rest.startswith((b"HTTP/1.1 400", b"HTTP/1.1 505"))

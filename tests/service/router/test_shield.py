@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from services.router.edge.protocol import MAX_HEADERS
+from services.router.edge.head import MAX_HEADERS
 from tests.service.router.rig import HEAD, Rig, bearer, chat, raw
 
 SAID = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
