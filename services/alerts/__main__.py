@@ -1,7 +1,6 @@
 """`python -m services.alerts [--config FILE]`."""
 
-from services._runtime.server import main
-from services.alerts.app import build_app
+from services._runtime.start import main
 
 if __name__ == "__main__":
-    main("alerts", build_app)
+    main("alerts")

@@ -1,7 +1,6 @@
 """`python -m services.inference [--config FILE]`."""
 
-from services._runtime.server import main
-from services.inference.app import build_app
+from services._runtime.start import main
 
 if __name__ == "__main__":
-    main("inference", build_app)
+    main("inference")

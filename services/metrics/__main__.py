@@ -1,7 +1,6 @@
 """`python -m services.metrics [--config FILE]`."""
 
-from services._runtime.server import main
-from services.metrics.app import SERVICE, build_app
+from services._runtime.start import main
 
 if __name__ == "__main__":
-    main(SERVICE, build_app)
+    main("metrics")

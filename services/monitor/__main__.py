@@ -1,7 +1,6 @@
 """`python -m services.monitor [--config FILE]`."""
 
-from services._runtime.server import main
-from services.monitor.app import build_app
+from services._runtime.start import main
 
 if __name__ == "__main__":
-    main("monitor", build_app)
+    main("monitor")

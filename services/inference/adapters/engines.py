@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services._runtime.settings_engines import Model
+from services._runtime.start import importing
 from services.inference.adapters.engine import Engine
 from services.inference.adapters.openai_engine import OpenAIEngine
 from services.inference.adapters.vllm_engine import VllmEngine
@@ -38,7 +39,8 @@ def import_engine(name: str) -> Callable[[Model, Surroundings], Engine]:
     if name == "openai":
         return lambda model, _surroundings: OpenAIEngine(model)
     if name == "transformers":
-        from services.inference.adapters.transformers_engine import TransformersEngine
+        with importing():
+            from services.inference.adapters.transformers_engine import TransformersEngine
 
         return lambda model, _surroundings: TransformersEngine(model)
     if name == "vllm":

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import inspect
 import json
 import os
@@ -116,6 +117,7 @@ def _settle(arguments: Any, start: Start) -> bool:
 
 async def load(start: Start, stats: EngineStats) -> Loaded:
     """Load the model; blocks the event loop until it is there. Raises what vLLM raises, and ArgumentError."""
+    gc.disable()  # modules stay: looking through them while more of them come takes long
     import vllm
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -130,6 +132,8 @@ async def load(start: Start, stats: EngineStats) -> Loaded:
         _add_lora(arguments, start)
     _validate(arguments)
     config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    gc.freeze()
+    gc.enable()  # before the engine's process is forked, which has its own garbage
     # vLLM sets this for CPUs, so that libraries for binding threads can be preloaded. Forked, the engine need not
     # import everything again, which is half of the time and of the work of loading a small model.
     os.environ[how] = chosen or ("fork" if alone else "spawn")
