@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from services._cli.load import Load, Tally, drive
 from services._runtime.clock import monotonic
@@ -22,17 +23,23 @@ SEED = int(os.environ.get("CHAOS_SEED", "20"))
 VICTIMS = ("metrics", "monitor", "alerts", "inference", "nats-server")
 RATE = 30
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    stable, canary = FakeOpenAI(), FakeOpenAI()
-    await stable.start()
-    await canary.start()
-    config = engine_config(stable, canary, processes={"inference": 2})
-    async with running(tmp_path_factory.mktemp("chaos"), config) as system:
-        yield system
-    await stable.stop()
-    await canary.stop()
+    async with FakeOpenAI() as stable, FakeOpenAI() as canary:
+        config = engine_config(stable, canary, processes={"inference": 2})
+        async with running(tmp_path_factory.mktemp("chaos"), config) as system:
+            yield system
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def live(system: System) -> AsyncIterator[str]:
+    """A test that is running, and still is when everything has been looked at."""
+    test_id = await system.start_test(traffic_split_percent=20)
+    yield test_id
+    assert (await system.api("POST", "stop", {"test_id": test_id}))["status"] == "completed"
 
 
 async def back(system: System, service: str, count: int, gone: int) -> bool:
@@ -58,9 +65,10 @@ async def heard(system: System) -> list[dict[str, Any]]:
     return found
 
 
-async def survived(system: System, rng: random.Random, deaths: list[tuple[str, ...]], *, stream: bool) -> None:
+async def survived(
+    system: System, test_id: str, rng: random.Random, deaths: list[tuple[str, ...]], *, stream: bool
+) -> None:
     """Load while parts die, those of one tuple at once; then everything must be as if nobody had."""
-    test_id = await system.start_test(traffic_split_percent=20)
     tally = Tally()
     done = asyncio.Event()
     load = asyncio.create_task(
@@ -93,28 +101,27 @@ async def survived(system: System, rng: random.Random, deaths: list[tuple[str, .
 
 
 @pytest.mark.timeout(400)
-async def test_totals_stay_exact_through_every_death(system: System) -> None:
+async def test_totals_stay_exact_through_every_death(system: System, live: str) -> None:
     """Each part once, one of them several times in quick succession, and two at once."""
     rng = random.Random(SEED)
     again = rng.choice(VICTIMS)
     deaths: list[tuple[str, ...]] = [(victim,) for victim in (*VICTIMS, again, again)]
     rng.shuffle(deaths)
     deaths.append(tuple(rng.sample(VICTIMS, 2)))
-    await survived(system, rng, deaths, stream=bool(SEED % 2))
+    await survived(system, live, rng, deaths, stream=bool(SEED % 2))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
-async def test_totals_stay_exact_through_forty_deaths(system: System) -> None:
+async def test_totals_stay_exact_through_forty_deaths(system: System, live: str) -> None:
     rng = random.Random(SEED + 1)
     deaths = [tuple(rng.sample(VICTIMS, rng.choice((1, 1, 2, 3)))) for _ in range(40)]
-    await survived(system, rng, deaths, stream=True)
+    await survived(system, live, rng, deaths, stream=True)
 
 
 @pytest.mark.timeout(400)
-async def test_a_killed_router_loses_at_most_one_flush_interval(system: System) -> None:
+async def test_a_killed_router_loses_at_most_one_flush_interval(system: System, live: str) -> None:
     rate, kills, rng = 100, 2, random.Random(SEED)
-    test_id = await system.start_test(traffic_split_percent=20)
     tally = Tally()
     done = asyncio.Event()
     load = asyncio.create_task(
@@ -132,7 +139,7 @@ async def test_a_killed_router_loses_at_most_one_flush_interval(system: System) 
     counts = [-1]
 
     async def settled() -> bool:
-        metrics = (await system.status(test_id))["metrics"] or {}
+        metrics = (await system.status(live))["metrics"] or {}
         counts.append(sum(figures["request_count"] for figures in metrics.values()))
         return counts[-1] == counts[-2] > 0
 
@@ -142,13 +149,12 @@ async def test_a_killed_router_loses_at_most_one_flush_interval(system: System) 
     # answered when the router died may have been counted without its client knowing.
     assert -5 * kills <= lost <= 0.3 * rate * kills
     sys.stderr.write(f"{lost} facts of {served} lost in {kills} kills\n")
-    assert (await system.status(test_id))["status"] == "running"
+    assert (await system.status(live))["status"] == "running"
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-async def test_every_part_may_freeze_for_twenty_seconds(system: System) -> None:
-    test_id = await system.start_test(traffic_split_percent=20)
+async def test_every_part_may_freeze_for_twenty_seconds(system: System, live: str) -> None:
     tally = Tally()
     done = asyncio.Event()
     load = asyncio.create_task(
@@ -161,6 +167,6 @@ async def test_every_part_may_freeze_for_twenty_seconds(system: System) -> None:
         await eventually(system.ready, 40, 0.1)
     done.set()
     await load
-    await eventually(lambda: exact(system, test_id, tally), 60, 0.3)
+    await eventually(lambda: exact(system, live, tally), 60, 0.3)
     alerts = await heard(system)
     assert len({alert["id"] for alert in alerts}) == len(alerts)

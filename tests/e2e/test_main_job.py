@@ -1,17 +1,61 @@
-"""The main job as its users run it: split, count, decide, take out."""
+"""The main job as its users run it: split, count, decide, take out, and survive a restart meanwhile. One system, in order."""
 
 import asyncio
 import math
+from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import openai
+import psutil
 import pytest
+import pytest_asyncio
 
 from services._cli.load import Load, Tally, drive
 from tests.e2e.conftest import engine_config
 from tests.fakes.openai_server import FakeOpenAI
 from tests.harness import eventually
 from tests.system import System, running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TIMED_S = 24
+KINDS = ("kept-", "timed-")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def canary() -> AsyncIterator[FakeOpenAI]:
+    async with FakeOpenAI() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory, canary: FakeOpenAI) -> AsyncIterator[System]:
+    """In front of two upstreams, which are served under other names as well, for tests that go on beside others."""
+    async with FakeOpenAI() as stable:
+        config = engine_config(stable, canary)
+        models = config["models"]
+        config["models"] = [{**model, "name": kind + model["name"]} for kind in ("", *KINDS) for model in models]
+        async with running(tmp_path_factory.mktemp("system"), config) as system:
+            yield system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def restarted(system: System) -> dict[str, tuple[str, dict[str, int]]]:
+    """By kind, the test that ran when the system was restarted, with what each of its variants had served: one that
+    goes on for long, and one that ends by itself, most likely after the restart.
+    """
+    tests = {}
+    for kind, minutes in zip(KINDS, (10, TIMED_S / 60), strict=True):
+        models = {"model_a": f"{kind}stable", "model_b": f"{kind}canary"}
+        test_id = await system.start_test(**models, traffic_split_percent=50, test_duration_minutes=minutes)
+        tally = await drive(Load(system.url, system.key, models["model_a"], 40), requests=60)
+        tests[kind] = (test_id, dict(tally.by_variant))
+    for test_id, seen in tests.values():
+        await eventually(lambda t=test_id, s=seen: counted(system, t, s), 30, 0.2)
+    assert await asyncio.to_thread(system.stop) == 0
+    await system.start()
+    return tests
 
 
 async def totals(system: System, test_id: str) -> dict[str, int]:
@@ -24,27 +68,39 @@ async def counted(system: System, test_id: str, expected: dict[str, int]) -> boo
     return await totals(system, test_id) == expected
 
 
+async def test_a_test_survives_a_restart(system: System, restarted: dict[str, tuple[str, dict[str, int]]]) -> None:
+    test_id, seen = restarted["kept-"]
+    state = await system.status(test_id)
+    assert state["status"] == "running"
+    assert state["traffic_split_percent"] == 50
+    await eventually(lambda: counted(system, test_id, seen), 20, 0.2)
+
+
 async def test_three_thousand_requests_are_split_as_asked_and_counted_exactly(system: System) -> None:
     test_id = await system.start_test(traffic_split_percent=20)
-    plain = await drive(Load(system.url, system.key, "stable", 150, users=0), requests=2400)
-    streamed = await drive(Load(system.url, system.key, "stable", 100, stream=True, seed=2), requests=400)
     by_sdk = Tally()
     client = openai.AsyncOpenAI(base_url=f"{system.url}/v1", api_key=system.key, max_retries=0)
-    for index in range(200):
-        await through_sdk(client, by_sdk, stream=index % 2 == 0)
+
+    async def with_sdk() -> None:
+        for index in range(200):
+            await through_sdk(client, by_sdk, stream=index % 2 == 0)
+
+    plain, _ = await asyncio.gather(
+        drive(Load(system.url, system.key, "stable", 150, users=0), requests=2400), with_sdk()
+    )
+    streamed = await drive(Load(system.url, system.key, "stable", 100, stream=True, seed=2), requests=400)
     await client.close()
     assert plain.failed == streamed.failed == by_sdk.failed == 0
     seen = plain.by_variant + streamed.by_variant + by_sdk.by_variant
     assert set(seen) == {"a", "b"}
     assert sum(seen.values()) == 3000
     assert abs(seen["b"] - 600) <= 4 * math.sqrt(3000 * 0.2 * 0.8)
-    await eventually(lambda: counted(system, test_id, dict(seen)), 20, 0.2)
+    await eventually(lambda: counted(system, test_id, dict(seen)), 30, 0.2)
     result = await system.api("POST", "stop", {"test_id": test_id})
     summary = {name.removeprefix("variant_"): v["request_count"] for name, v in result["metrics_summary"].items()}
     assert summary == dict(seen)
-    history = await system.api("GET", "history")
-    assert history["tests"][0]["test_id"] == test_id
-    assert history["tests"][0]["decision"] == result["decision"]
+    (listed,) = [one for one in (await system.api("GET", "history"))["tests"] if one["test_id"] == test_id]
+    assert listed["decision"] == result["decision"]
 
 
 async def through_sdk(client: openai.AsyncOpenAI, tally: Tally, *, stream: bool) -> None:
@@ -62,10 +118,7 @@ async def through_sdk(client: openai.AsyncOpenAI, tally: Tally, *, stream: bool)
     tally.record(raw.headers["x-ab-test-variant"], "200", 0.0, ok=bool(text))
 
 
-async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(
-    system: System, upstreams: tuple[FakeOpenAI, FakeOpenAI]
-) -> None:
-    _, canary = upstreams
+async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(system: System, canary: FakeOpenAI) -> None:
     canary.behaviour.status = 500
     test_id = await system.start_test(traffic_split_percent=20)
     tally = Tally()
@@ -103,39 +156,28 @@ async def any_rollback_alert(system: System, test_id: str) -> bool:
     return any(a["level"] == "EMERGENCY" and a["test_id"] == test_id for a in alerts)
 
 
-async def test_a_test_ends_by_itself_with_a_decision_and_survives_a_restart_before_that(
-    tmp_path_factory: pytest.TempPathFactory, upstreams: tuple[FakeOpenAI, FakeOpenAI]
+async def test_a_test_ends_by_itself_with_a_decision_also_after_a_restart(
+    system: System, restarted: dict[str, tuple[str, dict[str, int]]]
 ) -> None:
-    folder = tmp_path_factory.mktemp("restarted")
-    async with running(folder, engine_config(*upstreams)) as system:
-        test_id = await system.start_test(traffic_split_percent=50, test_duration_minutes=0.75)
-        tally = await drive(Load(system.url, system.key, "stable", 20), requests=60)
-        await eventually(lambda: counted(system, test_id, dict(tally.by_variant)), 20, 0.2)
-        assert system.stop() == 0
-        await system.start()
-        state = await system.status(test_id)
-        assert state["status"] == "running"
-        assert state["traffic_split_percent"] == 50
-        await eventually(lambda: counted(system, test_id, dict(tally.by_variant)), 20, 0.2)
+    test_id, seen = restarted["timed-"]
 
-        async def ended() -> bool:
-            return (await system.status(test_id))["status"] == "completed"
+    async def ended() -> bool:
+        return (await system.status(test_id))["status"] == "completed"
 
-        await eventually(ended, 70, 0.5)
-        result = await system.api("GET", f"tests/{test_id}")
-        assert result["decision"] in {"inconclusive", "keep_a", "promote_b"}
-        assert any(character.isdigit() for character in result["reason"])
+    await eventually(ended, 90, 0.3)
+    result = await system.api("GET", f"tests/{test_id}")
+    assert result["decision"] in {"inconclusive", "keep_a", "promote_b"}
+    assert any(character.isdigit() for character in result["reason"])
+    lasted_s = datetime.fromisoformat(result["end_time"]) - datetime.fromisoformat(result["start_time"])
+    assert lasted_s.total_seconds() >= TIMED_S - 0.5
+    figures = result["metrics_summary"].items()
+    assert {name.removeprefix("variant_"): variant["request_count"] for name, variant in figures} == seen
 
 
-async def test_the_system_stops_cleanly_and_leaves_nobody_behind(
-    tmp_path_factory: pytest.TempPathFactory, upstreams: tuple[FakeOpenAI, FakeOpenAI]
-) -> None:
-    import psutil
-
-    async with running(tmp_path_factory.mktemp("clean"), engine_config(*upstreams)) as system:
-        assert system.process
-        children = psutil.Process(system.process.pid).children(recursive=True)
-        assert len(children) >= 6
-        system.process.kill()
-        system.process.wait(5)
-        await eventually(lambda: not any(c.is_running() and c.status() != "zombie" for c in children), 15)
+async def test_the_system_stops_cleanly_and_leaves_nobody_behind(system: System) -> None:
+    assert system.process
+    children = psutil.Process(system.process.pid).children(recursive=True)
+    assert len(children) >= 6
+    system.process.kill()
+    system.process.wait(5)
+    await eventually(lambda: not any(c.is_running() and c.status() != "zombie" for c in children), 15)

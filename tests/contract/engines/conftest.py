@@ -120,13 +120,6 @@ def alive(pids: Iterable[int]) -> list[int]:
 
 @pytest_asyncio.fixture(params=KINDS, scope="module", loop_scope="module")
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    """An engine that all tests of a file share: vLLM takes half a minute to load."""
-    async with engine_of(request.param) as found:
-        yield found
-
-
-@pytest_asyncio.fixture(params=KINDS, loop_scope="module")
-async def own(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    """An engine of the test's own, which it may close or kill."""
+    """An engine that all tests of a file share, of which the last may kill it: vLLM takes half a minute to load."""
     async with engine_of(request.param) as found:
         yield found

@@ -169,23 +169,24 @@ async def test_cancelling_one_leaves_the_others_alone(subject: Subject) -> None:
     await eventually(lambda: subject.running() == 0)
 
 
-async def test_an_engine_that_dies_mid_stream_ends_every_stream_and_says_later_that_nothing_was_sent(own: Subject) -> None:
-    tasks = [asyncio.create_task(own.chat(max_tokens=450, stream=True, ignore_eos=True)) for _ in range(2)]
-    await eventually(lambda: own.running() == 2)
-    pids = own.engine.health().pids
-    assert own.kill is not None
-    await own.kill()
+# The last one of the file: nobody can use the engine after it.
+async def test_an_engine_that_dies_mid_stream_ends_every_stream_and_says_later_that_nothing_was_sent(subject: Subject) -> None:
+    tasks = [asyncio.create_task(subject.chat(max_tokens=450, stream=True, ignore_eos=True)) for _ in range(2)]
+    await eventually(lambda: subject.running() == 2)
+    pids = subject.engine.health().pids
+    assert subject.kill is not None
+    await subject.kill()
     for task in tasks:
         with pytest.raises(EngineError) as caught:
             await task
         assert caught.value.status in {500, 502, 503}
         assert not caught.value.reset
-    if own.engine.name == "vllm":
-        assert "ended" in (own.engine.dead() or "")
+    if subject.engine.name == "vllm":
+        assert "ended" in (subject.engine.dead() or "")
         await eventually(lambda: not alive(pids))
     for _ in range(2):
         with pytest.raises(EngineError) as caught:
-            await own.chat(max_tokens=4)
+            await subject.chat(max_tokens=4)
         assert caught.value.status == 503
         assert caught.value.reset
-        await own.engine.close()
+        await subject.engine.close()
