@@ -2,6 +2,10 @@
 
 Every service has a user of its own, outside callers have one, and `provision` has one. A user publishes only
 the subjects that are its own, and subscribes only to those and to its own inbox prefix `_INBOX.<user>`.
+
+Streams live in an account of their own, with `provision` alone, and everybody else in another one that imports them. A server
+answers to whatever reply subject the asker named, whatever the asker may publish: in one account with the streams, that
+answer could be stored as a message of any stream or taken for an order to delete one. Over there it is neither.
 """
 
 from collections.abc import Callable
@@ -12,6 +16,8 @@ from schemas import streams, subjects
 CALLER = "caller"
 PROVISION = "provision"
 USERS = (*streams.SERVICES, CALLER, PROVISION)
+STREAMS_ACCOUNT = "STREAMS"
+SERVICES_ACCOUNT = "SERVICES"
 
 
 @dataclass(frozen=True)
@@ -162,20 +168,64 @@ def variable(user: str) -> str:
 
 
 def authorization(password: Callable[[str], str]) -> list[str]:
-    """The lines of a configuration with all users; ``password`` gives what stands for a user's."""
-    lines = ["authorization {", "  timeout: 3", "  users: ["]
-    for user in USERS:
-        allowed = permissions(user)
-        publish, subscribe, never = (
-            ", ".join(map(_quote, some)) for some in (allowed.publish, allowed.subscribe, allowed.never)
-        )
-        lines += [
-            f"    {{ user: {user}, password: {password(user)}, permissions: {{",
-            f"        publish: {{ allow: [{publish}] }},",
-            f"        subscribe: {{ allow: [{subscribe}], deny: [{never}] }}",
-            "    } }",
-        ]
-    return [*lines, "  ]", "}"]
+    """The lines of a configuration with both accounts and all users; ``password`` gives what stands for a user's."""
+    return [
+        "authorization { timeout: 3 }",
+        "accounts {",
+        f"  {STREAMS_ACCOUNT} {{",
+        "    jetstream: enabled",
+        "    exports: [",
+        *(f"      {{ {what} }}" for what in _offered()),
+        "    ]",
+        "    users: [",
+        *_user(PROVISION, password(PROVISION)),
+        "    ]",
+        "  }",
+        f"  {SERVICES_ACCOUNT} {{",
+        "    imports: [",
+        *(f"      {{ {what} }}" for what in _taken()),
+        "    ]",
+        "    users: [",
+        *(line for user in USERS if user != PROVISION for line in _user(user, password(user))),
+        "    ]",
+        "  }",
+        "}",
+    ]
+
+
+_API = "$JS.API.>"
+"""All of it: what one account takes from another replaces the server's own, which knows of no streams there."""
+_DELIVERIES = "_INBOX.>"
+"""Where consumers that push, those of watches, deliver to."""
+
+
+def _into_streams() -> list[str]:
+    """What services publish into the account of the streams."""
+    stored = [subject for stream in streams.STREAMS for subject in stream.subjects]
+    return ["$JS.ACK.>", "$JS.FC.>", *stored, *(f"$KV.{bucket.name}.>" for bucket in streams.BUCKETS)]
+
+
+def _offered() -> list[str]:
+    into = [f"service: {_quote(subject)}" for subject in _into_streams()]
+    return [f"service: {_quote(_API)}, response_type: stream", *into, f"stream: {_quote(_DELIVERIES)}"]
+
+
+def _taken() -> list[str]:
+    kinds = [*(("service", subject) for subject in (_API, *_into_streams())), ("stream", _DELIVERIES)]
+    return [f"{kind}: {{ account: {STREAMS_ACCOUNT}, subject: {_quote(subject)} }}" for kind, subject in kinds]
+
+
+def _user(name: str, password: str) -> list[str]:
+    allowed = permissions(name)
+    publish, subscribe, never = (
+        ", ".join(map(_quote, some)) for some in (allowed.publish, allowed.subscribe, allowed.never)
+    )
+    return [
+        f"      {{ user: {name}, password: {password}, permissions: {{",
+        f"          publish: {{ allow: [{publish}] }},",
+        f"          subscribe: {{ allow: [{subscribe}], deny: [{never}] }}",
+        "      } }",
+    ]
 
 
 def _tls(tls: Tls) -> list[str]:

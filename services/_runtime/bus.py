@@ -30,6 +30,8 @@ WRONG_LAST_SEQUENCE = 10071
 _OF_STREAMS = frozenset(pattern for stream in streams.STREAMS for pattern in stream.subjects)
 TRANSIENT = (NatsError, asyncio.TimeoutError, OSError)
 SECTION = "nats.tls"
+_FROM_STREAM = b"\r\nNats-Stream:"
+"""In the headers of a stored message that the server was asked for by sequence or subject."""
 
 
 class PlainConnectionError(NatsError):  # type: ignore[misc]
@@ -62,8 +64,17 @@ class GuardedClient(Client):  # type: ignore[misc]
             raise
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        """A status in the headers of a stream's message is its sender's: nats-py would take it for the server's."""
-        if headers and bytes(reply).startswith(b"$JS.ACK.") and headers[8:9] == b" ":
+        """What a stream holds comes into inboxes only: elsewhere, somebody had the server send it there.
+
+        A status in the headers of a stream's message is its sender's: nats-py would take it for the server's.
+        """
+        stored = bytes(reply).startswith(b"$JS.ACK.")
+        if stored or (headers and _FROM_STREAM in headers):
+            subscription = self._subs.get(sid)
+            if subscription is not None and not subscription.subject.startswith(subjects.INBOX):
+                log.warning("bus_delivery_refused", subject=bytes(subject).decode(errors="replace"), to=subscription.subject)
+                return
+        if headers and stored and headers[8:9] == b" ":
             headers = headers[:8] + headers[max(headers.find(b"\r\n"), 8) :]
         await super()._process_msg(sid, subject, reply, data, headers)
 

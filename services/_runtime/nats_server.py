@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.nats.users import USERS, server_config
+from infra.nats.users import STREAMS_ACCOUNT, USERS, server_config
 
 HOST = "127.0.0.1"
 _GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -38,6 +38,7 @@ def prepare(data_dir: Path, port: int, *, power_safe: bool) -> EmbeddedNats:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     passwords = _passwords(folder / "passwords.json")
+    _to_account(folder / "store" / "jetstream")
     chosen = port or free_port()
     config = folder / "nats.conf"
     text = server_config(
@@ -47,6 +48,13 @@ def prepare(data_dir: Path, port: int, *, power_safe: bool) -> EmbeddedNats:
     return EmbeddedNats(f"nats://{HOST}:{chosen}", [binary, "--config", str(config)], passwords)
 
 
+def _to_account(stores: Path) -> None:
+    """Hand streams that a server without accounts has stored over to the account that has them now."""
+    before, now = stores / "$G", stores / STREAMS_ACCOUNT
+    if before.is_dir() and not now.exists():
+        before.rename(now)
+
+
 def log_file(data_dir: Path) -> Path:
     """Where the server writes its log."""
     return data_dir / "nats" / "nats-server.log"
@@ -54,7 +62,7 @@ def log_file(data_dir: Path) -> Path:
 
 def stored_streams(data_dir: Path) -> set[str]:
     """Streams that the server has messages of on the disk."""
-    files = (data_dir / "nats" / "store" / "jetstream" / "$G" / "streams").glob("*/msgs/*.blk")
+    files = (data_dir / "nats" / "store" / "jetstream" / STREAMS_ACCOUNT / "streams").glob("*/msgs/*.blk")
     return {path.parents[1].name for path in files if path.stat().st_size}
 
 

@@ -1,5 +1,6 @@
 """`cypria provision` as an operator runs it: once, twice, and without a server to talk to."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,24 @@ def test_provision_is_idempotent(tmp_path: Path) -> None:
     assert "applied" in first.stdout
     assert "up to date" in second.stdout
     assert "applied" not in second.stdout
+
+
+async def test_streams_from_before_there_were_accounts_are_taken_over(nats_server: NatsServer) -> None:
+    async with nats_server.bus("router") as bus:
+        await bus.js.publish("cypria.event.test.started", b"before")
+        await (await bus.js.key_value("keys")).put("k", b"before")
+    nats_server.kill(signal.SIGTERM)
+    stores = nats_server.data_dir / "nats" / "store" / "jetstream"
+    (stores / "STREAMS").rename(stores / "$G")
+    again = NatsServer(nats_server.data_dir)
+    again.start()
+    try:
+        async with again.bus("router") as bus:
+            assert (await (await bus.js.key_value("keys")).get("k")).value == b"before"
+            await bus.js.publish("cypria.event.test.started", b"after")
+            assert (await bus.js.stream_info("EVENTS")).state.messages == 2
+    finally:
+        again.kill()
 
 
 async def test_nothing_outlives_the_retention_whatever_it_was_before(nats_server: NatsServer) -> None:

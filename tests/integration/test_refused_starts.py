@@ -89,7 +89,7 @@ def test_a_data_dir_that_is_none_is_named(tmp_path: Path) -> None:
     [
         ("nats/store", "", "nats/store is not a directory: remove it"),
         ("nats/store/jetstream", "", "nats-server does not start ("),
-        ("nats/store/jetstream/$G/streams/EVENTS/msgs/1.blk", "?", "cannot read what it has stored of EVENTS: restore"),
+        ("nats/store/jetstream/STREAMS/streams/EVENTS/msgs/1.blk", "?", "cannot read what it has stored of EVENTS: restore"),
         ("nats/passwords.json", "{", "passwords.json is damaged: remove it"),
         ("admin.key", " ", "admin.key is empty: remove it"),
     ],
