@@ -3,9 +3,10 @@
 Every service has a user of its own, outside callers have one, and `provision` has one. A user publishes only
 the subjects that are its own, and subscribes only to those and to its own inbox prefix `_INBOX.<user>`.
 
-Streams live in an account of their own, with `provision` alone, and everybody else in another one that imports them. A server
-answers to whatever reply subject the asker named, whatever the asker may publish: in one account with the streams, that
-answer could be stored as a message of any stream or taken for an order to delete one. Over there it is neither.
+Streams live in an account of their own, with `provision` alone, and everybody else in another one that imports them. A
+server answers to whatever reply subject the asker named, whatever the asker may publish: in one account with the
+streams, that answer could be stored as a message of any stream or taken for an order to delete one. Over there it is
+neither.
 """
 
 from collections.abc import Callable

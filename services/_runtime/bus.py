@@ -72,7 +72,8 @@ class GuardedClient(Client):  # type: ignore[misc]
         if stored or (headers and _FROM_STREAM in headers):
             subscription = self._subs.get(sid)
             if subscription is not None and not subscription.subject.startswith(subjects.INBOX):
-                log.warning("bus_delivery_refused", subject=bytes(subject).decode(errors="replace"), to=subscription.subject)
+                name = bytes(subject).decode(errors="replace")
+                log.warning("bus_delivery_refused", subject=name, to=subscription.subject)
                 return
         if headers and stored and headers[8:9] == b" ":
             headers = headers[:8] + headers[max(headers.find(b"\r\n"), 8) :]

@@ -2,6 +2,9 @@
 
 An ephemeral pull consumer without acks starts at position + 1; its own sequence must rise by exactly one
 with every message, else it is made again from the position. Nothing is ever acknowledged.
+
+A message without content ends the server's answers to one request, so what came behind it in the same request is lost
+and has to be asked for again.
 """
 
 import asyncio
@@ -153,6 +156,9 @@ class SequenceReader:
             self.position = int(meta.sequence.stream)
             time_ms = int(meta.timestamp.timestamp() * 1000)
             result.append(StreamMessage(self.position, message.subject, message.data, message.headers, time_ms))
+            if not message.data:
+                self._generation = -1
+                break
         if result:
             self._last_progress = monotonic()
         return result
@@ -166,9 +172,12 @@ class SequenceReader:
         elif self._sub is not None and monotonic() - self._last_progress > _CHECK_AFTER_S:
             self._last_progress = monotonic()
             try:
-                await self._sub.consumer_info()
+                delivered = (await self._sub.consumer_info()).delivered
             except (NatsError, TimeoutError, OSError):
                 self._generation = -1
+            else:
+                if delivered is not None and delivered.consumer_seq >= self._expected:
+                    self._generation = -1  # it was sent and never came
 
     async def nothing_left(self) -> bool:
         """Whether the server holds nothing after the position; False when it cannot be asked.

@@ -365,9 +365,10 @@ async def test_no_answer_of_the_server_gets_into_a_stream_or_changes_one(clients
         await client.nc.flush(10)
         place = "ALERTS" if user == "inference" else stream
 
-        async def arrived(place: str = place, subject: str = subject, more: int = sent) -> bool:
-            before_it = dict(before[place][2]).get(subject, 0)
-            return dict((await state())[place][2]).get(subject, 0) == before_it + more
+        awaited = dict(before[place][2]).get(subject, 0) + sent
+
+        async def arrived(place: str = place, subject: str = subject, awaited: int = awaited) -> bool:
+            return dict((await state())[place][2]).get(subject, 0) == awaited
 
         await eventually(arrived)
         await clients["provision"].nc.flush(10)

@@ -124,6 +124,8 @@ class Feeder:
                     self._bus.js, stream=streams.WINDOWS.name, consumer=_CONSUMER, subject=message.subject,
                     sequence=message.sequence, payload=message.data, reason=str(exc),
                 )  # fmt: skip
+                text = f"Sequence {message.sequence}, on {message.subject}, is no window and counts for nothing ({exc})"
+                self._alarms.critical(f"metrics.foreign.{message.sequence}", "WINDOWS holds what is no window", text)
                 rows.skip(message.sequence, message.time_ms)
             else:
                 rows.add(window, message.sequence, message.time_ms)

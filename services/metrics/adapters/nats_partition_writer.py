@@ -4,6 +4,7 @@ Its position lives in its result: the watermark of the last stored window. Nothi
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 
 from schemas import streams, subjects
@@ -14,7 +15,7 @@ from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters, wire
 from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_positions import sequence_before, still_holds
-from services.metrics.adapters.nats_window_log import SupersededError, WindowLog
+from services.metrics.adapters.nats_window_log import ForeignError, StoredWindow, SupersededError, WindowLog
 from services.metrics.domain.fold import BYTES_PER_CELL, BYTES_PER_FACT, Fold
 from services.metrics.domain.records import FactBatch, Watermark
 from services.metrics.domain.units import Erased, UnitBook
@@ -87,7 +88,7 @@ class PartitionWriter:
                 await self._stand_by()
                 pause = 0.2
                 continue
-            except _ReloadError as exc:
+            except (_ReloadError, ForeignError) as exc:
                 log.warning("reloading", partition=self._partition, reason=str(exc))
                 self._now(writing=False, problem="is reading its position")
             except PositionError as exc:
@@ -138,9 +139,9 @@ class PartitionWriter:
         self._next_check = monotonic() + CHECK_EVERY_S
         last = await self._log.last()
         watermark, units = Watermark(), UnitBook()
-        self._last_seq = 0
+        self._last_seq = last.sequence if last else 0
+        last = await self._pass_over(last)
         if last is not None:
-            self._last_seq = last.sequence
             try:
                 window = wire.decode_window(last.data)
                 watermark = window.watermark
@@ -161,6 +162,13 @@ class PartitionWriter:
             tests=len(units.tests),
         )  # fmt: skip
         return fold, reader
+
+    async def _pass_over(self, last: StoredWindow | None) -> StoredWindow | None:
+        """The last window of a writer's, where what is stored behind it is no window and was not put there by one."""
+        if last is None or not last.foreign:
+            return last
+        log.error("window_foreign", partition=self._partition, subject=self._log.subject, sequence=last.sequence)
+        return await self._log.before(last.sequence)
 
     async def _position(self, watermark: Watermark) -> int:
         """Where to go on reading METRICS: behind the watermark, unless METRICS lost its end since.
@@ -190,7 +198,8 @@ class PartitionWriter:
         try:
             async for message in reader.catch_up():
                 if message.sequence <= end:
-                    units.replay(wire.decode_new_units(message.data), message.sequence, message.time_ms)
+                    with contextlib.suppress(wire.BadMessageError):  # nobody's: every window of a writer's can be read
+                        units.replay(wire.decode_new_units(message.data), message.sequence, message.time_ms)
                 if message.sequence >= end:
                     break
         finally:

@@ -1,6 +1,7 @@
 """What the streams hold of one unit of one test, page by page, and having its fact batches overwritten."""
 
 import asyncio
+import contextlib
 
 from nats.js.errors import NotFoundError
 
@@ -96,7 +97,10 @@ class UnitSearch:
         deadline = monotonic() + FOLDED_WITHIN_S
         while True:
             last = await windows.last()
-            watermark = wire.decode_window(last.data).watermark if last is not None else None
+            watermark = None
+            if last is not None:
+                with contextlib.suppress(wire.BadMessageError):
+                    watermark = wire.decode_window(last.data).watermark
             folded = watermark.last_seq if watermark is not None and watermark.stream_created == created else 0
             if folded >= end or monotonic() > deadline:
                 return folded
@@ -129,7 +133,11 @@ def _windows(reply: UnitReply, question: UnitQuery, message: StreamMessage) -> N
         return
     unit = int(question.unit, 16)
     names: set[str] = set()
-    for new in wire.decode_new_units(message.data):
+    try:
+        found = wire.decode_new_units(message.data)
+    except wire.BadMessageError:
+        return
+    for new in found:
         if new.test == question.test_id:
             names.update(carried(new, unit))
     if names:

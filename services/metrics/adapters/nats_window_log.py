@@ -8,23 +8,49 @@ from nats.js.errors import APIError, NotFoundError
 
 from schemas import streams, subjects
 from services._runtime.bus import TRANSIENT, WRONG_LAST_SEQUENCE, Bus
+from services._runtime.reader import SequenceReader
 from services._runtime.telemetry import get_logger
+from services.metrics.adapters import wire
 
 log = get_logger(__name__)
 
 _RETRY_S = 0.1
 
 
+_FENCE = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
+_LOOK_BACK = 1000
+"""Messages of WINDOWS to look back over first for a window; ten times as many each time that there is none."""
+
+
 class SupersededError(Exception):
     """Another writer has appended to this partition; this one must stand by."""
 
 
+class ForeignError(Exception):
+    """Something that no writer has stored came behind the last window; the position is to be read anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredWindow:
-    """A stored window and its WINDOWS sequence."""
+    """A stored message of the partition and its WINDOWS sequence.
+
+    ``fenced`` says that it was published behind a fence, as every window of every writer is.
+    """
 
     sequence: int
     data: bytes
+    fenced: bool = True
+
+    @property
+    def foreign(self) -> bool:
+        """Whether no writer has stored it: it is no window and did not come behind the fence."""
+        if self.fenced:
+            return False
+        try:
+            wire.decode_window(self.data)
+        except wire.BadMessageError:
+            return True
+        return False
 
 
 class WindowLog:
@@ -43,15 +69,35 @@ class WindowLog:
             message = await self._bus.js.get_msg(streams.WINDOWS.name, subject=self.subject)
         except NotFoundError:
             return None
-        return StoredWindow(int(message.seq or 0), bytes(message.data or b""))
+        return StoredWindow(int(message.seq or 0), bytes(message.data or b""), _FENCE in (message.headers or {}))
+
+    async def before(self, sequence: int) -> StoredWindow | None:
+        """The last message before a sequence that a writer has stored; None when there is none. Raises NatsError."""
+        span = _LOOK_BACK
+        while True:
+            start = max(0, sequence - 1 - span)
+            found: StoredWindow | None = None
+            reader = SequenceReader(self._bus, streams.WINDOWS.name, self.subject, after=start)
+            try:
+                async for message in reader.catch_up():
+                    if message.sequence >= sequence:
+                        break
+                    stored = StoredWindow(message.sequence, message.data, _FENCE in (message.headers or {}))
+                    found = found if stored.foreign else stored
+            finally:
+                await reader.close()
+            if found is not None or start == 0:
+                return found
+            span *= 10
 
     async def append(self, data: bytes, after: int) -> int:
         """Store a window behind the one at sequence ``after`` (0: none yet); returns its sequence.
 
         Waits for as long as the server is away. A publish whose answer was lost is settled by reading the last
-        message back: it is this window (done), the one before (send again) or another writer's (SupersededError).
+        message back: it is this window (done), the one before (send again), another writer's (SupersededError) or
+        nobody's (ForeignError).
         """
-        headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after)}
+        headers = {_FENCE: str(after)}
         while True:
             try:
                 ack = await self._bus.js.publish(self.subject, data, timeout=2, headers=headers)
@@ -68,6 +114,8 @@ class WindowLog:
             if last is not None and last.sequence > after:
                 if last.data == data:
                     return last.sequence
+                if last.foreign:
+                    raise ForeignError(f"{self.subject}: what is stored at sequence {last.sequence} is no window")
                 raise SupersededError(f"{self.subject}: another writer stored sequence {last.sequence}")
             if (last.sequence if last else 0) < after:
                 raise SupersededError(

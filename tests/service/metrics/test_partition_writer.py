@@ -210,12 +210,34 @@ async def test_lost_batches_raise_an_alert(nats_server: NatsServer) -> None:
 
 
 async def test_a_position_that_cannot_be_read_blocks_the_partition_with_the_remedy(nats_server: NatsServer) -> None:
+    """A writer's, of another version perhaps: it came behind the fence."""
     async with nats_server.bus("metrics") as bus:
-        await bus.js.publish(subjects.window(3), b"not a window")
+        await bus.js.publish(subjects.window(3), b"not a window", headers={"Nats-Expected-Last-Subject-Sequence": "0"})
         async with running(bus, 3, "m1") as writer:
             await eventually(lambda: "remove that message" in (writer.missing() or ""))
             assert not writer.writing
     assert (await bus_windows(nats_server)) == 1
+
+
+async def test_what_no_writer_has_stored_is_passed_over_and_changes_no_figure(nats_server: NatsServer) -> None:
+    nc = await nats_server.connect("router")
+    producer = Producer(nc, 3, 12)
+    async with nats_server.bus("metrics") as bus:
+        nonsense = (b'{"stream":"WINDOWS","seq":7}', b"{", b"not a window")
+        await bus.js.publish(subjects.window(3), nonsense[0])
+        async with running(bus, 3, "m1"):
+            for data in nonsense:
+                await producer.send(5)
+                await eventually(lambda: folded_up_to(nats_server, [producer]))
+                await bus.js.publish(subjects.window(3), data)
+            await producer.send(5)
+            await eventually(lambda: folded_up_to(nats_server, [producer]))
+        await bus.js.publish(subjects.window(3), nonsense[0])
+        await producer.send(5)
+        async with running(bus, 3, "m2"):
+            await eventually(lambda: folded_up_to(nats_server, [producer]))
+    assert totals([w for _, w in await stored_windows(nats_server)]) == expected([producer])
+    await nc.close()
 
 
 async def test_facts_stored_again_under_old_sequences_are_found(nats_server: NatsServer) -> None:
