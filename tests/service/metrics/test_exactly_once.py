@@ -177,8 +177,8 @@ async def test_two_processes_that_are_stopped_and_killed_count_everything_once(n
                 first.signal(signal.SIGCONT)
                 # it must learn that others write, and every partition must have one writer again: which one, a slow
                 # machine may decide otherwise than before
-                await eventually(lambda p=first: not writing(p), 10, 0.1)
-                await eventually(lambda: sum(map(writing, pair)) == PARTITIONS, 20, 0.2)
+                await eventually(lambda p=first: not writing(p), 30, 0.1)
+                await eventually(lambda: sum(map(writing, pair)) == PARTITIONS, 30, 0.2)
                 second.kill()
                 second.start()
         finally:
