@@ -82,7 +82,8 @@ class Decided(Occasion):
     """A test has ended with a decision, a rollback included.
 
     ``performance_gain_percent`` is how much better ``model_b`` is in ``metric`` (lower latency is better), null where the
-    decision rests on something else; ``variants`` are the totals of the whole test.
+    decision rests on something else; ``variants`` are the totals of the whole test, empty for a rollback: it is told before
+    its last requests are counted.
     """
 
     decision: Decision

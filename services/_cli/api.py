@@ -24,11 +24,12 @@ _KEPT = "/%:@!$&'()*+,;=~"
 
 
 class ApiError(RuntimeError):
-    """What the edge refused, in its own words."""
+    """What the edge refused, in its own words; ``body`` is the whole answer."""
 
-    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, status: int, message: str, retry_after: float = 0.0, body: Any = None) -> None:
         super().__init__(message)
         self.status = status
+        self.body = body
         self.retry_after = retry_after
 
 
@@ -197,5 +198,5 @@ def _decoded(base: str, status: int, media: str, text: str, wait: str) -> Any:
     if status >= 300:
         error = data.get("error", {}) if isinstance(data, dict) else {}
         stranger = f"{base} answered HTTP {status}, and not as Cypria does: check CYPRIA_URL"
-        raise ApiError(status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0)
+        raise ApiError(status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0, data)
     return data

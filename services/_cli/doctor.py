@@ -81,8 +81,9 @@ async def _edge() -> list[Check]:
     found = [Check("edge", "ok", f"{api.url()} answers"), *await _edge_certificate()]
     try:
         await api.acall("GET", "/ready")
-    except api.ApiError:
-        return [*found, Check("ready", "failed", "it cannot serve yet", f"{api.url()}/ready tells what is missing")]
+    except api.ApiError as exc:
+        missing = exc.body.get("missing") if isinstance(exc.body, dict) else None
+        return [*found, findings.not_ready(missing or {}, api.url())]
     return [*found, Check("ready", "ok", "it can serve")]
 
 

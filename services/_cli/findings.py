@@ -28,6 +28,17 @@ class Check:
     remedy: str = ""
 
 
+def not_ready(missing: dict[str, Any], url: str) -> Check:
+    """What keeps the edge from serving, as its `/ready` tells it."""
+    said = "; ".join(f"{part}: {why}" for part, why in missing.items())
+    remedy = f"{url}/ready tells what is missing"
+    if "bus" in missing:  # without it everything else is missing, too
+        remedy = "start NATS (of its own: nats/nats-server.log in the data dir says why), or correct nats.servers"
+    elif "models" in missing:
+        remedy = "`cypria models list` tells what becomes of them, the log of inference why"
+    return Check("ready", "failed", f"it cannot serve: {said}" if said else "it cannot serve yet", remedy)
+
+
 def models(shown: list[dict[str, Any]]) -> Check:
     """Models that nobody serves are wrong, unless nobody has asked for them to be loaded."""
     idle = [model for model in shown if not model["ready_workers"]]
@@ -94,16 +105,17 @@ def configuration(shown: dict[str, Any]) -> Check:
 def running(statuses: Sequence[dict[str, Any]]) -> list[Check]:
     """Tests that run, and so keep another from starting on the same model; whether each splits as it was told."""
     degraded = [reason for status in statuses for reason in status.get("degraded") or []]
-    if degraded:
-        return [Check("running test", "failed", "; ".join(dict.fromkeys(degraded)),
-                      "look at the log of that service; splitting goes on")]  # fmt: skip
+    found = [
+        Check("status", "failed", reason, "look at the log of that service; splitting goes on")
+        for reason in dict.fromkeys(degraded)
+    ]
     live = [status for status in statuses if status.get("test_id")]
     if not live:
-        return [Check("running test", "ok", "none")]
+        return found or [Check("running test", "ok", "none")]
     shown = ", ".join(f"{one['test_id']} ({one['status']}, {_arms(one)})" for one in live)
     taken = sorted({str((one.get("models") or {}).get("variant_a")) for one in live})
     remedy = f"a start on {' or '.join(taken)} answers 409: `cypria stop --test-id ID` first"
-    return [Check("running test", "ok", shown, remedy), *(_split(one) for one in live)]
+    return [*found, Check("running test", "ok", shown, remedy), *(_split(one) for one in live)]
 
 
 def _arms(status: dict[str, Any]) -> str:
@@ -152,7 +164,9 @@ def _relief(variant: str, test_id: str) -> str:
 def alerts(reply: dict[str, Any], now: datetime) -> list[Check]:
     """Grave incidents of the last day that still stand, and alerts that a destination did not take."""
     closed: set[str] = set()
-    standing, lost = [], []
+    standing: list[str] = []
+    lost: list[str] = []
+    late: list[str] = []
     for alert in reply["alerts"]:  # newest first
         if alert["resolved"]:
             closed.add(alert["incident"])
@@ -160,7 +174,9 @@ def alerts(reply: dict[str, Any], now: datetime) -> list[Check]:
             closed.add(alert["incident"])
             standing.append(f"{alert['level']} {alert['title']} ({alert['time']})")
         if _is_recent(alert["time"], now):
-            lost += [f"{d['destination']} ({d['reason']})" for d in alert["deliveries"] if d["status"] == "failed"]
+            for one in alert["deliveries"]:
+                if one["status"] in {"failed", "sending"} and one["reason"]:
+                    (lost if one["status"] == "failed" else late).append(f"{one['destination']} ({one['reason']})")
     found = [Check("alerts", "ok", "no grave one stands")]
     if standing:
         detail = f"{len(standing)} stand: {'; '.join(standing[:3])}"
@@ -169,6 +185,10 @@ def alerts(reply: dict[str, Any], now: datetime) -> list[Check]:
         names = ", ".join(sorted(set(lost))[:3])
         detail = f"{len(lost)} alerts were not taken by {names}"
         remedy = "`cypria alerts test` tells whether it works now, `cypria alerts redrive` sends them"
+        found.append(Check("deliveries", "warning", detail, remedy))
+    if late:
+        detail = f"{len(late)} alerts wait for {', '.join(sorted(set(late))[:3])}"
+        remedy = "tried again for about an hour; `cypria alerts test` tells whether it works now"
         found.append(Check("deliveries", "warning", detail, remedy))
     return found
 

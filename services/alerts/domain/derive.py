@@ -31,7 +31,7 @@ MONITORING = "monitoring.changed"
 MODEL = "model.state"
 ROLLED_BACK = "test.rolled_back"
 TERMINAL = frozenset({"test.completed", "test.failed", ROLLED_BACK})
-_LASTING = ("stable.", "check.", "unwatched", "breaker", "both_arms")
+_LASTING = ("stable.", "check.", "unwatched", "breaker", "both_arms", "warning.", "no_data.")
 """Incidents of a test that are a state and no fact, by what follows its id: they are over with it."""
 
 

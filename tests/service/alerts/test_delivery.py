@@ -165,9 +165,9 @@ async def test_every_terminal_state_of_a_test_is_told_with_what_became_of_it(sid
 
 
 async def test_what_cannot_outlast_a_test_is_over_with_it_and_what_happened_stays(side: Side) -> None:
-    lasting = ("stable.stable_bad.errors.1", "unwatched", "breaker")
+    lasting = ("stable.stable_bad.errors.1", "unwatched", "breaker", "warning.latency_increase.1", "no_data.no_data.1")
     async with side.service(side.slack()):
-        for incident in (*lasting, "warning.latency_increase.1"):
+        for incident in (*lasting, "step_down.latency_increase.1"):
             await side.raise_alert(incident, incident=f"t1.{incident}", test_id="t1")
         await side.raise_alert("of another", incident="t2.unwatched", test_id="t2")
         await eventually(lambda: side.delivered("of another"))
