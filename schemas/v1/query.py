@@ -156,7 +156,8 @@ class AuditProblem(Message):
     """The first place of the chain that does not fit.
 
     ``kind`` is ``changed``, ``removed``, ``front_missing``, ``tail_missing``, ``never_taken_in``, ``differs`` (from what AUDIT
-    holds) or ``pinned``; ``first`` to ``last`` are sequences of the stream that was made at ``stream``.
+    holds) or ``pinned``, and ``deleted`` of what is gone from AUDIT alone; ``first`` to ``last`` are sequences of the stream
+    that was made at ``stream``.
     """
 
     kind: str
@@ -171,7 +172,8 @@ class AuditVerification(Message):
 
     ``checked`` records of this page were computed anew and ``compared`` with what AUDIT holds; ``total`` is how many records
     there are, in the first answer only. ``head`` is where the chain has come to, ``SEQUENCE:HASH``, null while there is no
-    record; kept elsewhere, it proves later that nothing up to there was changed.
+    record; kept elsewhere, it proves later that nothing up to there was changed. ``deleted`` are records of this page that
+    the chain proves and that were deleted from AUDIT, the first ten places of them; they leave ``ok`` as it is.
     """
 
     ok: bool = True
@@ -182,6 +184,7 @@ class AuditVerification(Message):
     total: int = 0
     head: str | None = None
     problem: AuditProblem | None = None
+    deleted: list[AuditProblem] = Field(default_factory=list)
 
 
 class VerdictQuery(Message):

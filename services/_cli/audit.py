@@ -56,16 +56,22 @@ def verify(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Compute the chain of records anew and compare it with the bus; exit 1 at the first place that does not fit."""
+    """Compute the chain of records anew and compare it with the bus; exit 1 at the first place that does not fit.
+
+    Records that were deleted from the bus alone are told too, and exit 1; the check goes on behind them.
+    """
     page: dict[str, Any] = {}
+    deleted: list[dict[str, Any]] = []
     checked = compared = total = 0
     with Console(stderr=True).status("") as line:
         while not page.get("complete"):
             page = _page({"cursor": page.get("cursor") or None, "head": None if page else head, "limit": _PAGE})
             checked, compared = checked + page["checked"], compared + page["compared"]
             total = total or page["total"]
+            deleted += page.get("deleted", [])
             line.update(f"{checked:,} of {total:,} records")
-    found = {name: page[name] for name in ("ok", "head", "problem")} | {"checked": checked, "compared": compared}
+    sums = {"checked": checked, "compared": compared, "deleted": deleted}
+    found = {name: page[name] for name in ("ok", "head", "problem")} | sums
     if json_:
         show.as_json(found)
     elif page["ok"]:
@@ -74,7 +80,9 @@ def verify(
     else:
         problem = page["problem"]
         show.console.print(show.styled(f"{problem['kind']}: {problem['message']}"), soft_wrap=True)
-    raise SystemExit(0 if page["ok"] else 1)
+    for place in [] if json_ else deleted:
+        show.console.print(show.styled(f"{place['kind']}: {place['message']}"), soft_wrap=True)
+    raise SystemExit(0 if page["ok"] and not deleted else 1)
 
 
 def _page(params: dict[str, Any]) -> dict[str, Any]:

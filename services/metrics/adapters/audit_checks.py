@@ -23,6 +23,9 @@ DAY_MS = 86_400_000
 _SLACK_MS = 600_000
 """By so much the clocks of the engine, the broker and this process may differ about what has expired."""
 _FETCH_S = 1.0
+_FULL = 0.9
+"""A stream that takes up so much of what it may has dropped its oldest records for the room."""
+_PLACES = 10
 _HEAD = re.compile(r"[0-9]{1,18}:[0-9a-f]{64}")
 
 
@@ -68,7 +71,8 @@ class AuditChecks:
         reply.checked = len(step.links)
         problem = step.problem
         if problem is None and step.stream:
-            reply.compared, problem = await self._compare(step)
+            reply.compared, problem, gone = await self._compare(step)
+            reply.deleted = [_told(place) for place in chain.deleted(step.stream, gone)[:_PLACES]]
         if problem is not None:
             return _failed(reply, problem)
         reply.complete = step.complete
@@ -132,17 +136,17 @@ class AuditChecks:
 
     # with AUDIT -------------------------------------------------------------------------------------------
 
-    async def _compare(self, step: _Step) -> tuple[int, Problem | None]:
-        """Whether what AUDIT holds of a page is in the table, and the same; and how many were compared."""
+    async def _compare(self, step: _Step) -> tuple[int, Problem | None, list[int]]:
+        """How many were compared, what does not fit, and what AUDIT lacks."""
         info = await self._bus.js.stream_info(streams.AUDIT.name)
-        if str(info.created) != stream_of(step.stream) or step.until < info.state.first_seq:
-            return 0, None
+        if str(info.created) != stream_of(step.stream):
+            return 0, None, []
         links = {one.sequence: one for one in step.links}
         after, until = await self._places(step)
         reader = SequenceReader(self._bus, streams.AUDIT.name, after=max(after, int(info.state.first_seq) - 1))
         until = min(until, int(info.state.last_seq))
         kept_ms = now_ms() - self._retention_ms + _SLACK_MS
-        compared = 0
+        held: set[int] = set()
         try:
             while reader.position < until:
                 messages = await reader.fetch(256, _FETCH_S)
@@ -153,11 +157,20 @@ class AuditChecks:
                 mine = [message for message in messages if message.sequence <= until]
                 problem = await asyncio.to_thread(_differs, step.stream, links, mine, kept_ms)
                 if problem is not None:
-                    return compared, problem
-                compared += len(mine)
+                    return len(held), problem, []
+                held.update(message.sequence for message in mine)
         finally:
             await reader.close()
-        return compared, None
+        missing = [one for one in step.links if after < one.sequence <= until and one.sequence not in held]
+        return len(held), None, await self._unexplained(missing) if missing else []
+
+    async def _unexplained(self, missing: list[Link]) -> list[int]:
+        """Those of records missing in AUDIT that its own bounds cannot have taken away: these take the oldest only."""
+        info = await self._bus.js.stream_info(streams.AUDIT.name)
+        full = int(info.state.bytes) > _FULL * int(info.config.max_bytes or 0) > 0
+        oldest_ms = now_ms() - int(1000 * (info.config.max_age or 0)) + _SLACK_MS
+        first = int(info.state.first_seq)
+        return [one.sequence for one in missing if one.sequence > first or not (full or one.stored_ms <= oldest_ms)]
 
     async def _places(self, step: _Step) -> tuple[int, int]:
         """Between which sequences AUDIT holds what this life of the stream has in the table.
@@ -208,8 +221,11 @@ def _differs(stream: str, links: dict[int, Link], messages: Sequence[StreamMessa
 
 
 def _failed(reply: AuditVerification, problem: Problem) -> AuditVerification:
-    reply.ok, reply.complete = False, True
-    reply.problem = AuditProblem(
+    reply.ok, reply.complete, reply.problem = False, True, _told(problem)
+    return reply
+
+
+def _told(problem: Problem) -> AuditProblem:
+    return AuditProblem(
         kind=problem.kind, stream=problem.stream, first=problem.first, last=problem.last, message=problem.message
     )
-    return reply

@@ -154,7 +154,8 @@ class Problem:
 
     Kinds: ``changed`` (a record is not what was chained), ``removed`` (records between two are gone), ``front_missing``
     and ``tail_missing`` (those before the first or after the last), ``never_taken_in`` (gone from AUDIT before they
-    could be chained), ``differs`` (AUDIT holds something else), ``pinned`` (the head written down does not fit).
+    could be chained), ``differs`` (AUDIT holds something else), ``pinned`` (the head written down does not fit),
+    ``deleted`` (gone from AUDIT alone).
     """
 
     kind: str
@@ -221,8 +222,8 @@ class Walk:
             self.place = Place(stream, head.sequence, head.hash)
             return None
         return Problem("tail_missing", stream, first, head.sequence,
-                       f"{_records(first, head.sequence)} at the end are gone from the table: they were "
-                       "chained, and are younger than the retention")  # fmt: skip
+                       f"the end of the table is gone: {_records(first, head.sequence, 'was', 'were')} chained, and "
+                       f"{'is' if first == head.sequence else 'are'} younger than the retention")  # fmt: skip
 
     def _joins(self, one: Link) -> Problem | None:
         at = self.place
@@ -230,8 +231,8 @@ class Walk:
         if one.previous == (GENESIS if at is None else at.hash):
             if at is not None and gap is not None and one.stored_ms > self._kept_ms:
                 return Problem("never_taken_in", one.stream, *gap,
-                               f"{_records(*gap)} were gone from AUDIT before they could be taken in: the stream lost "
-                               "or dropped them, or they were removed from it")  # fmt: skip
+                               f"{_records(*gap, 'was', 'were')} gone from AUDIT before being taken in: lost or "
+                               "dropped by the stream, or removed from it")  # fmt: skip
             return None
         if at is not None and gap is None and at.stream == one.stream:
             return Problem("changed", one.stream, at.sequence, one.sequence,
@@ -244,7 +245,8 @@ class Walk:
             return Problem("front_missing", one.stream, first, last,
                            f"what came before record {one.sequence} is gone from the table and is younger than the "
                            "retention: it was removed, or privacy.retention_days was shorter until lately")  # fmt: skip
-        return Problem("removed", one.stream, first, last, f"{_records(first, last)} were removed from the table")
+        text = f"{_records(first, last, 'was', 'were')} removed from the table"
+        return Problem("removed", one.stream, first, last, text)
 
 
 def _gap(at: Place | None, one: Link) -> tuple[int, int] | None:
@@ -255,5 +257,22 @@ def _gap(at: Place | None, one: Link) -> tuple[int, int] | None:
     return None if one.sequence == before + 1 else (before + 1, one.sequence - 1)
 
 
-def _records(first: int, last: int) -> str:
-    return f"record {first}" if first == last else f"records {first} to {last}"
+def _records(first: int, last: int, one: str, many: str) -> str:
+    """Records by their sequences, with the verb that goes with so many."""
+    return f"record {first} {one}" if first == last else f"records {first} to {last} {many}"
+
+
+def deleted(stream: str, sequences: Iterable[int]) -> list[Problem]:
+    """What is in the table and was deleted from AUDIT, rising sequences put together where they follow one another."""
+    places: list[tuple[int, int]] = []
+    for sequence in sequences:
+        if places and places[-1][1] == sequence - 1:
+            places[-1] = (places[-1][0], sequence)
+        else:
+            places.append((sequence, sequence))
+    return [
+        Problem("deleted", stream, first, last,
+                f"{_records(first, last, 'was', 'were')} deleted from AUDIT by somebody; the table still has "
+                f"{'it' if first == last else 'them'}, as chained")
+        for first, last in places
+    ]  # fmt: skip

@@ -239,6 +239,32 @@ async def test_what_has_expired_may_be_gone_from_the_front(parts: Parts) -> None
     assert await parts.problem(retention_days=0) == ("changed", 19, 19)
 
 
+async def test_what_was_deleted_from_the_stream_alone_shows_and_what_it_dropped_itself_does_not(
+    parts: Parts, nats_server: NatsServer
+) -> None:
+    async def deleted() -> list[tuple[int, int]]:
+        page = await parts.checks().verify(AuditVerifyQuery())
+        assert page.ok
+        assert page.complete
+        assert {place.kind for place in page.deleted} <= {"deleted"}
+        return [(place.first, place.last) for place in page.deleted]
+
+    admin = await nats_server.connect("provision")
+    js = admin.jetstream(timeout=10)
+    assert await deleted() == []
+    for sequence in (1, 9, 10, 20):
+        await js.delete_msg("AUDIT", sequence)
+    assert await deleted() == [(1, 1), (9, 10), (20, 20)]
+    page = await parts.checks().verify(AuditVerifyQuery())
+    assert [place.message.split(" deleted")[0] for place in page.deleted[:2]] == ["record 1 was", "records 9 to 10 were"]
+    await js.purge_stream("AUDIT")
+    assert await deleted() == [(1, 20)]
+    config = (await js.stream_info("AUDIT")).config
+    await js.update_stream(config.evolve(max_age=1.0, duplicate_window=1.0))
+    assert await deleted() == []
+    await admin.close()
+
+
 async def test_a_table_that_was_emptied_is_filled_again_with_the_same_chain(parts: Parts) -> None:
     good = await parts.links()
     await parts.engine.write(lambda client: client.command("TRUNCATE TABLE cypria.audit_chain"))

@@ -160,6 +160,11 @@ def test_what_was_gone_before_it_could_be_chained_is_told_and_no_removal() -> No
     problem = verdict([first, late], late.head)
     assert problem is not None
     assert (problem.kind, problem.first, problem.last) == ("never_taken_in", 2, 4)
+    assert problem.message.startswith("records 2 to 4 were gone from AUDIT")
+    alone = chain.link(first.head, OLD, 3, second.stored_ms, record())
+    problem = verdict([first, alone], alone.head)
+    assert problem is not None
+    assert problem.message.startswith("record 2 was gone from AUDIT")
     begun_late = chain.link(START, OLD, 40, 1000, record())
     assert verdict([begun_late], begun_late.head) is None
 
