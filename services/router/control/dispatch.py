@@ -1,5 +1,6 @@
 """From raw bytes to a handler and back, the same for HTTP and the bus: key, limit, role, parameters, audit."""
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,14 @@ from services.router.control.recorder import Recorder
 from services.router.control.verbs import VERBS, Verb
 from services.router.domain.auth import Principal, require, still_good
 from services.router.domain.door import Door
+from services.router.domain.json_words import why_no_json
 from services.router.domain.ratelimit import Limits
 from services.router.domain.refusals import BadRequest, Refused, TooMany, Unprocessable, error_body
 
 log = get_logger(__name__)
+
+_LOOKED_THROUGH = 1 << 20
+"""Bytes of a body that is looked through for names that are given twice: the loop serves others meanwhile."""
 
 Handler = Callable[[Principal, Any], Awaitable[Done]]
 
@@ -161,12 +166,21 @@ def _body(raw: bytes) -> dict[str, Any]:
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as exc:
-        raise BadRequest(
-            f"the body is not valid JSON ({exc}): send a JSON object", code="invalid_json"
-        ) from None
+        raise BadRequest(f"the body is not valid JSON: {why_no_json(str(exc))}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequest(f"the body is a JSON {_kind(value)}: send a JSON object", code="invalid_json")
+    if len(raw) <= _LOOKED_THROUGH:
+        with contextlib.suppress(ValueError, RecursionError):  # that it is JSON is known
+            json.loads(raw, object_pairs_hook=_once)
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Readers differ in which of two they take. Raises BadRequest naming the field."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        names = [name[:64] for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), names[0])
+        raise BadRequest(f"'{twice}' is given twice in one object: give it once", param=twice, code="invalid_json")
 
 
 def _kind(value: Any) -> str:

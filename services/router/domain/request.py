@@ -4,6 +4,7 @@ import re
 
 import msgspec
 
+from services.router.domain.json_words import why_no_json
 from services.router.domain.refusals import BadRequest
 
 MAX_REQUEST_ID = 128
@@ -68,7 +69,7 @@ def _malformed(body: bytes, exc: Exception) -> BadRequest:
         field = owner.group("field").decode() if owner else None
         reason = f"a surrogate without its other half (byte {lone.start()}): send whole characters"
     else:
-        reason = str(exc)
+        reason = why_no_json(str(exc))
     return BadRequest(f"the body is not valid JSON: {reason}", param=field, code="invalid_json")
 
 

@@ -59,7 +59,7 @@ async def test_each_endpoint_needs_its_role(nats_server: NatsServer) -> None:
         ({"model_a": "stable", "model_b": "canary", "traffic_split_percent": 0.001}, 422, "traffic_split_percent", "0.01"),
         ({"model_a": "stable", "model_b": "canary", "test_duration_minutes": 0}, 422, "test_duration_minutes", "greater"),
         ({"model_a": "stable", "model_b": "canary", "test_duration_minutes": 1e5}, 422, "test_duration_minutes", "1440"),
-        ({"model_a": "stable", "model_b": "canary", "auto_rollback": "yes"}, 422, "auto_rollback", "boolean"),
+        ({"model_a": "stable", "model_b": "canary", "auto_rollback": "yes"}, 422, "auto_rollback", "true or false"),
         ({"model_a": "stable", "model_b": "canary", "variants": []}, 422, "variants", "comes in a later version"),
         ({"model_a": "stable", "model_b": "canary", "shadow": True}, 422, "shadow", "comes in a later version"),
         (
