@@ -15,6 +15,7 @@ class KeyEntry(Message):
 
     ``source`` ``api``: made over the API, stored under its name. ``config``: the revocation of a key that a configuration
     names, stored under its hash, so that another key under the same name is another key.
+    ``requests_per_minute`` (inference) and ``control_per_minute`` are its own limits; None: those of the configuration.
     ``previous_sha256`` is the key before the last rotation, good until ``previous_until_ms``.
     """
 
@@ -31,3 +32,5 @@ class KeyEntry(Message):
     previous_until_ms: UnixMs = 0
     revoked_ms: UnixMs | None = None
     revoked_by: str = ""
+    requests_per_minute: int | None = None
+    control_per_minute: int | None = None

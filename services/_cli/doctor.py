@@ -133,23 +133,29 @@ async def _system() -> tuple[list[Check], str | None]:
         config = dict(await _ask("/config"))
         return [findings.configuration(config)]
 
-    async def alerts() -> list[Check]:
-        return findings.alerts(await _ask("/monitoring/alerts", limit=50), datetime.now(UTC))
-
-    async def history() -> list[Check]:
-        return [findings.history(await _ask("/history", limit=1))]
-
-    async def integrations() -> list[Check]:
-        return findings.integrations((await _ask("/integrations"))["integrations"])
-
     await settled("configuration", configuration)
-    await settled("alerts", alerts)
-    await settled("history", history)
-    await settled("integrations", integrations)
+    for name, look in (("keys", _keys), ("alerts", _alerts), ("history", _history), ("integrations", _integrations)):
+        await settled(name, look)
     thresholds = (config or Settings().model_dump(mode="json"))["monitoring"]["thresholds"]
     for one in statuses:
         found += findings.variants(one, thresholds)
     return found, None if config is None else config["logging"]["file"] or ""
+
+
+async def _keys() -> list[Check]:
+    return [findings.keys((await _ask("/keys"))["keys"], datetime.now(UTC))]
+
+
+async def _alerts() -> list[Check]:
+    return findings.alerts(await _ask("/monitoring/alerts", limit=50), datetime.now(UTC))
+
+
+async def _history() -> list[Check]:
+    return [findings.history(await _ask("/history", limit=1))]
+
+
+async def _integrations() -> list[Check]:
+    return findings.integrations((await _ask("/integrations"))["integrations"])
 
 
 async def _ask(path: str, **params: Any) -> Any:

@@ -220,6 +220,19 @@ def integrations(shown: list[dict[str, Any]]) -> list[Check]:
     return [Check("integrations", "ok", f"{len(shown)}, nothing failed")] if shown else []
 
 
+def keys(shown: list[dict[str, Any]], now: datetime) -> Check:
+    """API keys that end soon by themselves."""
+    ending = [key for key in shown if key.get("ends_soon")]
+    if not ending:
+        return Check("keys", "ok", f"{sum(key['state'] == 'active' for key in shown)} good, none ends soon")
+    said = []
+    for key in sorted(ending, key=lambda one: str(one["expires_at"])):
+        days = (datetime.fromisoformat(key["expires_at"]) - now).total_seconds() / 86_400
+        said.append(f"{key['name']} ({key['role']}) expires in {max(0.0, days):.1f} days")
+    return Check("keys", "warning", "; ".join(said),
+                 f"`cypria keys rotate {ending[0]['name']} --expires-in-days DAYS`, or make another one")  # fmt: skip
+
+
 def log(lines: Iterable[str], name: str) -> Check:
     """Errors among the last lines of a log, one JSON object each."""
     errors = []

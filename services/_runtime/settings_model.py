@@ -162,12 +162,14 @@ class ClickHouse(Section):
 
 
 class ApiKey(Section):
-    """One entry of `security.api_keys`."""
+    """One entry of `security.api_keys`; its own limits, where it has some, in the place of `security.rate_limit`."""
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")
     role: Literal["client", "viewer", "operator", "admin"]
     key_env: str | None = None
     key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    control_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _one_source(self) -> "ApiKey":

@@ -35,6 +35,9 @@ def alert(**fields: Any) -> dict[str, Any]:
             "deliveries": [], **fields}  # fmt: skip
 
 
+KEY = {"name": "ci", "role": "operator", "state": "active", "expires_at": (NOW + timedelta(days=3)).isoformat(), "ends_soon": True}
+
+
 @pytest.mark.parametrize(
     ("check", "state", "detail", "remedy"),
     [
@@ -72,6 +75,8 @@ def alert(**fields: Any) -> dict[str, Any]:
         (findings.integrations([{"integration": "cache", "dead_letters": 2}])[0], "warning", "cache has 2 dead letters", "cypria integrations redrive"),
         (findings.integrations([{"integration": "aar", "dead_letters": 0, "last": {"status": "failed", "reason": "503"}}])[0], "warning", "aar fails (503)", "cypria integrations test"),
         (findings.integrations([{"integration": "aar", "dead_letters": 0, "last": {"status": "sent"}}])[0], "ok", "1, nothing failed", ""),
+        (findings.keys([KEY, {**KEY, "name": "late", "ends_soon": False}], NOW), "warning", "ci (operator) expires in 3.0 days", "`cypria keys rotate ci --expires-in-days DAYS`"),
+        (findings.keys([{**KEY, "ends_soon": False}], NOW), "ok", "1 good, none ends soon", ""),
         (findings.certificate("edge certificate", (NOW + timedelta(days=3)).timestamp(), NOW), "warning", "good for 3.0 days", "renew it"),
         (findings.certificate("edge certificate", (NOW + timedelta(days=30)).timestamp(), NOW), "ok", "good for 30.0 days", ""),
         (findings.certificate("edge certificate", (NOW - timedelta(days=1)).timestamp(), NOW), "failed", "ended 1.0 days ago", "renew it"),

@@ -23,7 +23,8 @@ def load_keys(keys: Iterable[ApiKey], environ: Mapping[str, str]) -> KeyRing:
                 f"security.api_keys: '{key.name}' and '{other}' are the same key: give each its own, "
                 "or what they do cannot be told apart"
             )
-        stored[digest] = StoredKey(Principal(key.name, Role.named(key.role)), digest)
+        who = Principal(key.name, Role.named(key.role), key.requests_per_minute, key.control_per_minute)
+        stored[digest] = StoredKey(who, digest)
     return KeyRing(list(stored.values()))
 
 

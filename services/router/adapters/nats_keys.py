@@ -65,11 +65,13 @@ class NatsKeys:
         await self._forget()
         return entry
 
-    async def rotate(self, name: str, sha256: str, overlap_ms: int, actor: str) -> KeyEntry:
+    async def rotate(
+        self, name: str, sha256: str, overlap_ms: int, actor: str, expires_ms: int | None = None
+    ) -> KeyEntry:
         """Put another key in the place of one. Raises NotFound, Conflict and Unavailable."""
         configured = self._ring.configured
         return await self._set(
-            name, lambda now: domain.rotate(now, name, sha256, overlap_ms, actor, configured, now_ms())
+            name, lambda now: domain.rotate(now, name, sha256, overlap_ms, actor, configured, now_ms(), expires_ms)
         )
 
     async def revoke(self, name: str, actor: str) -> list[KeyEntry]:

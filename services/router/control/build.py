@@ -10,6 +10,7 @@ from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.bus import Bus
 from services._runtime.settings_model import Settings
 from services.router.adapters.nats_actions import Actions
+from services.router.adapters.nats_alerts import AlertSink
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_erasures import NatsErasures
 from services.router.adapters.nats_experiments import NatsExperiments
@@ -26,6 +27,7 @@ from services.router.adapters.nats_salts import UnitSalts
 from services.router.control import bus as control_bus
 from services.router.control.descents import STEP_S
 from services.router.control.dispatch import Dispatcher
+from services.router.control.expiring import Expiring
 from services.router.control.forgetting import LOOK_S, Forgetter
 from services.router.control.handlers import Handlers
 from services.router.control.http import build_app
@@ -68,6 +70,7 @@ class Control:
     actions: Actions
     keeper: Keeper
     forgetter: Forgetter
+    expiring: Expiring
     max_body: int
     door: Door
     limits: Limits
@@ -114,11 +117,13 @@ class Control:
         self.lifecycle.start()
         self.keeper.start()
         self.forgetter.start()
+        self.expiring.start()
 
     async def stop(self) -> None:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
         await self.peers.stop()
+        await self.expiring.stop()
         await self.forgetter.stop()
         await self.keeper.stop()
         await self.lifecycle.stop()
@@ -187,13 +192,14 @@ def build_control(
     dispatcher = Dispatcher(handlers, door, limits, recorder)
     door.on_guessing(recorder.guessed)
     forgetter = Forgetter(parts, forget_s)
+    expiring = Expiring(parts.keys, AlertSink(bus))
     max_body = settings.http.max_body_bytes
     app = build_app(dispatcher, parts.feed, max_body)
     actions = Actions(bus, experiments, outbox.kick)
     peers = NatsPeers(bus, limits.share)
     return Control(
-        experiments, app, dispatcher, recorder, parts, lifecycle, actions, keeper, forgetter, max_body, door, limits,
-        peers,
+        experiments, app, dispatcher, recorder, parts, lifecycle, actions, keeper, forgetter, expiring, max_body,
+        door, limits, peers,
     )  # fmt: skip
 
 

@@ -112,10 +112,10 @@ class Dispatcher:
         now = monotonic()
         who = self._door.enter(call.authorization, call.peer, now)
         self._recorder.note_place(verb, call, who)
-        limiter, what = (
-            (self._limits.feedback, "feedback") if verb.of_clients else (self._limits.control, "control requests")
-        )
-        wait = limiter.take(who.name, now)
+        if verb.of_clients:  # one for each answer, so that it has inference's limit where the key has one
+            what, wait = "feedback", self._limits.feedback.take(who.name, now, who.requests_per_minute)
+        else:
+            what, wait = "control requests", self._limits.control.take(who.name, now, who.control_per_minute)
         if wait is not None:
             raise TooMany(f"key '{who.name}' is over its limit of {what}: wait {wait} s", retry_after_s=wait)
         return who

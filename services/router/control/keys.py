@@ -18,7 +18,10 @@ from services.router.domain.starting import future_ms
 PREFIX = "cyp_"
 """By which scanners for leaked secrets, and people, know what they see."""
 _BYTES = 32
-_OF_KEY = {"role", "source", "state", "expires_at", "rotated_at", "previous_until"}
+_OF_KEY = {
+    "role", "source", "state", "expires_at", "rotated_at", "previous_until", "requests_per_minute",
+    "control_per_minute",
+}  # fmt: skip
 """What the audit shows of a key."""
 
 
@@ -40,23 +43,23 @@ class KeyHandlers:
     async def keys_create(self, who: Principal, params: p.KeyCreateParams) -> Done:
         """The key, this once. 409 where the name is taken, 422 for an end that is past."""
         now = now_ms()
-        ends = None
-        if params.expires_at is not None:
-            ends = future_ms(params.expires_at, "expires_at", now)
-        elif params.expires_in_days is not None:
-            ends = now + max(1, round(params.expires_in_days * p.DAY_S * 1000))
+        ends = _end(params, now)
         key, sha256 = _make()
+        new = NewKey(
+            params.name, params.role, sha256, who.name, ends, params.requests_per_minute, params.control_per_minute
+        )
         before = self._figures(params.name)
         with audited.found(lambda: before):
-            entry = await self._keys.create(NewKey(params.name, params.role, sha256, who.name, ends))
+            entry = await self._keys.create(new)
         return Done(_made(entry, key), target=params.name, before=before, after=self._figures(params.name))
 
     async def keys_rotate(self, who: Principal, params: p.KeyRotateParams) -> Done:
         """Another key in the place of one, this once. 404 for an unknown name, 409 for one of the configuration."""
+        ends = _end(params, now_ms())
         key, sha256 = _make()
         before = self._figures(params.name)
         with audited.found(lambda: before):
-            entry = await self._keys.rotate(params.name, sha256, params.overlap_seconds * 1000, who.name)
+            entry = await self._keys.rotate(params.name, sha256, params.overlap_seconds * 1000, who.name, ends)
         return Done(_made(entry, key), target=params.name, before=before, after=self._figures(params.name))
 
     async def keys_revoke(self, who: Principal, params: p.KeyParams) -> Done:
@@ -86,6 +89,15 @@ class KeyHandlers:
         return None if shown is None else shown.model_dump(include=_OF_KEY, exclude_none=True)
 
 
+def _end(params: p.KeyCreateParams | p.KeyRotateParams, now: int) -> int | None:
+    """When a key is to end (Unix ms). Raises Unprocessable for what is past."""
+    if params.expires_at is not None:
+        return future_ms(params.expires_at, "expires_at", now)
+    if params.expires_in_days is not None:
+        return now + max(1, round(params.expires_in_days * p.DAY_S * 1000))
+    return None
+
+
 def _make() -> tuple[str, str]:
     """A new key of 256 random bits, and its hash."""
     key = PREFIX + secrets.token_urlsafe(_BYTES)
@@ -104,6 +116,8 @@ def _shown(entry: KeyEntry, now: int) -> p.KeyShown:
         expires_at=domain.moment(entry.expires_ms), rotated_at=domain.moment(entry.rotated_ms),
         previous_until=domain.moment(entry.previous_until_ms) if overlaps else None,
         revoked_at=domain.moment(entry.revoked_ms), revoked_by=entry.revoked_by or None,
+        ends_soon=domain.ends_soon(entry, now), requests_per_minute=entry.requests_per_minute,
+        control_per_minute=entry.control_per_minute,
     )  # fmt: skip
 
 
@@ -115,4 +129,5 @@ def _configured(key: StoredKey, entries: list[KeyEntry]) -> p.KeyShown:
         name=key.principal.name, role=domain.role_name(key), source="config",
         state="active" if ended is None else "revoked",
         revoked_at=domain.moment(ended.revoked_ms) if ended else None, revoked_by=ended.revoked_by if ended else None,
+        requests_per_minute=key.principal.requests_per_minute, control_per_minute=key.principal.control_per_minute,
     )  # fmt: skip

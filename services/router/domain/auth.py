@@ -31,10 +31,12 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who sent a request: the key's name and role."""
+    """Who sent a request: the key's name and role, and its own limits where it has some."""
 
     name: str
     role: Role
+    requests_per_minute: int | None = None
+    control_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

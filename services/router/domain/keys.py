@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.v1.common import rfc3339
+from schemas.v1.alerts import Alert
+from schemas.v1.common import AlertLevel, rfc3339
 from schemas.v1.keys import KeyEntry, RoleName
 from services.router.domain.auth import Principal, Role, StoredKey
 from services.router.domain.refusals import Conflict, NotFound
@@ -14,18 +15,25 @@ MAX_KEYS = 1000
 RESERVED = frozenset({"anonymous"})
 """What the audit calls those without a key."""
 
+SOON_MS = 7 * 86_400_000
+"""How long before its end a key is said to end soon."""
+WORTH_TELLING_MS = 30 * 86_400_000
+"""Alerts are kept for so long, and so may stand."""
+
 State = Literal["active", "expired", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key to be made; ``expires_ms`` None: never."""
+    """A key to be made; ``expires_ms`` None: never; limits None: those of the configuration."""
 
     name: str
     role: RoleName
     sha256: str
     actor: str
     expires_ms: int | None = None
+    requests_per_minute: int | None = None
+    control_per_minute: int | None = None
 
 
 def place(entry: KeyEntry) -> str:
@@ -59,7 +67,9 @@ def good(
     for entry in entries:
         if entry.source != "api" or state(entry, now_ms) != "active":
             continue
-        principal = Principal(entry.name, Role.named(entry.role))
+        principal = Principal(
+            entry.name, Role.named(entry.role), entry.requests_per_minute, entry.control_per_minute
+        )
         for sha256, until in ((entry.sha256, entry.expires_ms), (entry.previous_sha256, entry.previous_until_ms)):
             if sha256 is None or sha256 in revoked or (until is not None and until <= now_ms):
                 continue
@@ -91,15 +101,17 @@ def create(
         raise Conflict(f"there are {active} keys already: revoke those that nobody uses", code="too_many_keys")
     return KeyEntry(
         name=new.name, role=new.role, sha256=new.sha256, created_ms=now_ms, created_by=new.actor,
-        expires_ms=new.expires_ms,
+        expires_ms=new.expires_ms, requests_per_minute=new.requests_per_minute,
+        control_per_minute=new.control_per_minute,
     )  # fmt: skip
 
 
 def rotate(
     present: KeyEntry | None, name: str, sha256: str, overlap_ms: int, actor: str, configured: Sequence[StoredKey],
-    now_ms: int,
+    now_ms: int, expires_ms: int | None = None,
 ) -> KeyEntry:  # fmt: skip
-    """The entry with a new key in place of the present one, which stays good for ``overlap_ms``.
+    """The entry with a new key in place of the present one, which stays good for ``overlap_ms``. The new one ends at
+    ``expires_ms``, or when the present one would have; limits stay.
 
     Of two rotations within an overlap, the second ends the oldest key at once. Raises NotFound and Conflict.
     """
@@ -118,6 +130,7 @@ def rotate(
     return present.model_copy(update={
         "sha256": sha256, "previous_sha256": present.sha256 if overlap_ms else None,
         "previous_until_ms": until if overlap_ms else 0, "rotated_ms": now_ms, "rotated_by": actor,
+        "expires_ms": present.expires_ms if expires_ms is None else expires_ms,
     })  # fmt: skip
 
 
@@ -172,6 +185,57 @@ def keep_an_admin(configured: Sequence[StoredKey], entries: Iterable[KeyEntry]) 
         "another admin's key without an expiry first",
         param="name", code="last_admin_key",
     )  # fmt: skip
+
+
+def ends_soon(entry: KeyEntry, now_ms: int) -> bool:
+    """Whether a good key ends by itself within SOON_MS; of one that was made for less than twice that, whether half of
+    its life is over.
+    """
+    if state(entry, now_ms) != "active" or entry.expires_ms is None:
+        return False
+    return now_ms >= _notice_ms(entry, entry.expires_ms)
+
+
+def _notice_ms(entry: KeyEntry, expires_ms: int) -> int:
+    return expires_ms - min(SOON_MS, (expires_ms - entry.created_ms) // 2)
+
+
+def expiry(entry: KeyEntry, now_ms: int, *, told: bool = False) -> Alert | None:
+    """What is to be told of a key's end: that it is near, or that this is over; the same from every router.
+
+    None where nothing is, or it was over before WORTH_TELLING_MS. ``told``: a key of that name was near its end.
+    """
+    if entry.source != "api":
+        return None
+    whose = f"The key '{entry.name}' of role {entry.role}"
+    incident, rule = expiry_incident(entry.name), "key_expiry"
+    if ends_soon(entry, now_ms) and entry.expires_ms is not None:
+        return Alert(
+            incident=incident, level=AlertLevel.WARNING, title=f"API key '{entry.name}' expires soon", rule=rule,
+            message=f"{whose} expires at {rfc3339(entry.expires_ms)}, and whoever uses it is refused from then on. "
+            f"`cypria keys rotate {entry.name} --expires-in-days DAYS` puts one that lasts longer in its place.",
+            at_ms=_notice_ms(entry, entry.expires_ms),
+        )  # fmt: skip
+    over_ms: int | None
+    if entry.revoked_ms is not None:
+        over_ms, how = entry.revoked_ms, "was revoked"
+    elif state(entry, now_ms) == "expired":
+        over_ms, how = entry.expires_ms, "has expired"
+    elif entry.rotated_ms is not None:
+        over_ms, how = entry.rotated_ms, "was rotated"
+    else:
+        over_ms, how = (entry.created_ms if told else None), "was made anew"
+    if over_ms is None or over_ms + WORTH_TELLING_MS < now_ms:
+        return None
+    return Alert(
+        incident=incident, level=AlertLevel.INFO, title=f"API key '{entry.name}' {how}", rule=rule, at_ms=over_ms,
+        message=f"{whose} {how} at {rfc3339(over_ms)}.", resolved=True,
+    )  # fmt: skip
+
+
+def expiry_incident(name: str) -> str:
+    """The incident of a key that ends soon."""
+    return f"key.{name}.expiry"
 
 
 def forgettable(entry: KeyEntry, now_ms: int, kept_ms: int) -> bool:

@@ -59,7 +59,7 @@ class Gate:
         """Who comes from ``host``; every role may. Raises Unauthenticated or TooMany."""
         now = monotonic()
         principal = self._door.enter(authorization, host, now)
-        wait = self._limiter.take(principal.name, now)
+        wait = self._limiter.take(principal.name, now, principal.requests_per_minute)
         if wait is not None:
             raise TooMany("over the inference limit of this key: slow down", retry_after_s=wait)
         return principal

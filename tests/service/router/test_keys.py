@@ -114,6 +114,12 @@ class Pair:
         self.at_once = {"gone": await self.two.infer(KEYS["gone"]), "early": await self.two.infer(early)}
 
 
+    async def both_known(self) -> bool:
+        """Whether each knows of the other, and so enforces its share."""
+        shown = [(await router.client.get("/metrics")).text for router in (self.one, self.two)]
+        return all(re.search(r"^cypria_routers 2\.0$", text, re.MULTILINE) for text in shown)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def started(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     folder = tmp_path_factory.mktemp("routers")
@@ -192,14 +198,29 @@ async def test_a_limit_is_shared_and_not_doubled(pair: Pair) -> None:
         assert {reply.status_code for reply in replies} <= {200, 429}
         return sum(reply.status_code == 200 for reply in replies)
 
-    async def both_known() -> bool:
-        shown = [(await router.client.get("/metrics")).text for router in routers]
-        return all(re.search(r"^cypria_routers 2\.0$", text, re.MULTILINE) for text in shown)
-
-    await eventually(both_known)
+    await eventually(pair.both_known)
     began = monotonic()
     sums = await asyncio.gather(*(allowed(router) for router in routers))
     assert BURST <= sum(sums) <= BURST + PER_MINUTE / 60 * (monotonic() - began) + 2, sums
+
+
+async def test_a_keys_own_limits_are_shared_likewise_and_kept_by_rotation(pair: Pair) -> None:
+    routers = (pair.one, pair.two)
+    made = await pair.one.manage("", name="own", role="viewer", requests_per_minute=60, control_per_minute=6)
+    turned = await pair.two.manage("/own/rotate", overlap_seconds=0)
+    assert [(one["requests_per_minute"], one["control_per_minute"]) for one in (made, turned)] == [(60, 6)] * 2
+    for router in routers:
+        await router.becomes(turned["key"], 200)
+    await eventually(pair.both_known)
+    began = monotonic()
+    sent = [router.infer(turned["key"]) for router in routers for _ in range(20)]
+    statuses = Counter(await asyncio.gather(*sent))
+    assert set(statuses) == {200, 429}
+    assert statuses[200] <= 60 / 6 + 60 / 60 * (monotonic() - began) + 2, statuses
+    assert {await pair.one.infer(KEYS["admin"]) for _ in range(20)} == {200}, "others have no such limit"
+    headers = {"Authorization": f"Bearer {turned['key']}"}
+    asked = [(await router.client.get("/v1/ab-testing/models", headers=headers)).status_code for router in routers for _ in range(3)]
+    assert (asked[0], asked[3], 429 in asked[1:3], 429 in asked[4:]) == (200, 200, True, True), asked
 
 
 async def test_what_was_answered_is_in_the_audit_though_the_router_is_killed_at_once(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from schemas import streams, subjects
@@ -74,6 +75,46 @@ async def test_keys_expire_by_the_clock(nats_server: NatsServer) -> None:
         await refused(one, "/keys/short/rotate", {}, 409, "key_expired")
 
 
+async def test_whoever_looks_tells_the_same_once_of_a_key_that_ends_soon_and_of_its_end(nats_server: NatsServer) -> None:
+    async with side(nats_server) as one, side(nats_server) as two:
+        begun, day = now_ms(), 86_400_000
+        for name in ("ci", "night", "old"):
+            await one.post("/keys", {"name": name, "role": "operator", "expires_in_days": 30})
+        await one.post("/keys", {"name": "brief", "role": "viewer", "expires_in_days": 2})
+        await eventually(lambda: len(two.control.parts.keys.entries()) == 4)
+
+        def look(days: float) -> None:
+            for router in (one, two):
+                router.control.expiring.look(round(begun + days * day))
+
+        async def told() -> list[tuple[str, str, bool]]:
+            events = [json.loads(m.data)["data"] for m in await stream_messages(nats_server, "alerts", "ALERTS", "cypria.alert.>")]
+            return sorted((e["incident"], e["level"], e["resolved"]) for e in events)
+
+        def raised(*names: str) -> list[tuple[str, str, bool]]:
+            return sorted((f"key.{name}.expiry", "WARNING", False) for name in names)
+
+        def over(*names: str) -> list[tuple[str, str, bool]]:
+            return sorted((f"key.{name}.expiry", "INFO", True) for name in names)
+
+        look(0.9)
+        look(1.1)
+        await eventually(lambda: _holds(told, raised("brief")))
+        look(23.1)
+        await eventually(lambda: _holds(told, [*raised("brief", "ci", "night", "old"), *over("brief")]))
+        turned = await one.post("/keys/ci/rotate", {"expires_in_days": 60})
+        assert turned["expires_at"] > turned["rotated_at"]
+        await one.post("/keys/night/revoke", {})
+        await eventually(lambda: {e.name for e in two.control.parts.keys.entries() if e.rotated_ms or e.revoked_ms} == {"ci", "night"})
+        look(23.2)
+        look(30.1)
+        await eventually(lambda: _holds(told, [*raised("brief", "ci", "night", "old"), *over("brief", "ci", "night", "old")]))
+
+
+async def _holds(told: Callable[[], Awaitable[list[tuple[str, str, bool]]]], expected: list[tuple[str, str, bool]]) -> bool:
+    return await told() == sorted(expected)
+
+
 async def test_configured_keys_are_listed_and_revoked_but_not_rotated(nats_server: NatsServer) -> None:
     async with side(nats_server) as one, side(nats_server) as two:
         listed = (await one.get("/keys"))["keys"]
@@ -125,9 +166,13 @@ async def test_what_is_asked_wrongly_is_refused_naming_the_field(nats_server: Na
             ({"name": "a", "role": "viewer", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
             ({"name": "a", "role": "viewer", "expires_at": "2020-01-01T00:00:00Z", "expires_in_days": 1}, "expires_in_days"),
             ({"name": "a", "role": "viewer", "key": "mine"}, "key"),
+            ({"name": "a", "role": "viewer", "requests_per_minute": 0}, "requests_per_minute"),
+            ({"name": "a", "role": "viewer", "control_per_minute": 1.5}, "control_per_minute"),
         ):  # fmt: skip
             reply = await router.call("POST", "/keys", json=body)
             assert (reply.status_code, reply.json()["error"]["param"]) == (422, param), body
+        reply = await router.call("POST", "/keys", json={"name": "a", "role": "viewer", "expires_in_days": 400})
+        assert "at most 366 days, or a later end as expires_at" in reply.json()["error"]["message"]
         reply = await router.call("POST", "/keys/a/rotate", json={"overlap_seconds": -1})
         assert (reply.status_code, reply.json()["error"]["param"]) == (422, "overlap_seconds")
         for verb in ("rotate", "revoke"):

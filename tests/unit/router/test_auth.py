@@ -79,11 +79,14 @@ def test_lone_surrogates_from_a_header_are_refused() -> None:
 def test_keys_come_from_the_environment_or_as_digests() -> None:
     digest = hashlib.sha256(b"two").hexdigest()
     loaded = load_keys(
-        [ApiKey(name="one", role="admin", key_env="K1"), ApiKey(name="two", role="client", key_sha256=digest.upper())],
+        [
+            ApiKey(name="one", role="admin", key_env="K1"),
+            ApiKey(name="two", role="client", key_sha256=digest.upper(), requests_per_minute=30, control_per_minute=5),
+        ],
         {"K1": "first "},
     )
     assert loaded.principal("first") == Principal("one", Role.ADMIN)
-    assert loaded.principal("two") == Principal("two", Role.CLIENT)
+    assert loaded.principal("two") == Principal("two", Role.CLIENT, 30, 5)
     assert len(loaded) == 2
 
 

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.v1.keys import KeyEntry
 from services.router.domain import keys
@@ -142,3 +144,41 @@ def test_a_ring_takes_what_is_good_and_tells_when_that_changes() -> None:
     assert not still_good(ring, "Bearer nobody")()
     with pytest.raises(Unauthenticated):
         still_good(ring, None)
+
+
+DAY = 86_400_000
+
+
+@given(st.integers(1, 400 * DAY), st.integers(0, 800 * DAY))
+def test_a_key_is_said_to_end_soon_in_the_last_seven_days_or_the_last_half_and_then_to_have_ended(life: int, age: int) -> None:
+    one = entry("k", created_ms=NOW, expires_ms=NOW + life)
+    told = keys.expiry(one, NOW + age)
+    soon = max(life - 7 * DAY, life - life // 2) <= age < life
+    assert keys.ends_soon(one, NOW + age) == soon
+    if soon:
+        assert told is not None
+        assert (told.level, told.resolved, told.incident) == ("WARNING", False, "key.k.expiry")
+    elif life <= age <= life + 30 * DAY:
+        assert told is not None
+        assert (told.resolved, told.incident, told.at_ms) == (True, "key.k.expiry", NOW + life)
+    else:
+        assert told is None
+
+
+def test_what_is_over_is_told_by_revocation_rotation_and_a_new_key_of_the_name() -> None:
+    lasting = entry("k", created_ms=NOW, expires_ms=NOW + 100 * DAY)
+    assert keys.expiry(lasting, NOW) is None
+    assert "revoked" in str(keys.expiry(lasting.model_copy(update={"revoked_ms": NOW}), NOW))
+    assert "rotated" in str(keys.expiry(lasting.model_copy(update={"rotated_ms": NOW}), NOW))
+    assert "anew" in str(keys.expiry(lasting, NOW, told=True))
+    assert keys.expiry(entry("k", source="config", revoked_ms=NOW), NOW) is None
+
+
+@given(st.none() | st.integers(1, 1000), st.none() | st.integers(1, 1000), st.none() | st.integers(1, DAY))
+def test_own_limits_go_with_the_key_and_its_successor(requests: int | None, control: int | None, ends: int | None) -> None:
+    made = keys.create(None, NewKey("k", "client", sha("one"), "boss", NOW + DAY, requests, control), [ROOT], [], NOW)
+    turned = keys.rotate(made, "k", sha("two"), 1000, "boss", [ROOT], NOW, None if ends is None else NOW + ends)
+    assert turned.expires_ms == (NOW + DAY if ends is None else NOW + ends)
+    found = {key.digest.hex(): key.principal for key in keys.good([ROOT], [turned], NOW)[0]}
+    expected = Principal("k", Role.CLIENT, requests, control)
+    assert [found.get(sha(name)) for name in ("one", "two")] == [expected, expected]

@@ -66,3 +66,18 @@ def test_all_shares_together_never_exceed_the_limit_where_it_can_be_shared(burst
         one.share(routers)
     allowed = sum(one.take("k", 0.0) is None for one in shares for _ in range(burst + 1))
     assert allowed <= max(burst, routers)
+
+
+@given(st.integers(0, 600), st.integers(1, 600), st.integers(1, 4), st.lists(st.floats(0, 5), min_size=1, max_size=200))
+def test_a_keys_own_rate_is_in_the_place_of_the_configured_one_and_shared(
+    per_minute: int, own: int, routers: int, gaps: list[float]
+) -> None:
+    limiters = [RateLimiter(per_minute, 3) for _ in range(routers)]
+    for limiter in limiters:
+        limiter.share(routers)
+    now, allowed = 1000.0, 0
+    for gap in gaps:
+        now += gap
+        allowed += sum(limiter.take("k", now, own) is None for limiter in limiters)
+    assert allowed <= max(routers, own // 6) + own / 60 * (now - 1000.0) + 1e-6
+    assert allowed >= routers, "each lets at least one in"
