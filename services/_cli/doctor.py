@@ -24,6 +24,7 @@ from services._cli import api, findings
 from services._cli.findings import Check
 from services._runtime import named_variables, tls, variables
 from services._runtime.settings import ConfigError, load
+from services._runtime.settings_engines import hub_source
 from services._runtime.settings_model import Settings
 from services._runtime.supervisor import http_get
 
@@ -47,7 +48,8 @@ def examine_file(path: Path) -> list[Check]:
         settings = load(path, os.environ)
     except ConfigError as exc:
         return [Check("configuration file", "failed", line) for line in str(exc).splitlines()]
-    return [Check("configuration file", "ok", f"{path} can be used"), *_secrets(settings), *_certificates(settings)]
+    usable = Check("configuration file", "ok", f"{path} can be used")
+    return [usable, *_models(settings), *_secrets(settings), *_certificates(settings)]
 
 
 def exit_status(checks: list[Check]) -> int:
@@ -172,6 +174,7 @@ async def _ask(path: str, **params: Any) -> Any:
 def _processes(data_dir: Path) -> list[dict[str, Any]]:
     """What every live process wrote to this machine's data dir about where it listens."""
     found = []
+    gone: dict[str, dict[str, Any]] = {}
     for file in sorted((data_dir / "run").glob("*.json")):
         try:
             told = json.loads(file.read_text())
@@ -179,12 +182,20 @@ def _processes(data_dir: Path) -> list[dict[str, Any]]:
             alive = Path(f"/proc/{told['pid']}").exists()
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if alive:  # else it has a successor with a file of its own, or nobody wants it any more
+        if alive:
             found.append(told)
-    return found
+        else:
+            gone[told["service"]] = {**told, "ended": True}
+    # What ended has a successor with a file of its own, or ends whenever it is started; with none alive nothing runs.
+    living = {told["service"] for told in found}
+    return found + [told for service, told in gone.items() if living and service not in living]
 
 
 async def _process(told: dict[str, Any]) -> Check:
+    if told.get("ended"):
+        detail = f"not running: process {told['pid']} has ended, none followed"
+        return Check(f"process {told['service']}", "failed", detail,
+                     f"look at the log of {told['service']}; `cypria up` starts it again and again")  # fmt: skip
     host = "127.0.0.1" if told["host"] == "0.0.0.0" else told["host"]  # noqa: S104
     certificate = Path(told["certificate"]) if told.get("certificate") else None
     status, body = await http_get(host, told["port"], "/ready", certificate=certificate)
@@ -234,6 +245,16 @@ def _disk(data_dir: Path) -> list[Check]:
     low = free < LOW_DISK
     detail = f"{free / (1 << 30):.1f} GiB free at {data_dir}"
     return [Check("disk", "warning" if low else "ok", detail, "make room, or move the data dir" if low else "")]
+
+
+def _models(settings: Settings) -> list[Check]:
+    """Directories of models that are not here; where inference runs elsewhere, they have to be there."""
+    return [
+        Check("models", "warning", f"models.{index}.path: {model.path} is no directory on this machine",
+              f"the model '{model.name}' is loaded where inference runs: put it there, or correct the path")
+        for index, model in enumerate(settings.models)
+        if model.path and hub_source(model.path) is None and not model.path.is_dir()
+    ]  # fmt: skip
 
 
 def _secrets(settings: Settings) -> list[Check]:

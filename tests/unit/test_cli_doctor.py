@@ -146,6 +146,8 @@ def test_a_file_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     assert "SIGNING_FILE to a file that holds it" in checks["secrets"]["remedy"]
     status, checks, _ = look(f"nats: {{servers: ['tls://h'], tls: {{cert_file: {old.cert}, key_file: {old.key}}}}}\n")
     assert (status, "(certificate has expired): renew it" in checks["certificates"]["detail"]) == (1, True)
+    status, checks, _ = look("models: [{name: m, engine: transformers, path: /nowhere/m}]\nmodel_sources: {allow: [/nowhere/]}\n")
+    assert (status, checks["models"]["detail"]) == (0, "models.0.path: /nowhere/m is no directory on this machine")
     status, checks, _ = look("monitoring: {interval: 3}\n")
     assert (status, f"{file}: monitoring.interval: unknown key" in checks["configuration file"]["detail"]) == (1, True)
 
@@ -155,3 +157,24 @@ def test_a_log_is_not_said_to_be_missing_where_nobody_told_of_it(told: str | Non
     [check] = doctor._log(told)
     assert check.state == "skipped"
     assert detail in check.detail
+
+
+async def test_a_service_that_ended_and_did_not_come_back_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def wrote(service: str, pid: int) -> None:
+        told = {"service": service, "pid": pid, "host": "127.0.0.1", "port": 1}
+        (run / f"{service}.{pid}.json").write_text(json.dumps(told))
+
+    nobody = 2**22 + 1  # above every process id
+    wrote("metrics", nobody)
+    assert doctor._processes(tmp_path) == []  # nothing runs here
+    wrote("router", os.getpid())
+    wrote("monitor", nobody)
+    wrote("monitor", os.getpid())
+    found = {told["service"]: told for told in doctor._processes(tmp_path)}
+    assert {service for service, told in found.items() if told.get("ended")} == {"metrics"}
+    check = await doctor._process(found["metrics"])
+    assert (check.name, check.state) == ("process metrics", "failed")
+    assert f"process {nobody} has ended" in check.detail
