@@ -16,7 +16,9 @@ from services._runtime.reader import PositionError, SequenceReader, StreamMessag
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
+from services.metrics.adapters.nats_positions import still_holds
 from services.metrics.domain import archive
+from services.metrics.domain.chain import next_life
 
 log = get_logger(__name__)
 
@@ -87,11 +89,26 @@ class Filler(ABC):
     async def _take(self, created: str, messages: list[StreamMessage]) -> None:
         """Put messages and the position after them into the table, in one insert."""
 
-    def _must_begin_again(self) -> bool:
-        """Whether the position is to be looked at again before anything more is taken in."""
-        return False
+    async def _resume(self, life: str, sequence: int, time_ms: int) -> tuple[str, int]:
+        """The life of the stream to go on in and the position there, where a life's position was this.
+
+        After a power cut, or restored from a backup, a stream may have lost its end and put other messages into the
+        same places. Then it goes on as its next life, behind what both have in common. ``time_ms`` is the broker's time
+        of the last message taken in, 0 where that is not known.
+        """
+        if not sequence or await still_holds(self._bus.js, self._stream, sequence, time_ms):
+            return life, sequence
+        common = await self._common(life, sequence)
+        log.error("stream_lost_its_end", stream=self._stream, taken_in=sequence, kept=common)
+        return next_life(life), common
+
+    @abstractmethod
+    async def _common(self, life: str, sequence: int) -> int:
+        """The last sequence, or one before, up to which the stream holds what was taken in; at this one it does not."""
 
     async def _fill(self) -> None:
+        # A server that was away may have come back with less: then the position is looked at again.
+        generation = self._bus.generation
         info = await self._bus.js.stream_info(self._stream)
         created = str(info.created)
         position = await self._begin(created)
@@ -99,9 +116,9 @@ class Filler(ABC):
         await reader.open(expect_created=created)
         self.problem = None
         try:
-            while not self._must_begin_again():
+            while self._bus.generation == generation:
                 messages = await reader.fetch(_BATCH, _EVERY_S)
-                if messages and not self._must_begin_again():
+                if messages and self._bus.generation == generation:
                     await self._take(created, messages)
         finally:
             await asyncio.shield(reader.close())
@@ -122,12 +139,19 @@ class Archive(Filler):
         super().__init__(bus, shelf.stream, shelf.subject, shelf.table)
         self._engine = engine
         self._shelf = shelf
+        self._life = ""
 
     async def _begin(self, created: str) -> int:
-        return await self._engine.read(lambda client: self._position(client, created))
+        known = await self._engine.read(lambda client: self._position(client, created))
+        self._life, position = await self._resume(*known)
+        return position
+
+    async def _common(self, _life: str, _sequence: int) -> int:
+        """None of it: an event that is taken in twice is one row."""
+        return 0
 
     async def _take(self, created: str, messages: list[StreamMessage]) -> None:
-        rows = [*await self._rows(created, messages), self._position_row(created, messages[-1].sequence)]
+        rows = [*await self._rows(created, messages), self._position_row(created, messages[-1])]
         await self._engine.write(partial(self._insert, rows))
 
     def _insert(self, rows: list[list[Any]], client: Client) -> None:
@@ -145,21 +169,23 @@ class Archive(Filler):
                     rows.append([*row, created, message.sequence])
         return rows
 
-    def _position_row(self, created: str, sequence: int) -> list[Any]:
+    def _position_row(self, created: str, last: StreamMessage) -> list[Any]:
         empty: dict[str, Any] = {
-            "at": datetime.fromtimestamp(0, UTC), "version": 0, "share_bp": 0, "resolved": False, "value": None,
-            "bound": None, "threshold": None, "n": None, "event_id": f"@{created}", "stream_created": created,
-            "sequence": sequence,
+            "at": datetime.fromtimestamp(last.time_ms / 1000, UTC), "version": 0, "share_bp": 0, "resolved": False,
+            "value": None, "bound": None, "threshold": None, "n": None, "event_id": f"@{self._life}",
+            "stream_created": created, "sequence": last.sequence,
         }  # fmt: skip
         return [empty.get(column, "") for column in self._shelf.columns]
 
-    def _position(self, client: Client, created: str) -> int:
+    def _position(self, client: Client, created: str) -> tuple[str, int, int]:
+        """(life, sequence, broker's time in Unix ms) of the last message of a stream's last life that was taken in."""
         rows = client.query(
-            f"SELECT max(sequence) FROM {self._engine.database}.{self.table} "  # noqa: S608
-            "WHERE event_id = {position:String}",
+            "SELECT substring(event_id, 2), max(sequence), toUnixTimestamp64Milli(argMax(at, sequence)) "  # noqa: S608
+            f"FROM {self._engine.database}.{self.table} WHERE startsWith(event_id, {{position:String}}) "
+            "GROUP BY event_id ORDER BY event_id DESC LIMIT 1",
             parameters={"position": f"@{created}"},
         ).result_rows
-        return int(rows[0][0]) if rows else 0
+        return (str(rows[0][0]), int(rows[0][1]), int(rows[0][2])) if rows else (created, 0, 0)
 
 
 def _short(exc: ValueError) -> str:

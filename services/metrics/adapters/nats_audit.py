@@ -6,15 +6,12 @@ from functools import partial
 from schemas import streams
 from services._runtime.bus import Bus
 from services._runtime.reader import StreamMessage
-from services._runtime.telemetry import get_logger
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_audit import TABLE, AuditStore
 from services.metrics.adapters.nats_archive import Filler
 from services.metrics.adapters.nats_positions import still_holds
 from services.metrics.domain import chain
 from services.metrics.domain.chain import START, Head, Link
-
-log = get_logger(__name__)
 
 OnLinks = Callable[[Sequence[Link]], None]
 
@@ -37,25 +34,18 @@ class AuditArchive(Filler):
         self._engine = engine
         self._store = AuditStore(engine)
         self._took = took
-        self._generation = -1
         self._next = ("", START)
         self.stream = ""
         self.head: Head = START
         self.begun = ("", 0)
 
-    def _must_begin_again(self) -> bool:
-        # A server that was away may have come back with less.
-        return self._generation != self._bus.generation
-
     async def _begin(self, created: str) -> int:
-        self._generation = self._bus.generation
         stream, head = await self._engine.read(lambda client: self._store.head(client, created))
         self.stream, self.head = stream, head
-        if head.sequence and not await self._holds(head):
-            common = await self._common(stream, head)
-            log.error("audit_stream_lost_its_end", chained=head.sequence, kept=common)
-            stream, head = chain.next_life(stream), Head(common, head.hash, head.stored_ms)
-            self.begun = (stream, common)
+        life, position = await self._resume(stream, head.sequence, head.stored_ms)
+        if life != stream:
+            stream, head = life, Head(position, head.hash, head.stored_ms)
+            self.begun = (stream, position)
         self._next = (stream, head)
         return head.sequence
 
@@ -78,13 +68,13 @@ class AuditArchive(Filler):
     async def _holds(self, head: Head) -> bool:
         return await still_holds(self._bus.js, streams.AUDIT.name, head.sequence, head.stored_ms)
 
-    async def _common(self, stream: str, head: Head) -> int:
-        """The last sequence at which the stream still holds what the table has, by bisection."""
+    async def _common(self, life: str, sequence: int) -> int:
+        """By bisection: a record that is chained twice would be shown twice."""
         state = (await self._bus.js.stream_info(streams.AUDIT.name)).state
-        low, high = max(0, int(state.first_seq) - 1), min(int(state.last_seq), head.sequence - 1)
+        low, high = max(0, int(state.first_seq) - 1), min(int(state.last_seq), sequence - 1)
         while low < high:
             middle = (low + high + 1) // 2
-            page = partial(self._store.page, created=stream, after=middle - 1, until=middle, limit=1)
+            page = partial(self._store.page, created=life, after=middle - 1, until=middle, limit=1)
             links = await self._engine.read(page)
             if links and not await self._holds(links[0].head):
                 high = middle - 1

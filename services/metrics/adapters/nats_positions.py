@@ -16,8 +16,11 @@ async def still_holds(js: JetStreamContext, stream: str, sequence: int, time_ms:
     """Whether the message at a sequence is the one that was there before, known by its broker time.
 
     After a power cut a stream may have lost its end and given the same sequences to other messages. True also when
-    the message has aged out, which is no loss by itself. Raises NatsError.
+    the message has aged out, which is no loss by itself. With 0 for a time that is not known, whether the stream still
+    reaches so far. Raises NatsError.
     """
+    if not time_ms:
+        return bool(sequence <= (await js.stream_info(stream)).state.last_seq)
     try:
         message = await js.get_msg(stream, seq=sequence)
     except NotFoundError:

@@ -16,8 +16,10 @@ import nats
 import pytest
 
 from schemas import streams, subjects
-from schemas.v1.alerts import AuditRecord
+from schemas.v1.alerts import Alert, AuditRecord
 from schemas.v1.cloudevent import dump, envelope
+from schemas.v1.common import AlertLevel, TestStatus
+from schemas.v1.events import TestEvent
 from schemas.v1.query import AuditQuery, AuditReply, AuditVerification, AuditVerifyQuery
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
@@ -25,6 +27,7 @@ from services.metrics.adapters.audit_checks import AuditChecks
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_audit import AuditStore
 from services.metrics.adapters.clickhouse_queries import Questions
+from services.metrics.adapters.nats_archive import SHELVES, Archive
 from services.metrics.adapters.nats_audit import AuditArchive
 from services.metrics.domain import chain
 from services.metrics.domain.chain import START, Link
@@ -244,19 +247,14 @@ async def test_what_was_deleted_from_the_stream_alone_shows_and_what_it_dropped_
 ) -> None:
     async def deleted() -> list[tuple[int, int]]:
         page = await parts.checks().verify(AuditVerifyQuery())
-        assert page.ok
-        assert page.complete
-        assert {place.kind for place in page.deleted} <= {"deleted"}
+        assert (page.ok, page.complete) == (True, True)
         return [(place.first, place.last) for place in page.deleted]
 
-    admin = await nats_server.connect("provision")
-    js = admin.jetstream(timeout=10)
+    js = (admin := await nats_server.connect("provision")).jetstream(timeout=10)
     assert await deleted() == []
     for sequence in (1, 9, 10, 20):
         await js.delete_msg("AUDIT", sequence)
     assert await deleted() == [(1, 1), (9, 10), (20, 20)]
-    page = await parts.checks().verify(AuditVerifyQuery())
-    assert [place.message.split(" deleted")[0] for place in page.deleted[:2]] == ["record 1 was", "records 9 to 10 were"]
     await js.purge_stream("AUDIT")
     assert await deleted() == [(1, 20)]
     config = (await js.stream_info("AUDIT")).config
@@ -342,6 +340,7 @@ async def test_the_view_shows_each_event_once_and_what_older_versions_took_in(pa
 
 async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lost(parts: Parts, nats_server: NatsServer, tmp_path: Path) -> None:
     """As after a power cut: the server comes back with less, and puts other records into the same places."""
+    tasks = [asyncio.create_task(Archive(parts.bus, parts.engine, shelf).run()) for shelf in SHELVES]
     store, backup = nats_server.data_dir / "nats" / "store", tmp_path / "backup"
     nats_server.kill(signal.SIGTERM)
     shutil.copytree(store, backup)
@@ -351,10 +350,25 @@ async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lo
         nc = await nats_server.connect("router")
         for number in numbers:
             await nc.jetstream().publish(AUDIT, message(number))
+            event = TestEvent(test_id="t", version=1, status=TestStatus.RUNNING, model_a="a", model_b="b", share_bp=1, at_ms=now_ms())
+            alert = Alert(incident="i", level=AlertLevel.INFO, title="t", message="m", at_ms=now_ms())
+            told = dump(envelope("test.started", f"test.{number}", "router", now_ms(), event))
+            await nc.jetstream().publish(subjects.event("test.started"), told)
+            told = dump(envelope("alert", f"alert.{number}", "router", now_ms(), alert))
+            await nc.jetstream().publish(subjects.alert("info"), told)
         await nc.close()
+
+    async def kept(*numbers: int) -> bool:
+        """Whether the archives of events and alerts have all of these."""
+        found = []
+        for shelf in SHELVES:
+            query = f"SELECT event_id FROM cypria.{shelf.table} FINAL WHERE NOT startsWith(event_id, '@')"
+            found += [row[0] for row in await parts.engine.read(lambda client, q=query: client.query(q).result_rows)]
+        return sorted(found) == sorted(f"{kind}.{number}" for kind in ("test", "alert") for number in numbers)
 
     await say(21, 22, 23)
     await eventually(lambda: parts.archive.head.sequence == 23)
+    await eventually(lambda: kept(21, 22, 23))
     lost = parts.archive.head
     nats_server.kill(signal.SIGTERM)
     shutil.rmtree(store)
@@ -362,6 +376,8 @@ async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lo
     nats_server.start()
     await say(31, 32)
     await eventually(lambda: parts.archive.head.sequence == 22)
+    await eventually(lambda: kept(21, 22, 23, 31, 32))
+    tasks += [asyncio.create_task(Archive(parts.bus, parts.engine, shelf).run()) for shelf in SHELVES]
     assert await parts.problem(head=f"23:{lost.hash}") is None
     query = "SELECT event_id FROM cypria.audit_log ORDER BY at"
     rows = await parts.engine.read(lambda client: client.query(query).result_rows)
@@ -372,8 +388,10 @@ async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lo
     task = asyncio.create_task(again.run())
     await say(33)
     await eventually(lambda: (parts.archive.head.sequence, again.head.sequence) == (23, 23))
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: kept(21, 22, 23, 31, 32, 33))
+    for one in (task, *tasks):
+        one.cancel()
+    await asyncio.gather(task, *tasks, return_exceptions=True)
     assert (again.stream, again.head) == (life, parts.archive.head)
     assert await parts.problem(head=f"22:{head.hash}") is None
     await parts.command(f"UPDATE actor = 'x' WHERE sequence = 22 AND stream_created = '{life}'")

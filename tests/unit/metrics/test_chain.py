@@ -169,6 +169,12 @@ def test_what_was_gone_before_it_could_be_chained_is_told_and_no_removal() -> No
     assert verdict([begun_late], begun_late.head) is None
 
 
+def test_what_is_gone_from_the_stream_alone_is_told_by_place() -> None:
+    places = chain.deleted(OLD, [1, 9, 10, 20])
+    assert [(one.kind, one.first, one.last) for one in places] == [("deleted", 1, 1), ("deleted", 9, 10), ("deleted", 20, 20)]
+    assert [one.message.split(" deleted")[0] for one in places[:2]] == ["record 1 was", "records 9 to 10 were"]
+
+
 def record() -> Record:
     return chain.record_of(message())
 
