@@ -19,6 +19,7 @@ from typing import Any
 
 import uvicorn
 
+import services._runtime.lean  # noqa: F401 - first, before anything imports nats-py and structlog
 from services._runtime import tls
 from services._runtime.bus import Bus
 from services._runtime.settings import ConfigError, load
