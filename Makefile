@@ -24,8 +24,10 @@ lint: install
 test: lint
 	@$(PYTHON) -m infra.install_vllm --if-possible .venv-vllm
 	@sh infra/install_debian.sh
-	@# two at a time: most tests wait for processes; by file, so that a file's system serves all of its tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# two at a time: most tests wait for processes; by file, so that a file's system serves all of its tests; in the order
+	@# of the folders, which has the long ones first: by the number of tests they would come last, on one worker while none is left
+	@# for the other
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # recorded versions against what is asked for and installed, and known vulnerabilities where their data can be had
 audit: install

@@ -85,15 +85,15 @@ class Demo:
         """Streaming chat requests of many users."""
         return Load(self.url, self.key, "stable", RATE, stream=True, max_tokens=64, users=400, seed=seed)
 
-    async def healthy(self) -> bool:
-        """A later checkpoint of the same model: measured, and left alone."""
+    async def healthy(self, seconds: float) -> bool:
+        """A later checkpoint of the same model: measured for so long, and left alone."""
         console.rule("[bold]1. A healthy canary")
         self.measured = test_id = await self.start("canary")
         console.print(
             f"{test_id}: [green]stable[/green] against [cyan]canary[/cyan], {SPLIT:.0f} % of {RATE:.0f} requests/s"
         )
         tally = Tally()
-        running = asyncio.create_task(drive(self.load(1), seconds=HEALTHY_S, tally=tally))
+        running = asyncio.create_task(drive(self.load(1), seconds=seconds, tally=tally))
         await self._follow(running, tally, test_id)
         state = await self.call("GET", f"status?test_id={test_id}")
         alive = state["status"] == "running"
@@ -232,14 +232,14 @@ async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
     console.print(f"five services, nats-server and ClickHouse are up after {time.monotonic() - began:.1f} s at {url}")
 
 
-async def main(*, keep: bool) -> int:
+async def main(*, keep: bool, healthy_s: float) -> int:
     """Run the demo; the exit status."""
     began = time.monotonic()
     data_dir = Path(tempfile.mkdtemp(prefix="cypria-demo-"))
     async with system(data_dir, free_port(2242), keep=keep) as (url, key):
         demo = Demo(url, key, data_dir)
         try:
-            fine = all([await demo.healthy(), await demo.bad(), await demo.record()])
+            fine = all([await demo.healthy(healthy_s), await demo.bad(), await demo.record()])
         except ApiError as exc:
             raise SystemExit(f"demo: the edge refused: {exc}; log in {data_dir / 'cypria.log'}") from None
         verdict = (
@@ -254,5 +254,9 @@ async def main(*, keep: bool) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the system running")
+    parser.add_argument(
+        "--healthy-seconds", type=float, default=HEALTHY_S, help=f"how long the first one is measured ({HEALTHY_S:.0f})"
+    )
+    asked = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    raise SystemExit(asyncio.run(main(keep=parser.parse_args().keep)))
+    raise SystemExit(asyncio.run(main(keep=asked.keep, healthy_s=asked.healthy_seconds)))
