@@ -1,7 +1,7 @@
 """Passwords and keys for a system in containers, made once: `python -m infra.make_secrets FOLDER | --kubernetes NAME`.
 
 With FOLDER it writes a file for each, for compose.yaml; what is there already stays as it is. With `--kubernetes` it
-prints a Secret of that name for `kubectl apply -f -`. What each is for is in docs/containers.md.
+prints a Secret of that name for `kubectl apply -f -`. What each is for is in docs/containers.md and docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from infra.nats.users import USERS, variable
 DATABASE = "cypria"
 KEYS = ("admin-key", "app-key", "signing-key", "unit-salt")
 """Values of CYPRIA_ADMIN_KEY and so on: API keys of both roles, what signs feedback tokens, what salts units."""
+_OTHERS = ("clickhouse-interserver-secret", "grafana-admin-password")
 CLICKHOUSE_USERS = ("clickhouse-password", "grafana-clickhouse-password")
 
 
@@ -27,7 +28,7 @@ def complete(known: dict[str, str], clickhouse: str = "clickhouse:8123") -> dict
 
     Raises ValueError for a password that cannot stand in an address or a configuration.
     """
-    names = [*(f"nats-{user}" for user in USERS), *CLICKHOUSE_USERS, "grafana-admin-password"]
+    names = [*(f"nats-{user}" for user in USERS), *CLICKHOUSE_USERS, *_OTHERS]
     found = {name: known.get(name) or secrets.token_urlsafe(24) for name in names}
     found |= {name: known.get(name) or "cyp_" + secrets.token_urlsafe(32) for name in KEYS}
     for name, text in found.items():

@@ -108,7 +108,8 @@ def provision(config: ConfigOption = None) -> None:
     try:
         privacy = settings.privacy
         done = provision_clickhouse(
-            settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size, settings.clickhouse.tls
+            settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size, settings.clickhouse.tls,
+            settings.clickhouse.cluster,
         )
     except ConfigError as exc:
         api.fail(str(exc), EXIT_CONFIG)

@@ -91,6 +91,7 @@ async def _bucket(js: JetStreamContext, bucket: streams.Bucket, replicas: int, r
         )
         return f"bucket {bucket.name}: created"
     config = (await js.stream_info(f"KV_{bucket.name}")).config
-    if ttl and config.max_age != ttl:
-        await js.update_stream(config.evolve(max_age=ttl))
+    wanted = config.evolve(num_replicas=replicas, **({"max_age": ttl} if ttl else {}))
+    if (config.num_replicas, config.max_age) != (wanted.num_replicas, wanted.max_age):
+        await js.update_stream(wanted)
     return f"bucket {bucket.name}: up to date"

@@ -4,13 +4,13 @@ import json
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services._runtime.settings_alerts import Destination
 from services._runtime.settings_base import Port, Section, Typed, default_data_dir, is_url
+from services._runtime.settings_clickhouse import ClickHouse
 from services._runtime.settings_engines import (
     InferenceProcess,
     Model,
@@ -21,18 +21,12 @@ from services._runtime.settings_engines import (
     not_allowed,
 )
 from services._runtime.settings_integrations import Integration
-from services._runtime.settings_tls import ClientTls, NatsTls, ServerTls
+from services._runtime.settings_tls import NatsTls, ServerTls
 
 
 def bare(url: str) -> str:
     """An address without user and password."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", url)
-
-
-def is_secure(dsn: str) -> bool:
-    """Whether a ClickHouse server is to be asked over TLS."""
-    parts = urlsplit(dsn)
-    return parts.scheme == "clickhouses" or parse_qs(parts.query).get("secure") in (["true"], ["1"])
 
 
 class StrictSuccess(SuccessCriteria, Typed):
@@ -135,30 +129,6 @@ class Nats(Section):
         if service not in known:
             raise ValueError(f"nats.credentials_file {self.credentials_file} has no password for the user '{service}'")
         return service, str(known[service])
-
-
-class ClickHouse(Section):
-    """`clickhouse`. Without dsn, chDB in the data dir. http_port 0: a free one."""
-
-    dsn: SecretStr | None = None
-    http_enabled: bool = True
-    http_port: Port = 0
-    http_password: SecretStr | None = None
-    tls: ClientTls | None = None
-
-    @model_validator(mode="after")
-    def _is_encrypted_where_it_says_so(self) -> "ClickHouse":
-        if self.tls is not None and not is_secure(self.dsn.get_secret_value() if self.dsn else ""):
-            raise ValueError("tls is for a server over TLS: give a dsn such as clickhouses://user:password@host:8443/cypria")
-        return self
-
-    @field_validator("dsn")
-    @classmethod
-    def _is_of_a_kind(cls, dsn: SecretStr | None) -> SecretStr | None:
-        text = dsn.get_secret_value() if dsn else ""
-        if dsn and not is_url(text, {"clickhouse", "clickhouses"}) and not re.match(r"chdb:///.", text):
-            raise ValueError("give chdb:///DIRECTORY, or clickhouse://user:password@host:8123/cypria")
-        return dsn
 
 
 class ApiKey(Section):

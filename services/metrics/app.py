@@ -46,7 +46,7 @@ class Metrics:
         self._settings = settings
         self._own = own_settings.read(settings)
         self.bus = Bus(settings, SERVICE)
-        self.engine = ClickHouse(self._own.dsn, self._own.tls)
+        self.engine = ClickHouse(self._own.dsn, self._own.tls, self._own.cluster)
         self._alarms = Alarms(self.bus)
         self._live = LiveTests(self.bus)
         self.erasures = Erasures(self.bus)

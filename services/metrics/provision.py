@@ -10,17 +10,20 @@ FAILURES: tuple[type[Exception], ...] = (*AWAY, MigrationError)
 
 
 def provision_clickhouse(
-    dsn: str, retention_days: int, min_group_size: int, secured: ClientTls | None = None
+    dsn: str,
+    retention_days: int,
+    min_group_size: int,
+    secured: ClientTls | None = None,
+    cluster: str | None = None,
 ) -> list[str]:
     """Create or migrate database, tables and views; returns what was done, in words. Idempotent.
 
     With chDB the process that holds the directory has done it already. Raises ConfigError, and one of FAILURES.
     """
-    return asyncio.run(_provision(dsn, retention_days, min_group_size, secured))
+    return asyncio.run(_provision(ClickHouse(dsn, secured, cluster), retention_days, min_group_size))
 
 
-async def _provision(dsn: str, retention_days: int, min_group_size: int, secured: ClientTls | None) -> list[str]:
-    engine = ClickHouse(dsn, secured)
+async def _provision(engine: ClickHouse, retention_days: int, min_group_size: int) -> list[str]:
     try:
         return await engine.write(lambda client: engine.migrate(client, retention_days, min_group_size))
     except DirectoryInUseError:

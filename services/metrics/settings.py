@@ -31,6 +31,7 @@ class MetricsSettings:
 
     dsn: str
     tls: ClientTls | None
+    cluster: str | None
     retention_days: int
     min_group_size: int
     http_enabled: bool
@@ -44,6 +45,7 @@ def read(settings: Settings) -> MetricsSettings:
     return MetricsSettings(
         dsn=settings.clickhouse_dsn(),
         tls=settings.clickhouse.tls,
+        cluster=settings.clickhouse.cluster,
         retention_days=settings.privacy.retention_days,
         min_group_size=settings.privacy.min_group_size,
         http_enabled=settings.clickhouse.http_enabled,

@@ -6,7 +6,6 @@ All calls block, so they run on threads: one that writes, two that read.
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import re
 import threading
@@ -14,22 +13,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingError
 from clickhouse_connect.driver.exceptions import Error as ClickHouseDriverError
 
-import infra
 from services._runtime import tls
 from services._runtime.settings import ConfigError
-from services._runtime.settings_model import is_secure
+from services._runtime.settings_clickhouse import each_server, is_secure
 from services._runtime.settings_tls import ClientTls
+from services.metrics.adapters.clickhouse_migrations import MigrationError, Migrations
+
+__all__ = ["AWAY", "ClickHouse", "DirectoryInUseError", "MigrationError", "UnreadableError", "UntrustedError"]
 
 T = TypeVar("T")
 
-MIGRATIONS = Path(infra.__file__).parent / "clickhouse" / "migrations"
 DEFAULT_DATABASE = "cypria"
 SECTION = "clickhouse.tls"
 AWAY: tuple[type[Exception], ...] = (ClickHouseError, ClickHouseDriverError, OSError)
@@ -50,19 +50,17 @@ class UntrustedError(ClickHouseError):
     """TLS refuses the server, or the server our certificate; the message names the remedy."""
 
 
-class MigrationError(RuntimeError):
-    """The tables are not what this version can work with; the message names the remedy."""
-
-
 class ClickHouse:
-    """One engine. ``read`` and ``write`` run a function with a client of their own on their threads.
+    """One engine, or a ``cluster`` of servers. ``read`` and ``write`` run a function with a client of their own on
+    their threads.
 
     Raises ConfigError for a DSN that cannot be used here.
     """
 
-    def __init__(self, dsn: str, secured: ClientTls | None = None) -> None:
+    def __init__(self, dsn: str, secured: ClientTls | None = None, cluster: str | None = None) -> None:
         parts = urlsplit(dsn)
         self._secured = secured
+        self._cluster = cluster
         if secured is not None:
             tls.client_context(secured, SECTION)
         self.embedded = parts.scheme == "chdb"
@@ -76,13 +74,14 @@ class ClickHouse:
                     "clickhouse.dsn: chDB is not installed: pip install 'cypria[embedded]', or name a server as "
                     "clickhouse://USER:PASSWORD@HOST:PORT/DATABASE"
                 )
-        elif parts.scheme in {"clickhouse", "clickhouses"} and parts.hostname:
+        elif parts.scheme in {"clickhouse", "clickhouses"} and parts.netloc:
             self.database = self.path.strip("/") or DEFAULT_DATABASE
         else:
             raise ConfigError("clickhouse.dsn: give chdb:///DIRECTORY or clickhouse://USER:PASSWORD@HOST:PORT/DATABASE")
         if not _DATABASE.match(self.database):
             raise ConfigError(f"clickhouse.dsn: '{self.database}' is not a database name of letters, digits and _")
-        self._parts = parts
+        self._servers = [urlsplit(one) for one in each_server(dsn)]
+        self._next = 0
         self._local = threading.local()
         self._clients: list[Client] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-writer")
@@ -116,7 +115,14 @@ class ClickHouse:
         if client is None:
             client = self._local.client = self._connect()
             self._clients.append(client)
-        return call(client)
+        try:
+            return call(client)
+        except AWAY:
+            if self.several:  # the next call may find another one that is well
+                self._local.client = None
+                self._clients.remove(client)
+                client.close()
+            raise
 
     def _connect(self) -> Client:
         if not self.embedded:
@@ -137,15 +143,27 @@ class ClickHouse:
             ) from exc
 
     def _connect_to_server(self) -> Client:
-        password = unquote(self._parts.password or "")
+        """A client of the first server that answers, beginning with the one after the last that was asked."""
+        for left in range(len(self._servers), 0, -1):
+            parts = self._servers[self._next % len(self._servers)]
+            try:
+                return self._connect_to(parts)
+            except AWAY:
+                self._next += 1
+                if left == 1:
+                    raise
+        raise AssertionError("a DSN names a server")
+
+    def _connect_to(self, parts: SplitResult) -> Client:
+        password, secure = unquote(parts.password or ""), is_secure(parts.geturl())
         try:
             return clickhouse_connect.get_client(
-                host=self._parts.hostname,
-                port=self._parts.port or 0,
-                username=unquote(self._parts.username or "default"),
+                host=parts.hostname,
+                port=parts.port or 0,
+                username=unquote(parts.username or "default"),
                 password=password,
                 database=None,
-                secure=is_secure(self._parts.geturl()),
+                secure=secure,
                 connect_timeout=5,
                 send_receive_timeout=60,
                 query_retries=0,
@@ -154,11 +172,24 @@ class ClickHouse:
             )
         except AWAY as exc:
             why = tls.reason(exc, SECTION, self._secured)
-            if why is None and is_secure(self._parts.geturl()) and tls.was_cut_off(exc):
+            if why is None and secure and tls.was_cut_off(exc):
                 why = "it closes the connection: it may want another certificate than clickhouse.tls.cert_file gives it"
             if why is None:
                 raise
-            raise UntrustedError(f"ClickHouse at {self._parts.hostname}: {why}") from exc
+            raise UntrustedError(f"ClickHouse at {parts.hostname}: {why}") from exc
+
+    @property
+    def several(self) -> bool:
+        """Whether another server may take what one would not."""
+        return len(self._servers) > 1
+
+    def settle(self, client: Client, table: str) -> None:
+        """Have what any server of the cluster has taken into the table be seen on this one; nothing to do without one.
+
+        A position that is read from a server that lags would let the same rows be taken in twice.
+        """
+        if self._cluster:
+            client.command(f"SYSTEM SYNC REPLICA {self.database}.{table} LIGHTWEIGHT")
 
     def insert(
         self,
@@ -179,79 +210,9 @@ class ClickHouse:
     def migrate(self, client: Client, retention_days: int, min_group_size: int) -> list[str]:
         """Apply what is missing of infra/clickhouse/migrations, and have what is there follow the two settings.
 
-        Idempotent.
-
-        Returns what was done, in words. Raises MigrationError.
+        Idempotent. Returns what was done, in words. Raises MigrationError.
         """
-        done = []
-        client.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
-        client.command(
-            f"CREATE TABLE IF NOT EXISTS {self.database}.migrations (number UInt32, name String, sha256 String, "
-            "applied_at DateTime('UTC') DEFAULT now()) ENGINE = ReplacingMergeTree ORDER BY number"
-        )
-        applied = {
-            int(number): (str(name), str(digest))
-            for number, name, digest in client.query(
-                f"SELECT number, name, sha256 FROM {self.database}.migrations FINAL"  # noqa: S608
-            ).result_rows
-        }
-        files = {int(file.name[:4]): file for file in sorted(MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql"))}
-        if newer := sorted(set(applied) - set(files)):
-            raise MigrationError(
-                f"database {self.database} has migration {applied[newer[-1]][0]}, which this version does not know: "
-                "run the version that made it, or a newer one"
-            )
-        for number, file in files.items():
-            text = file.read_text(encoding="utf-8")
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if number in applied:
-                if applied[number][1] != digest:
-                    raise MigrationError(
-                        f"migration {file.name} was changed after database {self.database} took it: add a new file"
-                    )
-                continue
-            for statement in statements(text, self.database, retention_days, min_group_size):
-                client.command(statement)
-            client.insert(
-                "migrations", [[number, file.name, digest]], ["number", "name", "sha256"], database=self.database,
-                settings={"insert_deduplicate": 0},
-            )  # fmt: skip
-            done.append(f"migration {file.name}: applied")
-        done += self._retain(client, retention_days)
-        done += self._withhold(client, min_group_size)
-        return done or ["clickhouse: up to date"]
-
-    def _retain(self, client: Client, retention_days: int) -> list[str]:
-        rows = client.query(
-            "SELECT name, create_table_query FROM system.tables WHERE database = {database:String} "
-            "AND create_table_query LIKE '%toIntervalDay(%' ORDER BY name",
-            parameters={"database": self.database},
-        ).result_rows
-        done = []
-        for name, query in rows:
-            ttl = re.search(
-                r"TTL (.+?toIntervalDay\()(\d+)(\) (?:DELETE )?WHERE .+?)(?: SETTINGS |$)", query, re.DOTALL
-            )
-            if ttl and int(ttl.group(2)) != retention_days:
-                client.command(
-                    f"ALTER TABLE {self.database}.{name} MODIFY TTL {ttl.group(1)}{retention_days}{ttl.group(3)}"
-                )
-                done.append(f"table {name}: rows are kept for {retention_days} days")
-        return done
-
-    def _withhold(self, client: Client, min_group_size: int) -> list[str]:
-        rows = client.query(
-            "SELECT name, create_table_query FROM system.tables WHERE database = {database:String} AND engine = 'View' "
-            "AND create_table_query LIKE '% AS min_group_size%' ORDER BY name",
-            parameters={"database": self.database},
-        ).result_rows
-        done = []
-        for name, query in rows:
-            new = re.sub(r"\b\d+ AS min_group_size", f"{min_group_size} AS min_group_size", query)
-            if new != query:
-                client.command(new.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
-                done.append(f"view {name}: figures of fewer than {min_group_size} requests are withheld")
-        return done
+        return Migrations(client, self.database, self._cluster).run(retention_days, min_group_size)
 
 
 def _certificates(secured: ClientTls | None, *, password: str) -> dict[str, Any]:
@@ -263,14 +224,6 @@ def _certificates(secured: ClientTls | None, *, password: str) -> dict[str, Any]
         found |= {"client_cert": str(secured.cert_file), "client_cert_key": str(secured.key_file)}
         found["tls_mode"] = "strict" if password else "mutual"
     return found
-
-
-def statements(text: str, database: str, retention_days: int, min_group_size: int) -> list[str]:
-    """The statements of a migration, without comment lines, filled in."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
-    filled = "\n".join(lines).replace("{database}", database).replace("{retention_days}", str(retention_days))
-    filled = filled.replace("{min_group_size}", str(min_group_size))
-    return [part.strip() for part in filled.split(";") if part.strip()]
 
 
 def _holder(folder: Path) -> str | None:

@@ -30,6 +30,7 @@ class AuditStore:
 
     def heads(self, client: Client) -> dict[str, Head]:
         """The head in each stream that was ever taken in, by its creation time, oldest stream first."""
+        self._engine.settle(client, TABLE)
         rows = client.query(
             "SELECT stream_created, max(position), argMax(hash, position), "  # noqa: S608
             f"toUnixTimestamp64Milli(argMax(stored_at, position)) FROM {self._table} WHERE sequence = 0 "

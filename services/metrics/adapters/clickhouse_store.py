@@ -45,6 +45,7 @@ class WindowStore:
 
     def positions(self, client: Client) -> dict[str, Position]:
         """The position in each WINDOWS stream that was ever taken in, by its creation time."""
+        self._engine.settle(client, TABLE)
         rows = client.query(
             f"SELECT digest, max(wm), max(wm_time_ms), sum(messages) FROM {self._engine.database}.{TABLE} "  # noqa: S608
             "WHERE test = '' GROUP BY digest"
@@ -68,7 +69,8 @@ class WindowStore:
         The token names the step, so that a repetition is dropped by the engine; the position read back tells what
         really happened: mine; the previous one after an OK (the token was recorded, its part was not: next token) or
         after an error (the old request may still run: same token); anything else is another writer.
-        Raises PositionTakenError and StoppedError; while the engine is away it tries again.
+        Raises PositionTakenError and StoppedError; while the engine is away it tries again. Of several servers the
+        caller begins again at another one, from the position that is found there: this raises what the engine does.
         """
         attempt, pause = 0, 0.1
         while True:
@@ -81,10 +83,14 @@ class WindowStore:
                 confirmed = True
             except AWAY as exc:
                 self._failed("insert", exc)
+                if self._engine.several:
+                    raise
             try:
                 now = self._position(client, created)
             except AWAY as exc:
                 self._failed("read_back", exc)
+                if self._engine.several:
+                    raise
                 now = None
             if now == last:
                 self.problem = None

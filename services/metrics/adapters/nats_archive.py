@@ -179,6 +179,7 @@ class Archive(Filler):
 
     def _position(self, client: Client, created: str) -> tuple[str, int, int]:
         """(life, sequence, broker's time in Unix ms) of the last message of a stream's last life that was taken in."""
+        self._engine.settle(client, self.table)
         rows = client.query(
             "SELECT substring(event_id, 2), max(sequence), toUnixTimestamp64Milli(argMax(at, sequence)) "  # noqa: S608
             f"FROM {self._engine.database}.{self.table} WHERE startsWith(event_id, {{position:String}}) "

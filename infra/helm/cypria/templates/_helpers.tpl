@@ -1,0 +1,296 @@
+{{- define "cypria.name" -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "cypria.selector" -}}
+app.kubernetes.io/name: cypria
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "cypria.labels" -}}
+{{ include "cypria.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* An image: {image, tag}, tag being what holds where the image has none. */}}
+{{- define "cypria.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .tag | required "an image needs a tag or a digest" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "cypria.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "cypria.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Not all on one node, nor in one zone. */}}
+{{- define "cypria.spread" -}}
+{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ $key }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels: {{- include "cypria.selector" $ | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* What a values' `pod` adds: nodeSelector, tolerations, affinity, priorityClassName, and annotations elsewhere. */}}
+{{- define "cypria.placing" -}}
+{{- with omit (. | default dict) "annotations" "extraEnv" }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "cypria.natsServers" -}}
+{{- if .Values.nats.servers -}}
+{{ toJson .Values.nats.servers }}
+{{- else -}}
+{{- $servers := list -}}
+{{- range $i := until (int .Values.nats.replicas) -}}
+{{- $servers = append $servers (printf "nats://%s-nats-%d.%s-nats.%s.svc:4222" (include "cypria.name" $) $i (include "cypria.name" $) $.Release.Namespace) -}}
+{{- end -}}
+{{ toJson $servers }}
+{{- end -}}
+{{- end -}}
+
+{{/* cypria.yaml: what the values say, under what the chart knows. */}}
+{{- define "cypria.config" -}}
+{{- $nats := dict "servers" (include "cypria.natsServers" . | fromJsonArray) "replicas" (int .Values.nats.replicas) -}}
+{{- if .Values.nats.tls.existingSecret -}}
+{{- $tls := dict "ca_file" "/etc/cypria/nats-tls/ca.crt" -}}
+{{- if .Values.nats.tls.clientCertificates -}}
+{{- $tls = merge $tls (dict "cert_file" "/etc/cypria/nats-tls/tls.crt" "key_file" "/etc/cypria/nats-tls/tls.key") -}}
+{{- end -}}
+{{- $_ := set $nats "tls" $tls -}}
+{{- end -}}
+{{- $own := dict "nats" $nats "ops" (dict "drain_seconds" (int .Values.drainSeconds)) -}}
+{{ toYaml (mergeOverwrite (deepCopy .Values.config) $own) }}
+{{- end -}}
+
+{{/* The cluster is metrics' and provision's to know, who alone have a DSN. */}}
+{{- define "cypria.clickhouse" -}}
+{{- if .Values.clickhouse.internal }}
+- name: CLICKHOUSE_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .Values.existingSecret }}, key: clickhouse-password}}
+- name: CYPRIA_CLICKHOUSE__DSN
+  {{- $hosts := list }}
+  {{- range $i := until (int .Values.clickhouse.replicas) }}
+  {{- $hosts = append $hosts (printf "%s-clickhouse-%d.%s-clickhouse.%s.svc:8123" (include "cypria.name" $) $i (include "cypria.name" $) $.Release.Namespace) }}
+  {{- end }}
+  value: clickhouse://cypria:$(CLICKHOUSE_PASSWORD)@{{ join "," $hosts }}/cypria
+- {name: CYPRIA_CLICKHOUSE__CLUSTER, value: cypria}
+{{- else }}
+- {name: CYPRIA_CLICKHOUSE__DSN_FILE, value: /etc/cypria/secrets/clickhouse-dsn}
+{{- with .Values.clickhouse.cluster }}
+- {name: CYPRIA_CLICKHOUSE__CLUSTER, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The pod of a service: {root, component, service, values, image, pool, port, gpus}. */}}
+{{- define "cypria.pod" -}}
+{{- $root := .root -}}
+{{- $service := .service -}}
+{{- $values := .values -}}
+{{- $files := list (dict "secret" $root.Values.existingSecret "key" (printf "nats-%s" $service)) -}}
+{{- $stores := has $service (list "metrics" "provision") -}}
+{{- if and $stores (not $root.Values.clickhouse.internal) -}}
+{{- $files = append $files (dict "secret" $root.Values.existingSecret "key" "clickhouse-dsn") -}}
+{{- end -}}
+{{- range $root.Values.secrets -}}
+{{- if has $service .services -}}
+{{- $files = append $files (dict "secret" (.secret | default $root.Values.existingSecret) "key" .key "variable" .variable) -}}
+{{- end -}}
+{{- end -}}
+metadata:
+  labels: {{- include "cypria.labels" . | nindent 4 }}
+  annotations:
+    checksum/config: {{ include "cypria.config" $root | sha256sum }}
+    {{- with ($values.pod).annotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "cypria.name" $root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  securityContext: {{- include "cypria.podSecurity" 10001 | nindent 4 }}
+  {{- with $root.Values.imagePullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- if eq $service "provision" }}
+  restartPolicy: OnFailure
+  {{- else }}
+  # what is in flight, the last facts, and a margin
+  terminationGracePeriodSeconds: {{ add (int $root.Values.drainSeconds) 25 }}
+  topologySpreadConstraints: {{- include "cypria.spread" . | nindent 4 }}
+  {{- end }}
+  {{- include "cypria.placing" $values.pod | nindent 2 }}
+  containers:
+    - name: {{ $service }}
+      image: {{ .image }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args: [{{ $service }}]
+      securityContext: {{- include "cypria.containerSecurity" . | nindent 8 }}
+      env:
+        - {name: APHRODITE_AB_TESTING_CONFIG_PATH, value: /etc/cypria/config/cypria.yaml}
+        - {name: CYPRIA_NATS__USER, value: {{ $service }}}
+        - {name: CYPRIA_NATS__PASSWORD_FILE, value: /etc/cypria/secrets/nats-{{ $service }}}
+        {{- if and (eq $service "router") $root.Values.router.tls.existingSecret }}
+        {{- $tls := dict "cert_file" "/etc/cypria/edge-tls/tls.crt" "key_file" "/etc/cypria/edge-tls/tls.key" }}
+        {{- if $root.Values.router.tls.clientCertificates }}
+        {{- $_ := set $tls "client_ca_file" "/etc/cypria/edge-tls/ca.crt" }}
+        {{- end }}
+        - {name: CYPRIA_HTTP__TLS, value: {{ toJson $tls | squote }}}
+        {{- end }}
+        {{- with .pool }}
+        - {name: CYPRIA_INFERENCE__POOL, value: {{ . | quote }}}
+        {{- end }}
+        {{- if $stores }}
+        {{- include "cypria.clickhouse" $root | nindent 8 }}
+        {{- end }}
+        {{- range $files }}
+        {{- if .variable }}
+        - {name: {{ .variable }}_FILE, value: /etc/cypria/secrets/{{ .key }}}
+        {{- end }}
+        {{- end }}
+        {{- with ($values.pod).extraEnv }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      resources:
+        {{- $resources := deepCopy $values.resources }}
+        {{- if .gpus }}
+        {{- $resources = mergeOverwrite $resources (dict "limits" (dict $values.gpuResource (int .gpus))) }}
+        {{- end }}
+        {{- toYaml $resources | nindent 8 }}
+      {{- if ne $service "provision" }}
+      {{- $probe := dict "port" "http" }}
+      {{- if and (eq $service "router") $root.Values.router.tls.existingSecret }}
+      {{- $_ := set $probe "scheme" "HTTPS" }}
+      {{- end }}
+      ports:
+        - {name: http, containerPort: {{ .port }}}
+      startupProbe:
+        httpGet: {{- toYaml (merge (dict "path" "/health") $probe) | nindent 10 }}
+        periodSeconds: 2
+        failureThreshold: 60
+      livenessProbe:
+        httpGet: {{- toYaml (merge (dict "path" "/health") $probe) | nindent 10 }}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      readinessProbe:
+        httpGet: {{- toYaml (merge (dict "path" "/ready") $probe) | nindent 10 }}
+        periodSeconds: 2
+        timeoutSeconds: 2
+        failureThreshold: 2
+      {{- if eq $service "router" }}
+      # Until nobody sends anything more here: endpoints are withdrawn while this sleeps.
+      lifecycle: {preStop: {exec: {command: [sleep, "5"]}}}
+      {{- end }}
+      {{- end }}
+      volumeMounts:
+        - {name: config, mountPath: /etc/cypria/config, readOnly: true}
+        - {name: secrets, mountPath: /etc/cypria/secrets, readOnly: true}
+        - {name: data, mountPath: /var/lib/cypria}
+        - {name: tmp, mountPath: /tmp}
+        {{- if $root.Values.nats.tls.existingSecret }}
+        - {name: nats-tls, mountPath: /etc/cypria/nats-tls, readOnly: true}
+        {{- end }}
+        {{- if and (eq $service "router") $root.Values.router.tls.existingSecret }}
+        - {name: edge-tls, mountPath: /etc/cypria/edge-tls, readOnly: true}
+        {{- end }}
+        {{- if $values.sharedMemory }}
+        - {name: shared-memory, mountPath: /dev/shm}
+        {{- end }}
+        {{- if $values.modelsClaim }}
+        - {name: models, mountPath: /models, readOnly: true}
+        {{- end }}
+  volumes:
+    - name: config
+      configMap: {name: {{ include "cypria.name" $root }}}
+    - name: secrets
+      projected:
+        defaultMode: 0440
+        sources:
+          {{- range $files }}
+          - secret: {name: {{ .secret }}, items: [{key: {{ .key }}, path: {{ .key }}}]}
+          {{- end }}
+    - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
+    {{- if not .claimed }}
+    - {name: data, emptyDir: {sizeLimit: {{ $values.cacheSize | default "1Gi" }}}}
+    {{- end }}
+    {{- with $root.Values.nats.tls.existingSecret }}
+    - name: nats-tls
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+        items:
+          - {key: ca.crt, path: ca.crt}
+          {{- if $root.Values.nats.tls.clientCertificates }}
+          - {key: tls.crt, path: tls.crt}
+          - {key: tls.key, path: tls.key}
+          {{- end }}
+    {{- end }}
+    {{- if and (eq $service "router") $root.Values.router.tls.existingSecret }}
+    - name: edge-tls
+      secret: {secretName: {{ $root.Values.router.tls.existingSecret }}, defaultMode: 0440}
+    {{- end }}
+    {{- with $values.sharedMemory }}
+    - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ . }}}}
+    {{- end }}
+    {{- with $values.modelsClaim }}
+    - {name: models, persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}}
+    {{- end }}
+{{- end -}}
+
+{{- define "cypria.natsTls" -}}
+tls {
+  cert_file: /etc/nats-tls/tls.crt
+  key_file: /etc/nats-tls/tls.key
+  ca_file: /etc/nats-tls/ca.crt
+  {{- if .verify }}
+  verify: true
+  {{- end }}
+  timeout: 3
+}
+{{- end -}}
+
+{{/* Parts of network policies: the cluster's name servers, ports, and pods of this release by component. */}}
+{{- define "cypria.dns" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+  to: [{namespaceSelector: {}}]
+{{- end -}}
+
+{{- define "cypria.ports" -}}
+{{- range . }}
+- {port: {{ int . }}, protocol: TCP}
+{{- end }}
+{{- end -}}
+
+{{- define "cypria.peers" -}}
+- podSelector:
+    matchLabels: {app.kubernetes.io/name: cypria, app.kubernetes.io/instance: {{ .root.Release.Name }}}
+    matchExpressions: [{key: app.kubernetes.io/component, operator: In, values: {{ toJson .components }}}]
+{{- end -}}
