@@ -237,6 +237,7 @@ def test_what_scales_is_not_told_how_many_it_is_and_by_figures_that_there_are() 
     pattern = re.search(r'pod=~"([^"]+)"', query)[1]
     assert re.fullmatch(pattern, f"{RELEASE}-inference-gpu-7d4b9c6f5-x2x9k")
     assert not re.fullmatch(pattern, f"{RELEASE}-inference-gpu-large-7d4b9c6f5-x2x9k")
+    assert f"  {scaled[f'{RELEASE}-alerts']['spec']['triggers'][0]['metadata']['account']} {{" in (CHART / "files" / "users.conf").read_text()
     consumers = {(one["metadata"]["stream"], one["metadata"]["consumer"]) for one in scaled[f"{RELEASE}-alerts"]["spec"]["triggers"]}
     assert consumers == {("EVENTS", EVENTS_DURABLE), ("EVENTS", DERIVING)}
 
