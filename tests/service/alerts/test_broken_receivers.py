@@ -64,7 +64,7 @@ async def test_nonsense_is_tried_again_and_takes_no_longer_than_an_attempt_may(k
             assert f"127.0.0.1:{broken.port}" in outcome.reason
             assert "check " in outcome.reason
             assert "/x" not in outcome.reason
-            assert monotonic() - began < LIMIT_S + 3, name
+            assert monotonic() - began < LIMIT_S + 15, name
             await destination.close()
 
 

@@ -71,7 +71,7 @@ class Metrics(Process):
             assert self.process.poll() is None, self.log()[-3000:]
             return self.get("/ready")[0] == 200
 
-        await eventually(lambda: asyncio.to_thread(check), 30, 0.1)
+        await eventually(lambda: asyncio.to_thread(check), 90, 0.1)
 
     def get(self, path: str) -> tuple[int, Any]:
         import http.client
