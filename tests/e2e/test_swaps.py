@@ -44,13 +44,13 @@ async def test_no_request_fails_and_the_memory_comes_back(tmp_path: Path, engine
     (tmp_path / "system").mkdir()
     async with running(tmp_path / "system", config, ready_s=300) as system:
         async with Traffic(system, "m") as traffic:
-            await traffic.more(30)
+            await traffic.more(15)
         before = memory(system)
         async with Traffic(system, "m") as traffic:
             for number in range(1, swaps + 1):
                 await system.api("POST", "models", {**specs[number % 2], "replace": True})
                 await settled(system, number, name="m", within_s=600)
-                await traffic.more(30)
+                await traffic.more(9)
         assert not traffic.failed
 
         await eventually(lambda: memory(system) <= 1.05 * before, 30, 0.5)
