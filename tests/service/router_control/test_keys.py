@@ -27,7 +27,7 @@ async def refused(router: Side, path: str, body: Any, expected: int, code: str) 
     return str(error["message"])
 
 
-async def test_a_key_lives_and_ends_on_both_routers_within_a_second(nats_server: NatsServer) -> None:
+async def test_a_key_lives_and_ends_on_both_routers(nats_server: NatsServer) -> None:
     async with side(nats_server) as one, side(nats_server) as two:
         made = await one.post("/keys", {"name": "ci", "role": "viewer"})
         key = made["key"]
