@@ -128,7 +128,8 @@ class Questions:
             parameters["limit"] -= len(rows)
             rows = [*rows, *client.query(
                 f"SELECT {_AUDIT_BEFORE} FROM {self._database}.audit_events FINAL WHERE NOT startsWith(event_id, '@') "  # noqa: S608
-                f"AND event_id NOT IN (SELECT event_id FROM {self._database}.audit_chain){where} "
+                f"AND event_id NOT IN (SELECT event_id FROM {self._database}.audit_chain "
+                f"WHERE event_id IN (SELECT event_id FROM {self._database}.audit_events)){where} "
                 "ORDER BY at DESC, event_id DESC LIMIT {limit:UInt32}",
                 parameters=parameters,
             ).result_rows]  # fmt: skip

@@ -324,8 +324,9 @@ async def test_the_view_shows_each_event_once_and_what_older_versions_took_in(pa
     query = "SELECT event_id, actor FROM cypria.audit_log ORDER BY event_id"
     rows = await parts.engine.read(lambda client: client.query(query).result_rows)
     expected = {f"audit.{number}": "ops" for number in range(1, 21) if number != 7} | {"old.1": "older"}
-    assert dict(rows) == expected
-    assert len(rows) == len(expected)
+    assert (dict(rows), len(rows)) == (expected, len(expected))
+    plan = "EXPLAIN indexes = 1 SELECT * FROM cypria.audit_log WHERE at >= now() - 60 AND actor = 'ops' ORDER BY at LIMIT 50"
+    assert "at_span" in str(await parts.engine.read(lambda client: client.query(plan).result_rows)), "reads it all"
     # The API tells the same, newest first: the chain from its end, then what was there before it.
     questions = Questions("cypria")
     for question, actors in (
