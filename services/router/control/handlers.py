@@ -77,7 +77,8 @@ class Handlers(Records):
         test = self._target(params.test_id)
         before = audited.of_test(test)
         with audited.found(lambda: before):
-            result = await self._lifecycle.stop_test(test, params.reason or f"stopped by {who.name}", who.name)
+            why = f"stopped by {who.name}" + (f": {params.reason}" if params.reason else "")
+            result = await self._lifecycle.stop_test(test, why, who.name)
         (result,) = await self._with_totals([result])
         return Done(result, test.test_id, test.model_a, before=before, after=audited.of_result(result))
 

@@ -37,7 +37,7 @@ async def test_a_test_from_start_to_stop(nats_server: NatsServer) -> None:
 
         result = await router.post("/stop", {"reason": "enough seen"})
         assert (result["test_id"], result["status"], result["decision"]) == (test_id, "completed", "promote_b")
-        assert result["reason"] == "B is 8 % faster; enough seen"
+        assert result["reason"] == "B is 8 % faster; stopped by admin: enough seen"
         assert result["metrics_summary"]["variant_a"]["request_count"] == 60
         assert result["start_time"] < result["end_time"]
         assert router.path.flushes == 1
