@@ -158,7 +158,7 @@ class RateLimit(Section):
 
 
 class Anomalies(Section):
-    """`security.anomalies`: what of the use of the control API is an alert; so many within the window, 0 for never."""
+    """`security.anomalies`: what of the use of keys is an alert; so many within the window, 0 for never."""
 
     window_seconds: float = Field(default=60, gt=0, le=3600)
     quiet_minutes: float = Field(default=15, gt=0, le=1440)
@@ -166,6 +166,7 @@ class Anomalies(Section):
     refused_in_all: int = Field(default=100, ge=0, le=100_000)
     refused_admin_changes: int = Field(default=1, ge=0, le=10_000)
     new_places: bool = True
+    new_places_of_clients: bool = False
 
 
 class Security(Section):

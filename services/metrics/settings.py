@@ -60,6 +60,7 @@ def _limits(given: Anomalies) -> Limits:
         window_ms=round(given.window_seconds * 1000), quiet_ms=round(given.quiet_minutes * 60_000),
         refused_by_source=given.refused_by_source, refused_in_all=given.refused_in_all,
         refused_admin_changes=given.refused_admin_changes, new_places=given.new_places,
+        new_places_of_clients=given.new_places_of_clients,
     )  # fmt: skip
 
 

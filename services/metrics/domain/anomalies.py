@@ -1,4 +1,4 @@
-"""What is unusual about how the control API is used, told from audit records alone. Pure.
+"""What is unusual about how keys are used, told from audit records alone. Pure.
 
 An anomaly is there from the record that makes it one until nothing more of its kind has come for the quiet time.
 """
@@ -15,7 +15,9 @@ PREFIX = "security."
 """Incidents of anomalies begin so, and nothing else's do."""
 _REFUSED = frozenset({401, 403, 429})
 _GUARDED = frozenset({"operator", "admin"})
-"""Roles whose keys are watched for new places: client keys are used from wherever applications run."""
+"""Roles whose keys are watched for new places. The others are where that is set: they are used from wherever
+applications run."""
+_OTHERS = frozenset({"client", "viewer"})
 KEY_GUESSING = "key-guessing"
 """Action of a record that stands for many refusals: a router has shut out an address for its wrong keys."""
 FURTHER_REFUSALS = "further-refusals"
@@ -77,6 +79,7 @@ class Limits:
     refused_in_all: int
     refused_admin_changes: int
     new_places: bool
+    new_places_of_clients: bool = False
 
     @property
     def horizon_ms(self) -> int:
@@ -200,7 +203,7 @@ class Watch:
         return found + self._new_places(now_ms)
 
     def _place(self, actor: str, role: str, source: str, at_ms: int) -> None:
-        if role not in _GUARDED:
+        if role not in _GUARDED and not (self._limits.new_places_of_clients and role in _OTHERS):
             return
         known = self._places.setdefault(actor, OrderedDict())
         known.setdefault(source, at_ms)

@@ -188,7 +188,7 @@ def build_control(
     limits = limits_of(settings)
     door = Door(ring, settings.security.failed_keys_per_minute)
     handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring), UnitHandlers(parts))
-    recorder = Recorder(parts.audit, root_salt)
+    recorder = Recorder(parts.audit, root_salt, clients=settings.security.anomalies.new_places_of_clients)
     dispatcher = Dispatcher(handlers, door, limits, recorder)
     door.on_guessing(recorder.guessed)
     forgetter = Forgetter(parts, forget_s)

@@ -25,7 +25,10 @@ from services.router.domain.further import Further
 from services.router.domain.ratelimit import RateLimiter
 
 KEY_USE = "key-use"
-"""Action of the record of an operator's or admin's key that this process sees from an address for the first time."""
+"""Action of the record of an operator's or admin's key that this process sees from an address for the first time; of
+other keys only where that is set."""
+MODEL = "inference"
+"""Target of such a record where it came with a request to a model."""
 KEY_GUESSING = "key-guessing"
 """Action of the record of an address from which too many wrong keys have come."""
 FURTHER_REFUSALS = "further-refusals"
@@ -45,11 +48,15 @@ _NOT_AUDITED = Counter(
 
 
 class Recorder:
-    """Makes records of calls. ``source_salt``: under it addresses are hashed."""
+    """Makes records of calls. ``source_salt``: under it addresses are hashed.
 
-    def __init__(self, audit: AuditLog, source_salt: bytes) -> None:
+    ``clients``: the first use of keys of lesser roles from an address is on record, too.
+    """
+
+    def __init__(self, audit: AuditLog, source_salt: bytes, *, clients: bool = False) -> None:
         self._audit = audit
         self._salt = source_salt
+        self._clients = clients
         self._limit = RateLimiter(per_minute=60, burst=60)
         self._places: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._unstored = 0
@@ -106,9 +113,16 @@ class Recorder:
 
     def note_place(self, verb: Verb, call: Call, who: Principal) -> None:
         """Questions are not audited, and a key that somebody has got hold of asks first: its first use is."""
-        if who.role < Role.OPERATOR:
+        self._used(who, call.peer, verb.name, call.request_id, verb.role)
+
+    def used_model(self, who: Principal, peer: str) -> None:
+        """A key comes from an address for the first time, with a request to a model."""
+        self._used(who, peer, MODEL, "", Role.CLIENT)
+
+    def _used(self, who: Principal, peer: str, target: str, request_id: str, needs: Role) -> None:
+        if who.role < Role.OPERATOR and not self._clients:
             return
-        place = (who.name, self._source(call.peer))
+        place = (who.name, self._source(peer))
         known = place in self._places
         self._places[place] = None
         self._places.move_to_end(place)
@@ -116,10 +130,13 @@ class Recorder:
             return
         if len(self._places) > _MAX_PLACES:
             self._places.popitem(last=False)
+        # Applications may come from very many addresses: they must not push other records out of the stream.
+        if who.role < Role.OPERATOR and self._limit.take(f"places {who.name}", monotonic()) is not None:
+            return
         self._audit.record(
             AuditRecord(
-                at_ms=now_ms(), actor=who.name, role=who.role.label, action=KEY_USE, target=verb.name, source=place[1],
-                status=200, outcome="first_use", request_id=call.request_id, needs=verb.role.label,
+                at_ms=now_ms(), actor=who.name, role=who.role.label, action=KEY_USE, target=target, source=place[1],
+                status=200, outcome="first_use", request_id=request_id, needs=needs.label,
             )
         )  # fmt: skip
 

@@ -87,8 +87,13 @@ class Door:
         """Call ``callback`` with a source when it begins to be kept waiting, once each time; quick, not async."""
         self._guessed = callback
 
-    def enter(self, header: str | None, source: str, now_s: float) -> Principal:
-        """Who comes with this `Authorization` header. Raises Unauthenticated, and TooMany with the seconds to wait."""
+    def enter(
+        self, header: str | None, source: str, now_s: float, first: Callable[[Principal, str], None] | None = None
+    ) -> Principal:
+        """Who comes with this `Authorization` header. Raises Unauthenticated, and TooMany with the seconds to wait.
+
+        ``first`` is called where this key has not been seen from there; quick, not async.
+        """
         try:
             token = bearer(header)
         except Unauthenticated:
@@ -107,6 +112,8 @@ class Door:
         places = self._places.get(digest)
         if places is None or source not in places:
             self._remember(digest, source)
+            if first is not None:
+                first(who, source)
         return who
 
     def waiting(self, now_s: float) -> int:

@@ -30,7 +30,7 @@ class Gate:
     def __init__(
         self, *, door: Door, limiter: RateLimiter, arms: Arms, server: Server, meters: Meters, signing_key: bytes,
         max_body: int, default_model: str | None, ip_allow: Sequence[str], unit_sources: Sequence[str],
-        models: Callable[[], list[ModelInfo]],
+        models: Callable[[], list[ModelInfo]], first_use: Callable[[Principal, str], None],
     ) -> None:  # fmt: skip
         self._door = door
         self.server = server
@@ -39,6 +39,7 @@ class Gate:
         self.models = models
         self._arms = arms
         self._limiter = limiter
+        self._first_use = first_use
         self._signing_key = signing_key
         self._default_model = default_model
         self._networks = [ipaddress.ip_network(net, strict=False) for net in ip_allow]
@@ -58,7 +59,7 @@ class Gate:
     def enter(self, authorization: str | None, host: str) -> Principal:
         """Who comes from ``host``; every role may. Raises Unauthenticated or TooMany."""
         now = monotonic()
-        principal = self._door.enter(authorization, host, now)
+        principal = self._door.enter(authorization, host, now, self._first_use)
         wait = self._limiter.take(principal.name, now, principal.requests_per_minute)
         if wait is not None:
             raise TooMany("over the inference limit of this key: slow down", retry_after_s=wait)

@@ -79,6 +79,7 @@ class InferencePath:
             meters=self.meters, signing_key=secrets.signing_key, max_body=self._max_body(),
             default_model=configured[0] if configured else None, ip_allow=settings.security.ip_allow,
             unit_sources=settings.assignment.unit, models=self.models,
+            first_use=control.recorder.used_model,
         )  # fmt: skip
         self._gauges(control)
 

@@ -223,6 +223,24 @@ async def test_a_keys_own_limits_are_shared_likewise_and_kept_by_rotation(pair: 
     assert (asked[0], asked[3], 429 in asked[1:3], 429 in asked[4:]) == (200, 200, True, True), asked
 
 
+async def test_where_an_operators_key_is_first_used_for_a_model_is_in_the_audit_and_a_clients_is_not(pair: Pair) -> None:
+    for role in ("operator", "client"):
+        key = (await pair.one.manage("", name=f"first-{role}", role=role))["key"]
+        for router in (pair.one, pair.two):
+            await router.becomes(key, 200)
+            assert await router.infer(key) == 200
+
+    async def uses() -> list[dict[str, Any]] | None:
+        found = [one for one in await audit(pair.nats) if one["actor"].startswith("first-")]
+        return found if len(found) >= 2 else None
+
+    found = await eventually(uses)
+    assert [(one["action"], one["actor"], one["role"], one["target"], one["status"]) for one in found] == [
+        ("key-use", "first-operator", "operator", "inference", 200)
+    ] * 2, "once for each process"
+    assert len({one["source"] for one in found}) == 1
+
+
 async def test_what_was_answered_is_in_the_audit_though_the_router_is_killed_at_once(pair: Pair) -> None:
     router, answered = pair.two, set()
     key = (await pair.one.manage("", name="small", role="client"))["key"]

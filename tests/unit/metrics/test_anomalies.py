@@ -103,6 +103,10 @@ def test_a_key_at_a_second_place_is_new_once_and_the_first_is_home() -> None:
     assert found == {"security.new_place.ops.away": T0 + 2, "security.new_place.boss.bus": T0 + 3}
     watch.add(seen(6, T0 + 6000, **uses, source="away"))
     assert incidents(watch, T0 + 6000) == {}
+    clients = Watch(replace(LIMITS, new_places_of_clients=True))
+    for number, source in enumerate(("x", "y"), 1):
+        clients.add(seen(number, T0 + number, **{**uses, "role": "client", "actor": "app"}, source=source))
+    assert [one.incident for one in clients.going_on(T0 + 2)] == ["security.new_place.app.y"]
     silent = Watch(replace(LIMITS, new_places=False), [("ops", "admin", "home", 5), ("ops", "admin", "away", T0)])
     assert silent.going_on(T0) == []
 

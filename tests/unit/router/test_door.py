@@ -129,3 +129,16 @@ def test_never_more_wrong_keys_than_allowed_are_compared_in_any_minute(limit: in
             pass
     for at in compared:
         assert sum(at <= other < at + door.WINDOW_S for other in compared) <= limit + 1
+
+
+def test_the_first_use_of_a_key_from_an_address_is_told_once() -> None:
+    guarded, told = Door(ring(), 3), []
+
+    def first(who: Principal, source: str) -> None:
+        told.append((who.name, source))
+
+    for key, source in (("app", HERE), ("app", HERE), ("app", THERE), ("other", HERE), ("app", THERE)):
+        guarded.enter(f"Bearer {key}", source, 0.0, first)
+    with pytest.raises(Unauthenticated):
+        guarded.enter("Bearer wrong", HERE, 0.0, first)
+    assert told == [("app", HERE), ("app", THERE), ("other", HERE)]
