@@ -85,7 +85,7 @@ async def _quiet(_exc: Exception) -> None:
 
 
 async def eventually(
-    check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 20.0, every_s: float = 0.02
+    check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 60.0, every_s: float = 0.02
 ) -> Any:
     """Poll a condition until it is truthy; its value. Fails with the last value after the deadline."""
     deadline = time.monotonic() + timeout_s

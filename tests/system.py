@@ -42,7 +42,7 @@ class System:
     def key(self) -> str:
         return (self.data_dir / "admin.key").read_text().strip()
 
-    async def start(self, ready_s: float = 90) -> None:
+    async def start(self, ready_s: float = 180) -> None:
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.cli", "up", "--config", str(self.config), "--data-dir", str(self.data_dir), "--port", str(self.port)],
@@ -102,7 +102,7 @@ class System:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, config: dict[str, Any], ready_s: float = 90) -> AsyncIterator[System]:
+async def running(folder: Path, config: dict[str, Any], ready_s: float = 180) -> AsyncIterator[System]:
     """A system that is up, after at most ``ready_s`` seconds; it is stopped, and its log's tail shown when the test failed."""
     system = System(folder, config)
     try:

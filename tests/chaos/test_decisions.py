@@ -35,7 +35,7 @@ class Decisions:
         for victim in victims:
             gone[victim] = self.system.signal(victim, signal.SIGKILL)
         for victim, pid in gone.items():
-            await eventually(lambda v=victim, p=pid: back(self.system, v, 1, p), 40, 0.1)
+            await eventually(lambda v=victim, p=pid: back(self.system, v, 1, p), 90, 0.1)
 
     async def during(self, call: Any, victims: list[str], within_s: float) -> httpx.Response | None:
         """Make a call and kill ``victims`` while it goes on; its answer, if there was one."""
@@ -70,7 +70,7 @@ class Decisions:
 
     async def ended(self, test_id: str) -> dict[str, Any]:
         """The one result of a test; the same again a little later and in `tests/{id}`."""
-        first: dict[str, Any] = await eventually(lambda: self.result(test_id), 40, 0.2)
+        first: dict[str, Any] = await eventually(lambda: self.result(test_id), 90, 0.2)
         one = (await self.system.client.get(f"/v1/ab-testing/tests/{test_id}")).json()
         assert (one["status"], one["decision"]) == (first["status"], first["decision"])
         return first
@@ -102,7 +102,7 @@ async def decisions(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[D
     await canary.stop()
 
 
-@pytest.mark.timeout(170 + 600 * (ROUNDS - 1))
+@pytest.mark.timeout(400 + 600 * (ROUNDS - 1))
 async def test_a_test_has_one_beginning_and_one_end_whoever_dies_meanwhile(decisions: Decisions) -> None:
     for _ in range(ROUNDS):
         await one_start(decisions)

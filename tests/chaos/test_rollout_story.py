@@ -61,11 +61,11 @@ class Story:
             status = await self.system.status(self.test_id)
             return status if all(status[name] == value for name, value in wanted.items()) else None
 
-        return dict(await eventually(reached, 60, 0.1))
+        return dict(await eventually(reached, 120, 0.1))
 
     async def kill(self, service: str) -> None:
         gone = self.system.signal(service, signal.SIGKILL)
-        await eventually(lambda: back(self.system, service, 1, gone), 40, 0.1)
+        await eventually(lambda: back(self.system, service, 1, gone), 90, 0.1)
 
     async def report(self) -> dict[str, Any]:
         async def whole() -> dict[str, Any] | None:
@@ -73,7 +73,7 @@ class Story:
             ended = any(change["kind"] == "rolled_back" for change in found["changes"])
             return found if found["evidence"] == "complete" and ended else None
 
-        return dict(await eventually(whole, 40, 0.3))
+        return dict(await eventually(whole, 90, 0.3))
 
 
 @pytest.mark.timeout(400)
@@ -119,7 +119,7 @@ async def test_one_history_of_a_rollout_through_the_death_of_every_part(tmp_path
                 levels = {alert["level"] for alert in mine}
                 return mine if {"INFO", "WARNING", "EMERGENCY"} <= levels else None
 
-            alerts = await eventually(alerted, 30, 0.3)
+            alerts = await eventually(alerted, 90, 0.3)
             assert len({alert["id"] for alert in alerts}) == len(alerts)
             assert any(alert["rule"] == "error_rate_increase_warning" for alert in alerts)
             replay = await system.api("GET", f"tests/{story.test_id}/replay")

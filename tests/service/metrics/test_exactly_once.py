@@ -27,7 +27,7 @@ async def answered(nc: nats.NATS) -> dict[str, VariantSummary]:
 
 
 async def check(server: NatsServer, nc: nats.NATS, producers: list[Producer]) -> None:
-    await eventually(lambda: folded_up_to(server, producers), 30)
+    await eventually(lambda: folded_up_to(server, producers), 90)
     want = expected(producers)
     assert totals([w for _, w in await stored_windows(server)]) == want
 
@@ -35,7 +35,7 @@ async def check(server: NatsServer, nc: nats.NATS, producers: list[Producer]) ->
         found = await answered(nc)
         return found if sum(v.admitted for v in found.values()) >= want["admitted"] else None
 
-    found = list((await eventually(all_there, 30)).values())
+    found = list((await eventually(all_there, 90)).values())
     outcomes: dict[str, int] = {}
     for variant in found:
         for outcome, count in variant.outcomes.items():
@@ -136,7 +136,7 @@ async def test_windows_do_not_wait_for_clickhouse_and_it_catches_up_later(nats_s
         producers = [Producer(nc, p, p) for p in (1, 2)]
         for producer in producers:
             await producer.send(50)
-        await eventually(lambda: folded_up_to(nats_server, producers), 30)
+        await eventually(lambda: folded_up_to(nats_server, producers), 90)
         status, body = await asyncio.to_thread(metrics.get, "/ready")
         assert status == 503
         assert "ClickHouse does not answer" in body
@@ -173,7 +173,7 @@ async def test_two_processes_that_are_stopped_and_killed_count_everything_once(n
                 assert writing(first), "somebody writes, and it is the one that is stopped"
                 first.signal(signal.SIGSTOP)
                 await eventually(lambda s=second: writing(s) == PARTITIONS, 40, 0.2)
-                await eventually(lambda: by_one(nats_server), 20, 0.2)
+                await eventually(lambda: by_one(nats_server), 60, 0.2)
                 first.signal(signal.SIGCONT)
                 # it must learn that others write, and every partition must have one writer again: which one, a slow
                 # machine may decide otherwise than before
@@ -222,7 +222,7 @@ async def test_windows_do_not_wait_for_a_chdb_directory_that_is_damaged(nats_ser
     with contextlib.ExitStack() as stack:
         metrics.start()
         stack.callback(metrics.kill)
-        await eventually(lambda: folded_up_to(nats_server, [producer]), 30)
+        await eventually(lambda: folded_up_to(nats_server, [producer]), 90)
         await eventually(lambda: f"{chdb} cannot be opened" in metrics.get("/ready")[1], 30, 0.1)
         assert "remove the directory" in metrics.get("/ready")[1]
         metrics.kill()
@@ -252,7 +252,7 @@ async def test_streams_that_lost_their_end_are_noticed_and_the_remedy_restores_e
             async def taken_in(done: int = done) -> bool:
                 return sum(v.admitted for v in (await answered(nc)).values()) >= done
 
-            await eventually(taken_in, 30)
+            await eventually(taken_in, 90)
             metrics.kill()
             nats_server.kill(signal.SIGTERM)
             if producer is kept:
@@ -265,12 +265,12 @@ async def test_streams_that_lost_their_end_are_noticed_and_the_remedy_restores_e
             await later.send(10)
         metrics.start()
         stack.callback(metrics.kill)
-        await eventually(lambda: folded_up_to(nats_server, [later]), 30)
+        await eventually(lambda: folded_up_to(nats_server, [later]), 90)
 
         def blocked() -> bool:
             return f"remove the directory {chdb}" in metrics.get("/ready")[1]
 
-        await eventually(lambda: asyncio.to_thread(blocked), 30)
+        await eventually(lambda: asyncio.to_thread(blocked), 90)
         metrics.kill()
         shutil.rmtree(chdb)
         metrics.start()
