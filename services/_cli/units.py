@@ -39,6 +39,8 @@ def export(file: FileArgument = None, source: SourceOption = None, json_: JsonOp
     tests = data["tests"]
     rows = [{**test, "held": ", ".join(test["held"]), "facts": len(test["facts"])} for test in tests]
     show.rows(rows, ["test_id", "variant", "first_seen", "last_seen", "windows", "facts", "held", "erased_at"])
+    if data["remains"]:
+        show.console.print(f"what remains: {data['remains']}", highlight=False)
     facts = [{"test_id": test["test_id"], **fact} for test in tests for fact in test["facts"]]
     if facts:
         show.rows(facts, ["test_id", "at_ms", "kind", "variant", "outcome", "latency_us"])
@@ -81,15 +83,16 @@ def _all_pages(verb: str, unit: str, source: str | None) -> dict[str, Any]:
     """All pages as one: what a later page says of the same test is added to it."""
     tests: dict[str, dict[str, Any]] = {}
     cursor: str | None = None
+    remains: str | None = None
     body = {"unit": unit} | ({"source": source} if source else {})
     with show.wide(stderr=True).status("looking through what is stored") as progress:
         while True:
             page = api.call("POST", f"/v1/ab-testing/units/{verb}", body=body | ({"cursor": cursor} if cursor else {}))
             for test in page["tests"]:
                 _merge(tests.setdefault(test["test_id"], {}), test)
-            cursor = page.get("next")
+            cursor, remains = page.get("next"), page.get("remains") or remains
             if cursor is None:
-                return {**page, "tests": list(tests.values())}
+                return {**page, "tests": list(tests.values()), "remains": remains}
             progress.update(f"looking through what is stored: test {len(tests)}, {cursor.split('/')[1]}")
 
 

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 
 from services._runtime.bus import Bus
 from services._runtime.telemetry import get_logger
@@ -16,6 +17,20 @@ OnChange = Callable[[str, bytes | None, int], None]
 
 _IDLE_S = 15.0
 _REMOVED = {"DEL", "PURGE"}
+
+
+async def leaders(bus: Bus, bucket: str, key: str) -> tuple[bytes, int] | None:
+    """A key's value as the bucket's leader has it now, and its revision; None where there is none. Raises NatsError.
+
+    Not by KeyValue.get: buckets allow direct reads, and those may come from a replica that is behind.
+    """
+    try:
+        stored = await bus.js.get_msg(f"KV_{bucket}", subject=f"$KV.{bucket}.{key}", direct=False)
+    except NotFoundError:
+        return None
+    if (stored.headers or {}).get("KV-Operation") in _REMOVED or not stored.data:
+        return None
+    return bytes(stored.data), int(stored.seq or 0)
 
 
 class KvMirror:

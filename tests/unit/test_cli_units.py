@@ -19,7 +19,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     second = {**first, "variant": "b", "first_seen": None, "last_seen": "2026-01-03T00:00:00Z", "held": ["seen", "errors"],
               "windows": 3, "facts": [{"at_ms": 1, "kind": "final", "variant": "b"}] * 2}  # fmt: skip
     pages = [
-        {"tests": [first], "next": "t1/METRICS/5"}, {"tests": [second], "next": "t2/WINDOWS/0"},
+        {"tests": [first], "next": "t1/METRICS/5", "remains": "hashes"}, {"tests": [second], "next": "t2/WINDOWS/0"},
         {"tests": [{**first, "test_id": "t2", "last_seen": None}], "next": None},
     ]  # fmt: skip
 
@@ -36,6 +36,7 @@ def test_pages_are_put_together_and_nothing_is_lost(asked: list[dict[str, Any]])
     assert done.exit_code == 0, done.output
     tests = json.loads(done.stdout)["tests"]
     assert [test["test_id"] for test in tests] == ["t1", "t2"]
+    assert json.loads(done.stdout)["remains"] == "hashes"
     assert tests[0] == {
         "test_id": "t1", "unit_hash": "a1", "variant": "b", "erased_at": None, "first_seen": "2026-01-01T00:00:00Z",
         "last_seen": "2026-01-03T00:00:00Z", "held": ["seen", "errors"], "windows": 5,

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from nats.js.api import Header
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 from pydantic import ValidationError
 
 from schemas import subjects
 from schemas.v1.common import Message
 from services._runtime.bus import TRANSIENT, WRONG_LAST_SEQUENCE, Bus, compare_and_set
-from services._runtime.kv import KvMirror
+from services._runtime.kv import KvMirror, leaders
 from services._runtime.telemetry import get_logger
 from services.router.domain.refusals import Unavailable
 
@@ -23,7 +23,6 @@ T = TypeVar("T", bound=Message)
 PATIENCE_S = 15.0
 """How long a change is tried: a NATS cluster may elect a leader for 8 s."""
 _AT_ONCE = 32
-_REMOVED = {"DEL", "PURGE"}
 _NOT_TAKEN = "the bus did not take the change in time: try again"
 
 
@@ -116,22 +115,21 @@ class KvTable(Generic[T]):
 
         Nothing is done where ``act`` gives None or the very entry, and where somebody came between. Raises Unavailable.
         """
-        subject = f"$KV.{self._bucket}.{subjects.token(name)}"
+        key = subjects.token(name)
+        subject = f"$KV.{self._bucket}.{key}"
         try:
-            stored = await self._bus.js.get_msg(f"KV_{self._bucket}", subject=subject, direct=False)
-            if (stored.headers or {}).get("KV-Operation") in _REMOVED or not stored.data:
+            stored = await leaders(self._bus, self._bucket, key)
+            if stored is None:
                 return False
-            entry = self._read(subjects.token(name), stored.data)
+            entry = self._read(key, stored[0])
             new = act(entry) if entry is not None else None
             if new is None or new is entry:
                 return False
-            headers = {"Nats-Rollup": "sub", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(stored.seq)}
+            headers = {"Nats-Rollup": "sub", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(stored[1])}
             if isinstance(new, Gone):
                 await self._bus.js.publish(subject, headers={**headers, "KV-Operation": "PURGE"})
             else:
                 await self._bus.js.publish(subject, new.model_dump_json().encode(), headers=headers)
-        except NotFoundError:
-            return False
         except APIError as exc:
             if exc.err_code != WRONG_LAST_SEQUENCE:
                 raise self._unread(exc) from exc
@@ -169,14 +167,8 @@ class KvTable(Generic[T]):
         return Unavailable("the bus did not answer in time: try again", retry_after_s=2)
 
     async def _leaders(self, key: str) -> T | None:
-        # Not by KeyValue.get: the bucket allows direct reads, and those may come from a replica that is behind.
-        try:
-            msg = await self._bus.js.get_msg(f"KV_{self._bucket}", subject=f"$KV.{self._bucket}.{key}", direct=False)
-        except NotFoundError:
-            return None
-        if (msg.headers or {}).get("KV-Operation") in _REMOVED or not msg.data:
-            return None
-        return self._read(key, msg.data)
+        stored = await leaders(self._bus, self._bucket, key)
+        return None if stored is None else self._read(key, stored[0])
 
     def _read(self, key: str, value: bytes) -> T | None:
         """The entry; where it cannot be read the last good one stays in force, until the next change mends it."""

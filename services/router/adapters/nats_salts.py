@@ -3,13 +3,11 @@
 import asyncio
 import secrets
 
-from nats.js.errors import NotFoundError
-
 from schemas.streams import SALTS
 from schemas.v1.experiment import Experiment
 from services._runtime.bus import TRANSIENT, Bus, compare_and_set, erase_last
 from services._runtime.clock import now_ms
-from services._runtime.kv import KvMirror
+from services._runtime.kv import KvMirror, leaders
 from services._runtime.telemetry import get_logger
 from services.router.adapters.kv_table import taken
 from services.router.adapters.tasks import end
@@ -100,16 +98,16 @@ class UnitSalts:
         name = str(version)
         while version not in self._keys:
             try:
-                stored = await self._bus.js.get_msg(_STREAM, subject=f"$KV.{SALTS.name}.{name}", direct=False)
-            except NotFoundError:
-                log.error("unit_salt_missing", version=version, remedy="stop the test and start it anew")
-                return
+                stored = await leaders(self._bus, SALTS.name, name)
             except TRANSIENT as exc:
                 log.debug("unit_salt_not_read", version=version, error=repr(exc))
                 await asyncio.sleep(_RETRY_S)
+                continue
+            if stored is None:
+                log.error("unit_salt_missing", version=version, remedy="stop the test and start it anew")
             else:
-                self._mirror.apply_own(name, bytes(stored.data or b""), int(stored.seq or 0))
-                return
+                self._mirror.apply_own(name, *stored)
+            return
 
     def _took(self, key: str, value: bytes | None, _revision: int) -> None:
         try:

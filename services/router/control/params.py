@@ -125,10 +125,14 @@ class UnitOfTest(BaseModel):
 
 
 class UnitsExported(BaseModel):
-    """A page; ``next`` is the cursor of the next one, null after the last."""
+    """A page; ``next`` is the cursor of the next one, null after the last.
+
+    ``remains`` says why something is held of a unit that was erased, and for how long; null where nothing is.
+    """
 
     tests: list[UnitOfTest]
     next: str | None = None
+    remains: str | None = None
 
 
 class UnitErased(BaseModel):

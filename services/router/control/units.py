@@ -28,6 +28,12 @@ REMAINS = (
 )
 
 
+HELD = (
+    "what is held of an erased unit is its hash in windows stored before: they stay as they are, until the test's salt "
+    "is destroyed after its end and the hash is nobody's"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Test:
     """A test whose units can be hashed: its hash of the unit, and when it began at the earliest."""
@@ -86,14 +92,14 @@ class UnitHandlers:
         budget = _Budget()
         for place in self._places(raw, params.cursor, ("WINDOWS", "METRICS")):
             if found and budget.spent:
-                return self._done(p.UnitsExported(tests=found, next=place.cursor), raw)
+                return self._done(_exported(found, next=place.cursor), raw)
             if not found or found[-1].test_id != place.test.test_id:
                 found.append(self._shown(place.test))
             async for page in self._pages(place, budget):
                 _add(found[-1], page)
             if not page.complete:
-                return self._done(p.UnitsExported(tests=found, next=place.after(page.last).cursor), raw)
-        return self._done(p.UnitsExported(tests=found), raw)
+                return self._done(_exported(found, next=place.after(page.last).cursor), raw)
+        return self._done(_exported(found), raw)
 
     async def units_erase(self, _who: Principal, params: p.UnitParams) -> Done:
         """422 for a source that assigns nobody here. Said twice, it finds what came in between."""
@@ -192,3 +198,8 @@ def _add(shown: p.UnitOfTest, page: UnitReply) -> None:
         shown.last_seen = rfc3339(page.last_ms)
     shown.facts += [fact.model_dump(mode="json", exclude_none=True) for fact in page.facts]
     shown.variant = shown.variant or next((fact.variant for fact in page.facts), None)
+
+
+def _exported(tests: list[p.UnitOfTest], next: str | None = None) -> p.UnitsExported:  # noqa: A002 - the reply's own word
+    held = any(test.erased_at and test.held for test in tests)
+    return p.UnitsExported(tests=tests, next=next, remains=HELD if held else None)

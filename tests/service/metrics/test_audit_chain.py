@@ -385,8 +385,7 @@ async def test_a_stream_that_lost_its_end_goes_on_in_the_chain_behind_what_it_lo
     assert [row[0] for row in rows][-6:] == ["audit.20", "audit.21", "audit.22", "audit.23", "audit.31", "audit.32"]
     # Another process goes on in the same way, and what is taken from either life shows.
     life, head = parts.archive.stream, parts.archive.head
-    again = AuditArchive(parts.bus, parts.engine, lambda _links: None)
-    task = asyncio.create_task(again.run())
+    task = asyncio.create_task((again := AuditArchive(parts.bus, parts.engine, lambda _links: None)).run())
     await say(33)
     await eventually(lambda: (parts.archive.head.sequence, again.head.sequence) == (23, 23))
     await eventually(lambda: kept(21, 22, 23, 31, 32, 33))

@@ -59,6 +59,7 @@ async def test_every_place_is_looked_at_once_in_order_however_many_calls_it_take
         assert [t["test_id"] for one in pages for t in one["tests"]][0 :: 1 if seconds else 2 * PAGES] == tests
         shown = [test for one in pages for test in one["tests"] if test["test_id"] == tests[0]]
         assert sorted(name for one in shown for name in one["held"]) == ["set10", "set20", "set30"]
+        assert {one["remains"] for one in pages} == {None}
         assert [fact["latency_us"] for one in shown for fact in one["facts"]] == [10, 20, 30]
         salts = {salt.test_id: salt.version for salt in router.control.parts.salts.all()}
         for test_id, version in salts.items():
@@ -88,6 +89,7 @@ async def test_erasure_buries_the_unit_in_every_test_before_anything_takes_its_t
         assert all(q["erase"] for s, q in these.asked if s == subjects.query("unit"))
         again = await router.post("/units/export", {"unit": UNIT})
         assert again["tests"][0]["erased_at"] == first["tests"][0]["erased_at"]
+        assert "until the test's salt is destroyed" in again["remains"]
 
 
 async def test_a_unit_is_named_by_a_hash_in_the_audit_and_nowhere_else(nats_server: NatsServer) -> None:
