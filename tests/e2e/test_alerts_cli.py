@@ -57,6 +57,7 @@ async def integrations(system: System, receiver: Receiver, test_id: str) -> None
     assert (unknown.returncode, "nobody" in unknown.stderr) == (1, True)
 
 
+@pytest.mark.timeout(420)  # a shell starts some fifteen times
 async def test_test_alerts_and_dead_letters_from_the_shell(
     tmp_path_factory: pytest.TempPathFactory, upstreams: tuple[FakeOpenAI, FakeOpenAI]
 ) -> None:
@@ -81,11 +82,13 @@ async def test_test_alerts_and_dead_letters_from_the_shell(
             assert started.status_code == 200, started.text
 
             async def gave_up() -> bool:
-                listed = json.loads((await cypria(system, "list", "--json")).stdout)["alerts"]
+                listed = (await system.api("GET", "monitoring/alerts"))["alerts"]
                 states = [d["status"] for item in listed for d in item["deliveries"] if d["destination"] == "hook"]
                 return "failed" in states
 
-            await eventually(gave_up, 40)
+            await eventually(gave_up, 60, 0.2)
+            shown = json.loads((await cypria(system, "list", "--json")).stdout)["alerts"]
+            assert shown == (await system.api("GET", "monitoring/alerts?limit=20"))["alerts"]
             receiver.reply = lambda _n, _got: (200, {}, {})
             assert (await cypria(system, "test")).returncode == 0
             sent = len(receiver.got)
@@ -97,7 +100,7 @@ async def test_test_alerts_and_dead_letters_from_the_shell(
             unknown = await cypria(system, "redrive", "--destination", "nobody")
             assert unknown.returncode == 1
             assert "nobody" in unknown.stderr
-            shown = await system.client.get("/v1/ab-testing/config")
-            for text in (shown.text, system.log.read_text()):
+            config_shown = await system.client.get("/v1/ab-testing/config")
+            for text in (config_shown.text, system.log.read_text()):
                 assert "hidden-path" not in text
                 assert "hidden-word" not in text

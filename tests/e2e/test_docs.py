@@ -83,7 +83,7 @@ def test_every_command_in_the_docs_is_one() -> None:
                 assert not below or not sub or sub in below, f"{page.relative_to(ROOT)}: cypria {name} {sub}"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_the_demo_does_its_job(tmp_path: Path) -> None:
     env = environment(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path), COLUMNS="150")
     done = subprocess.run(
@@ -92,7 +92,7 @@ def test_the_demo_does_its_job(tmp_path: Path) -> None:
         text=True,
         env=env,
         cwd=ROOT,
-        timeout=220,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -142,6 +142,7 @@ async def test_nothing_on_the_bus_breaks_anything_for_long(product: Product) -> 
         await noise(product, seed, 3)
 
 
+@pytest.mark.timeout(420)  # some thousand requests, one after the other
 async def test_nothing_that_the_document_allows_breaks_anything_in_any_order(product: Product, tmp_path: Path) -> None:
     await explore(product, tmp_path, seed=SEED, examples=3)
 

@@ -207,6 +207,7 @@ async def told(system: Keyed, verb: str, unit: str, test_id: str) -> dict[str, A
     return next(test for test in json.loads(done.stdout)["tests"] if test["test_id"] == test_id)
 
 
+@pytest.mark.timeout(420)  # a shell starts some fifteen times
 async def test_a_unit_is_exported_and_erased_by_its_value_alone(product: Product, tmp_path: Path) -> None:
     system, unit = product.system, MARKS["user"]
     async with product.test(traffic_split_percent=50) as test_id:

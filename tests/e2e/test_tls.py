@@ -91,6 +91,7 @@ async def system(
         server.kill()
 
 
+@pytest.mark.timeout(420)  # a shell starts some fifteen times
 async def test_everything_works_over_tls_and_strangers_are_kept_out(system: TlsSystem, tmp_path: Path) -> None:
     await eventually(lambda: [one for one in system.logs() if one["event"] == "ready" and one["url"] == system.url])
     await _serves(system)
