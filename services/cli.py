@@ -183,6 +183,7 @@ def start(
 def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Show the running test and both variants' figures."""
     data = api.call("GET", "/v1/ab-testing/status", params={"test_id": test_id})
+    _ = data["test_id"]  # null where nothing runs
     show.as_json(data) if json_ else show.status(data)
 
 
@@ -328,6 +329,7 @@ def _body(**fields: Any) -> dict[str, Any]:
 
 
 def _done(data: dict[str, Any], json_: bool) -> None:
+    _ = data["status"]  # whatever answers without one is no edge
     if json_:
         show.as_json(data)
     else:
@@ -335,8 +337,14 @@ def _done(data: dict[str, Any], json_: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script.
+
+    Exit status: 0 done; 1 refused, not reached, or not as hoped for; 2 called wrongly; 78 a bad configuration.
+    """
+    try:
+        app()
+    except api.ApiError as exc:
+        api.fail(str(exc))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def explained(exc: BaseException) -> str:
     if cut_off and os.environ.get("CYPRIA_CERT_FILE"):
         # What a server says of a client's certificate comes after the handshake, and is lost with the request.
         return "it closed the connection: the certificate in CYPRIA_CERT_FILE may not be of the edge's authority"
+    if cut_off:
+        return "it closed the connection: if it serves no TLS, CYPRIA_URL begins with http://"
     # aiohttp's own words hold the address of a Python object where TLS is on.
     error = exc.os_error if aiohttp and isinstance(exc, aiohttp.ClientConnectorError) else exc
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
@@ -99,10 +101,16 @@ def key() -> str | None:
         if not value.isprintable():
             fail("CYPRIA_API_KEY holds more than one line: set it to one key", 2)
         return value
+    file = data_dir() / "admin.key"
     try:
-        return (data_dir() / "admin.key").read_text().strip()
+        kept = file.read_text().strip()
     except OSError:
         return None
+    except UnicodeError:
+        kept = "\0"
+    if not kept.isprintable():
+        fail(f"{file} holds more than one key: set CYPRIA_API_KEY, or have that file hold one line", 2)
+    return kept
 
 
 def data_dir() -> Path:
@@ -126,11 +134,12 @@ async def acall(
     async with (
         aiohttp.ClientSession(timeout=timeout, headers=_headers(accept, token)) as session,
         session.request(
-            method, (base or url()) + path, json=body, params=_query(params), ssl=tls_context()
+            method, (base or url()) + path, json=body, params=_query(params), ssl=tls_context(), allow_redirects=False
         ) as response,
     ):
         wait = response.headers.get("Retry-After", "")
-        return _decoded(base or url(), response.status, response.content_type, await response.text(), wait)
+        text = (await response.read()).decode("utf-8", "replace")
+        return _decoded(base or url(), response.status, response.content_type, text, wait, accept)
 
 
 def call(
@@ -148,6 +157,8 @@ def call(
             raise
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")
+    except UnicodeError:
+        fail(f"CYPRIA_URL is '{url()}': no host is named so; give an address such as {DEFAULT_URL}", 2)
     except TimeoutError:
         fail(f"no answer from {url()} within {PATIENCE_S:.0f} s: ask again, or look at its log")
     except (OSError, HTTPException) as exc:
@@ -177,7 +188,7 @@ def _ask(
         response = connection.getresponse()
         text = response.read().decode("utf-8", "replace")
     wait = response.headers.get("Retry-After", "")
-    return _decoded(url(), response.status, response.headers.get_content_type(), text, wait)
+    return _decoded(url(), response.status, response.headers.get_content_type(), text, wait, accept)
 
 
 def _headers(accept: str, token: str | None = None) -> dict[str, str]:
@@ -189,14 +200,27 @@ def _query(params: dict[str, Any] | None) -> dict[str, str]:
     return {name: str(value) for name, value in (params or {}).items() if value is not None}
 
 
-def _decoded(base: str, status: int, media: str, text: str, wait: str) -> Any:
+class Answer(dict[str, Any]):
+    """An object of an answer: what it lacks tells that it does not come from an edge of this version."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise ApiError(200, f"the answer of {url()} has no '{name}': {_LOOK}")
+
+
+_LOOK = "check CYPRIA_URL, what stands between, and that `cypria` and the edge are of one version"
+
+
+def _decoded(base: str, status: int, media: str, text: str, wait: str, accept: str) -> Any:
     """What an answer holds; ``wait`` is its Retry-After. Raises ApiError for a refusal, and for what is no answer."""
-    try:
-        data = json.loads(text) if text and media == "application/json" else text or None
-    except ValueError:
-        data = text
+    data: Any = text
+    if media == "application/json":
+        with contextlib.suppress(ValueError, RecursionError):
+            data = json.loads(text, object_hook=Answer)
+    stranger = f"{base} answered HTTP {status}, and not as Cypria does: {_LOOK}"
     if status >= 300:
-        error = data.get("error", {}) if isinstance(data, dict) else {}
-        stranger = f"{base} answered HTTP {status}, and not as Cypria does: check CYPRIA_URL"
-        raise ApiError(status, error.get("message") or stranger, float(wait) if wait.isdigit() else 0.0, data)
+        error = data.get("error") if isinstance(data, dict) else None
+        said = error.get("message") if isinstance(error, dict) else None
+        raise ApiError(status, said or stranger, float(wait) if wait.isdigit() else 0.0, data)
+    if not (isinstance(data, dict) if accept == "application/json" else media == accept):
+        raise ApiError(status, stranger)
     return data

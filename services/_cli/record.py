@@ -12,7 +12,7 @@ _EVERY_S = 0.5
 
 def report(test_id: str) -> dict[str, Any]:
     """The report as JSON, once all evidence is in it."""
-    return _patiently(lambda: dict(api.call("GET", _path(test_id, "report"))), "evidence")
+    return _patiently(lambda: api.call("GET", _path(test_id, "report")), "evidence")
 
 
 def rendered(test_id: str, media: str) -> str:
@@ -23,7 +23,7 @@ def rendered(test_id: str, media: str) -> str:
 
 def replay(test_id: str) -> dict[str, Any]:
     """The recorded and the replayed verdict, once all evidence has been read."""
-    return _patiently(lambda: dict(api.call("GET", _path(test_id, "replay"))), "state")
+    return _patiently(lambda: api.call("GET", _path(test_id, "replay")), "state")
 
 
 def exit_status(replay: dict[str, Any]) -> int:
@@ -36,7 +36,7 @@ def exit_status(replay: dict[str, Any]) -> int:
 def _patiently(ask: Callable[[], dict[str, Any]], state: str) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_S
     with show.console.status("reading the evidence") as line:
-        while (found := ask()).get(state) == "reading" and time.monotonic() < deadline:
+        while (found := ask())[state] == "reading" and time.monotonic() < deadline:
             line.update(f"reading the evidence: {100 * found.get('progress', 0.0):.0f} %")
             time.sleep(_EVERY_S)
     return found
