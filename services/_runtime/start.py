@@ -10,7 +10,7 @@ from collections.abc import Iterator
 def importing() -> Iterator[None]:
     """Import much with the garbage collector at rest, and let it leave alone for good what there is then.
 
-    Modules stay. Looking through them again and again while more of them come is a fifth of the time of importing.
+    Modules stay. Looking through them again and again while more of them come is up to a fifth of importing.
     """
     gc.disable()
     try:
