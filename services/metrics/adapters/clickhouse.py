@@ -50,6 +50,10 @@ class UntrustedError(ClickHouseError):
     """TLS refuses the server, or the server our certificate; the message names the remedy."""
 
 
+class ClosedError(ClickHouseError):
+    """This process is ending: a question or a task came when the engine was closed already."""
+
+
 class ClickHouse:
     """One engine, or a ``cluster`` of servers. ``read`` and ``write`` run a function with a client of their own on
     their threads.
@@ -87,6 +91,7 @@ class ClickHouse:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-writer")
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="clickhouse-reader")
         self._column_types: dict[str, Sequence[Any]] = {}
+        self._closed = False
 
     async def open(self) -> None:
         """Take the chDB directory, where it is one. Raises DirectoryInUseError; any other failure comes again later."""
@@ -96,19 +101,25 @@ class ClickHouse:
 
     async def write(self, call: Callable[[Client], T]) -> T:
         """Run ``call`` on the writing thread. Raises what it raises, and one of AWAY when there is no engine."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._with_client, call)
+        return await self._run(self._writer, call)
 
     async def read(self, call: Callable[[Client], T]) -> T:
         """Run ``call`` on a reading thread. Raises like `write`."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._with_client, call)
+        return await self._run(self._readers, call)
 
     def close(self) -> None:
-        """Wait for what is running, then close all clients."""
+        """Wait for what is running, then close all clients. Whoever comes later gets one of AWAY."""
+        self._closed = True
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
         for client in self._clients:
             client.close()
         self._clients.clear()
+
+    async def _run(self, threads: ThreadPoolExecutor, call: Callable[[Client], T]) -> T:
+        if self._closed:
+            raise ClosedError("metrics is stopping")
+        return await asyncio.get_running_loop().run_in_executor(threads, self._with_client, call)
 
     def _with_client(self, call: Callable[[Client], T]) -> T:
         client = getattr(self._local, "client", None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.metrics.adapters.clickhouse import AWAY, ClickHouse
 from services.metrics.domain.statements import RefusedError, check
 
 FUNCTIONS = frozenset(
@@ -49,3 +50,12 @@ def test_anything_else_is_refused(statement: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check(statement, FUNCTIONS)
     assert str(caught.value)
+
+
+async def test_who_asks_an_engine_that_is_closed_is_told_that_it_is_away() -> None:
+    """As questions do that come while the service stops."""
+    engine = ClickHouse("clickhouse://u:p@127.0.0.1:1/x")
+    engine.close()
+    for ask in (engine.read, engine.write):
+        with pytest.raises(AWAY, match="metrics is stopping"):
+            await ask(lambda client: client.ping())
