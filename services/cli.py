@@ -320,7 +320,7 @@ def load(
             f"by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
         )
         if tally.failed:
-            show.console.print(show.styled(f"the last failure: {tally.last_error}"))
+            show.console.print(show.styled(f"the last failure: {tally.last_error}"), soft_wrap=True)
     raise SystemExit(1 if tally.failed else 0)
 
 
