@@ -49,6 +49,8 @@ class Migrations:
         return done or ["clickhouse: up to date"]
 
     def _do(self, statement: str) -> None:
+        if not statement:
+            return
         self._client.command(statement, settings=_PATIENT if self._cluster else None)
 
     def _rows(self, query: str, **parameters: Any) -> Any:

@@ -4,6 +4,7 @@ import re
 
 _TABLE = re.compile(r"^(CREATE TABLE IF NOT EXISTS) (\w+)\.(\w+)", re.IGNORECASE)
 _VIEW = re.compile(r"^(CREATE OR REPLACE VIEW) (\S+)", re.IGNORECASE)
+_INDEX = re.compile(r"^ALTER TABLE \S+ (?:ADD|MATERIALIZE) INDEX ", re.IGNORECASE)
 _ENGINE = re.compile(r"\bENGINE = (\w*MergeTree)\b(?:\(([^)]*)\))?")
 _TOKENS = "non_replicated_deduplication_window"
 
@@ -11,9 +12,13 @@ _TOKENS = "non_replicated_deduplication_window"
 def on_cluster(statement: str, cluster: str) -> str:
     """A statement that makes a table or a view, for every server of the cluster; any other one as it is.
 
+    Empty for an index that is added later: a server that joins would make the table without it, and be refused for that.
+
     The path in Keeper is spelled out, so that a server that joins later gets the rows of the others. Raises ValueError
     for a table whose engine cannot be replicated.
     """
+    if _INDEX.match(statement):
+        return ""
     if view := _VIEW.match(statement):
         return f"{view[0]} ON CLUSTER '{cluster}'{statement[view.end() :]}"
     table = _TABLE.match(statement)

@@ -46,6 +46,9 @@ def test_every_statement_of_every_migration_makes_something_on_all_servers(tmp_p
     for file in sorted(MIGRATIONS.glob("*.sql")):
         for statement in statements(file.read_text(), "cypria", 90, 5):
             spread = on_cluster(statement, "all")
+            if " INDEX " in statement:
+                assert spread == ""
+                continue
             assert spread.count(" ON CLUSTER 'all'") == 1, statement[:80]
             assert ("MergeTree" in spread) == ("ENGINE = Replicated" in spread)
             assert "non_replicated" not in spread
