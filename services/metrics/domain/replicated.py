@@ -12,7 +12,7 @@ _TOKENS = "non_replicated_deduplication_window"
 def on_cluster(statement: str, cluster: str) -> str:
     """A statement that makes a table or a view, for every server of the cluster; any other one as it is.
 
-    Empty for an index that is added later: a server that joins would make the table without it, and be refused for that.
+    Empty for an index that came later: a server that joins would make the table without it, and be refused for that.
 
     The path in Keeper is spelled out, so that a server that joins later gets the rows of the others. Raises ValueError
     for a table whose engine cannot be replicated.
