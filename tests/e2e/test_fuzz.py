@@ -24,7 +24,8 @@ CONFIG = """
 # 503 and 504 are documented with a time to wait: a model may have been unloaded a moment before.
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
-# What no schema says (two models that differ, a time to come, a test that runs) is refused too.
+# Rules that no schema says are refused too: two models that differ and are known, a time or head that is one, one of two ways to
+# give an end, a value that is the same in query and body, a token and a cursor that Cypria made, an entry that its engine can use.
 positive_data_acceptance.enabled = false
 # A model that is removed is shown until its workers have let go of it.
 use_after_free.enabled = false
