@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 import xml.etree.ElementTree as ET
 from importlib import metadata
 from pathlib import Path
@@ -15,11 +16,13 @@ import yaml
 
 from infra import make_secrets
 from schemas.streams import BUCKETS, SERVICES, STREAMS
+from services._runtime.nats_server import find_binary
 from services._runtime.settings import load
 from services._runtime.settings_model import Settings
 from services.alerts.adapters.nats_consumers import EVENTS_DURABLE
 from services.alerts.adapters.nats_links import DERIVING
 from services.inference.adapters.gauges import _FIGURES
+from tests.certificates import Authority
 from tests.charts import CHART, EXAMPLES, NAMESPACE, OURS, RELEASE, Pod, example, pods, render
 
 ALL = ("default", *EXAMPLES)
@@ -211,6 +214,22 @@ def test_network_policies_allow_what_is_needed_and_nothing_else(name: str, secre
             told = [*(own.nats.servers or []), *([own.clickhouse_dsn()] if own.clickhouse.dsn else [])]
             used = {int(port) for port in re.findall(r":(\d+)(?=/|,|$)", " ".join(told), re.MULTILINE)}
             assert used <= {one["port"] for rule in others for one in rule["ports"]}, component
+
+
+@pytest.mark.parametrize("name", ["default", "production", "everything"])
+def test_nats_server_takes_its_configuration(name: str, secrets: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("nats")
+    objects = example(name)
+    [pod] = [one for one in pods(objects) if one.component == "nats"]
+    text = str(pod.files(objects, secrets)["/etc/nats/nats.conf"])
+    assert ("tls {" in text) == (name != "default")
+    for there, here in (("/etc/nats-tls/tls.crt", pair.cert), ("/etc/nats-tls/tls.key", pair.key), ("/etc/nats-tls/ca.crt", authority.ca)):
+        text = text.replace(there, str(here))
+    (tmp_path / "nats.conf").write_text(text)
+    env = {key: value.replace("secret:", "9$") for key, value in pod.environment().items()}
+    done = subprocess.run([find_binary(), "-t", "-c", tmp_path / "nats.conf"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_disrupted_at_a_time() -> None:
