@@ -198,6 +198,11 @@ class GuardrailStatus(Message):
 
     ``unit`` is that of ``value_a`` and ``value_b``: ``%``, ``ms`` or ``$``. ``times`` is how often its action (a pause or
     a step down) was taken, by whichever guardrail; it is quiet until ``quiet_until_ms`` after a step down, null when not.
+
+    ``effect`` with its 95 % confidence sequence (null: nothing is excluded on that side) is in the unit of ``threshold``:
+    B's increase over A in percent where the guardrail is ``relative``, else B's own figure. ``metric`` is what it
+    watches, ``quantity`` what the values are (``share``, ``mean``, ``median``, ``p95``, ``p99``), ``n_a`` and ``n_b`` over how
+    many observations, ``bad_b`` how many units of B look bad; ``text`` says it in words.
     """
 
     name: str
@@ -213,6 +218,31 @@ class GuardrailStatus(Message):
     unit: str = ""
     times: int = 0
     quiet_until_ms: int | None = None
+    metric: str = ""
+    relative: bool = True
+    quantity: str = ""
+    effect: float | None = None
+    effect_low: float | None = None
+    effect_high: float | None = None
+    n_a: int = 0
+    n_b: int = 0
+    bad_b: int = 0
+    text: str = ""
+
+
+class EffectStatus(Message):
+    """B's effect on the primary metric in percent, with its 95 % confidence sequence, against what a promotion asks for.
+
+    ``asked`` is negative where less is better. ``hold`` says why the effect cannot be judged yet, null where it can.
+    """
+
+    metric: str
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    asked: float = 0.0
+    more_is_better: bool = False
+    hold: str | None = None
 
 
 class RampOutlook(Message):
@@ -242,6 +272,7 @@ class VerdictStatus(Message):
     promotion: dict[str, Any] = Field(default_factory=dict)
     summary: str = ""
     ramp: RampOutlook | None = None
+    effect: EffectStatus | None = None
 
 
 class FinalVerdictQuery(Message):

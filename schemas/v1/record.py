@@ -42,7 +42,8 @@ class Series(Message):
     effect (of B on ``metric``, in percent, with its 95 % confidence sequence) are of the whole test up to there,
     ``log_e`` of the epoch, ``latency_ms`` (keys ``a.p50`` ... ``b.p99``) of one of at most 50 stretches of the test
     alone; null says unknown. ``limit`` is the ln E at which a guardrail with an equal share of the level fires; ``limits``
-    has those of guardrails that have another one, by weight or in a later trial.
+    has those of guardrails that have another one, by weight or in a later trial. ``ttft_ms`` is as ``latency_ms``;
+    ``per_second`` (finished requests) and ``error_rate`` (percent of them) are of such stretches too, keys ``a`` and ``b``.
     """
 
     metric: str = "latency"
@@ -58,6 +59,9 @@ class Series(Message):
     limits: dict[str, list[float | None]] = Field(default_factory=dict)
     log_e: dict[str, list[float | None]] = Field(default_factory=dict)
     latency_ms: dict[str, list[float | None]] = Field(default_factory=dict)
+    ttft_ms: dict[str, list[float | None]] = Field(default_factory=dict)
+    per_second: dict[str, list[float | None]] = Field(default_factory=dict)
+    error_rate: dict[str, list[float | None]] = Field(default_factory=dict)
 
 
 class RecordQuery(Message):
@@ -74,6 +78,7 @@ class RecordQuery(Message):
 
 class RecordReply(Message):
     """What the evidence says. Status, series and verdict are of the evidence read so far; ``progress`` is from 0 to 1.
+    ``recent`` is the series of the last ten minutes alone, in steps of five seconds.
 
     ``verdict`` is derived anew from the evidence, never copied from the test's result.
     """
@@ -86,6 +91,7 @@ class RecordReply(Message):
     changes: list[TestChange] = Field(default_factory=list)
     status: VerdictStatus | None = None
     series: Series | None = None
+    recent: Series | None = None
     verdict: VerdictRecord | None = None
     metrics_summary: dict[str, VariantSummary] = Field(default_factory=dict)
     ticks: int = 0

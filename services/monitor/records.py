@@ -96,6 +96,7 @@ class Records:
         # The evidence knows the ramp as the test began with it; how it stands now is the watch's to say.
         reply.status.ramp = None
         reply.series = job.reading.series().build(evaluator)
+        reply.recent = job.reading.recent().build(evaluator)
         reply.verdict = job.reading.verdict()
         reply.metrics_summary = evaluator.totals.summaries()
         reply.ticks, reply.windows_seq = evaluator.ticks, evaluator.sequence

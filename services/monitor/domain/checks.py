@@ -24,6 +24,7 @@ from services.monitor.domain.statistics import (
     requests_needed,
 )
 from services.monitor.domain.statistics.histogram import margin_shift
+from services.monitor.domain.statistics.intervals import quantile_ratio_interval, rate_ratio_interval
 
 US_PER_MS = 1000.0
 NANO = 1e9
@@ -37,7 +38,8 @@ class Measure:
 
     ``unit`` is ``%`` or ``ms``; ``value`` and ``bound`` are increases over control for relative limits and the
     canary's own figure for absolute ones. ``arm_unit`` is that of ``value_a`` and ``value_b``: ``%``, ``ms`` or ``$``.
-    ``n_a`` and ``n_b`` are the observations of this epoch.
+    ``n_a`` and ``n_b`` are the observations of this epoch. ``quantity`` says what the values are: ``share``, ``mean``
+    or a quantile.
     """
 
     text: str
@@ -50,6 +52,11 @@ class Measure:
     value_b: float | None
     n_a: int
     n_b: int
+    quantity: str = "share"
+
+
+Interval = tuple[float | None, float | None]
+"""Lower and upper end; None where nothing is excluded there."""
 
 
 class Check(ABC):
@@ -97,6 +104,14 @@ class Check(ABC):
     @abstractmethod
     def measure(self, limit: float) -> Measure:
         """The numbers behind ln E; ``limit`` is the level (ln) that the bound is stated at."""
+
+    @abstractmethod
+    def interval(self, alpha: float) -> Interval:
+        """What `Measure.value` may be by the evidence of this epoch: a confidence sequence in the threshold's unit."""
+
+    def calm(self, limit: float) -> Measure:
+        """The numbers to show while there is no evidence worth the name."""
+        return self.measure(limit)
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -189,6 +204,13 @@ class RateIncrease(Check):
         )
         return Measure(text, "%", "%", value, bound, self.threshold, rate_a, rate_b, n_a, n_b)
 
+    @override
+    def interval(self, alpha: float) -> Interval:
+        if not self._process.events_a + self._process.events_b:
+            return None, None
+        low, high = rate_ratio_interval({pi: (a, b) for pi, (a, b) in self._events.items()}, alpha)
+        return _increase(low), _increase(high)
+
     def _bound(self, limit: float) -> float | None:
         """The largest increase in percent that the plain test (all mass bet at once) rejects at this level."""
         low, high = self._process.rho0, self._process.rho0 * LARGEST_RATIO
@@ -269,13 +291,9 @@ class LatencyIncrease(Check):
 
     @override
     def measure(self, limit: float) -> Measure:
-        part = "ranks"
-        value_a, value_b = (self._quantile(bins, 0.5) for bins in self._bins)
-        if not value_a or value_b is None or value_b <= value_a * (1.0 + self.threshold / 100.0):
-            # The bulk is within the margin: then it is a tail that was shown.
-            parts = self._evidence.parts()
-            part = max(parts, key=lambda name: parts[name])
-        share, label = {"ranks": (0.5, "median"), "p95": (0.95, "p95"), "p99": (0.99, "p99")}[part]
+        return self._measure(limit, *self._shown_part())
+
+    def _measure(self, limit: float, share: float, label: str) -> Measure:
         value_a, value_b = (self._quantile(bins, share) for bins in self._bins)
         n_a, n_b = (sum(bins.values()) for bins in self._bins)
         value = 100.0 * (value_b / value_a - 1.0) if value_a and value_b is not None else None
@@ -285,7 +303,26 @@ class LatencyIncrease(Check):
         )
         bound = self.threshold if self.log_e() >= limit else None
         unit = "$" if self.family == "cost" else "ms"
-        return Measure(text, "%", unit, value, bound, self.threshold, value_a, value_b, n_a, n_b)
+        return Measure(text, "%", unit, value, bound, self.threshold, value_a, value_b, n_a, n_b, label)
+
+    def _shown_part(self) -> tuple[float, str]:
+        """The quantile that shows best what the evidence is about, and its name."""
+        part = "ranks"
+        value_a, value_b = (self._quantile(bins, 0.5) for bins in self._bins)
+        if not value_a or value_b is None or value_b <= value_a * (1.0 + self.threshold / 100.0):
+            # The bulk is within the margin: then it is a tail that was shown.
+            parts = self._evidence.parts()
+            part = max(parts, key=lambda name: parts[name])
+        return {"ranks": (0.5, "median"), "p95": (0.95, "p95"), "p99": (0.99, "p99")}[part]
+
+    @override
+    def interval(self, alpha: float) -> Interval:
+        found = quantile_ratio_interval(*self._bins, 0.5, alpha)
+        return (None, None) if found is None else (_increase(found[0]), _increase(found[1]))
+
+    @override
+    def calm(self, limit: float) -> Measure:
+        return self._measure(limit, 0.5, "median")
 
     def _quantile(self, bins: dict[int, int], share: float) -> float | None:
         """A quantile in milliseconds, or in dollars."""
@@ -304,6 +341,11 @@ class LatencyIncrease(Check):
         self._evidence = LatencyEvidence.from_dict(state["evidence"])
         bins_a, bins_b = ({int(index): int(count) for index, count in bins} for bins in state["bins"])
         self._bins = (bins_a, bins_b)
+
+
+def _increase(ratio: float | None) -> float | None:
+    """A multiple of control's as an increase in percent."""
+    return None if ratio is None else 100.0 * (ratio - 1.0)
 
 
 def percent(part: int, whole: int) -> float | None:

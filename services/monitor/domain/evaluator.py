@@ -25,6 +25,7 @@ from services.monitor.domain.findings import (
 )
 from services.monitor.domain.health import FAILURES, CheckHealth
 from services.monitor.domain.stable import StableWatch
+from services.monitor.domain.standing import describe
 from services.monitor.domain.statistics import RateEProcess, SampleRatio
 from services.monitor.domain.totals import Totals
 from services.monitor.domain.trials import Trials
@@ -346,9 +347,7 @@ class TestEvaluator:
                 status.quiet_until_ms = 1000 * trials.quiet_until
 
         def fill() -> None:
-            measure = check.measure(limit)
-            status.log_e = check.log_e()
-            status.value_a, status.value_b, status.unit = measure.value_a, measure.value_b, measure.arm_unit
+            describe(check, limit, status)
             status.needs_requests = check.needs(self.epoch_requests, limit)
 
         self._run(check.name, fill)

@@ -10,16 +10,20 @@ from typing import Any
 from typing_extensions import override
 
 from schemas.v1.experiment import GuardrailAction
-from services.monitor.domain.checks import US_PER_MS, Check, Measure, number, percent
+from services.monitor.domain.checks import US_PER_MS, Check, Interval, Measure, number, percent
 from services.monitor.domain.evidence import ArmEvidence, Phase
 from services.monitor.domain.statistics import (
     AbsoluteRate,
     MeanSums,
     bin_index,
     bin_value,
+    half_width,
     requests_needed,
     requests_needed_for_mean,
 )
+from services.monitor.domain.statistics.absolute import MIN_MEAN_OBSERVATIONS
+from services.monitor.domain.statistics.intervals import share_interval
+from services.monitor.domain.statistics.mixture import TAU
 
 CONTROL_LOUD = 3.0
 """ln E of control's own test of an absolute limit (about 20 to 1) from which control counts as bad too."""
@@ -79,6 +83,14 @@ class AbsoluteErrors(Check):
         )
         bound = self.threshold if self.log_e() >= limit else None
         return Measure(text, "%", "%", rate_b, bound, self.threshold, rate_a, rate_b, n_a, n_b)
+
+    @override
+    def interval(self, alpha: float) -> Interval:
+        bad, n = self._counts[2:]
+        if not n:
+            return None, None
+        low, high = share_interval(bad, n, alpha)
+        return 100.0 * low, None if high is None else 100.0 * high
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -153,7 +165,17 @@ class AbsoluteLatency(Check):
             f"mean latency: {number(mean_b)} ms over {self._b.n} units of B (at least {bound:.0f} ms), limit "
             f"{self.threshold:g} ms; A: {number(mean_a)} ms over {self._a.n}"
         )
-        return Measure(text, "ms", "ms", mean_b, bound, self.threshold, mean_a, mean_b, self._a.n, self._b.n)
+        return Measure(text, "ms", "ms", mean_b, bound, self.threshold, mean_a, mean_b, self._a.n, self._b.n, "mean")
+
+    @override
+    def interval(self, alpha: float) -> Interval:
+        mean = self._b.mean
+        if mean is None or self._b.n < MIN_MEAN_OBSERVATIONS:
+            return None, None
+        wide = half_width(self._b.variance_of_mean, alpha, TAU * self._limit_us)
+        if not math.isfinite(wide):
+            return None, None
+        return max(0.0, mean - wide) / US_PER_MS, (mean + wide) / US_PER_MS
 
     @override
     def to_dict(self) -> dict[str, Any]:

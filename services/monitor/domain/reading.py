@@ -61,6 +61,7 @@ class Reading:
         self.failed = 0
         self._stood = list(stood or ())
         self._series = SeriesBuilder()
+        self._recent = SeriesBuilder(recent=True)
 
     def take(self, sequence: int, time_ms: int, window: Window) -> None:
         """Take in the next window; what lies beyond the end closes the reading."""
@@ -96,6 +97,10 @@ class Reading:
         """The test over time."""
         return self._series
 
+    def recent(self) -> SeriesBuilder:
+        """Its last ten minutes."""
+        return self._recent
+
     def _evaluate(self, tick: Tick, at_ms: int) -> None:
         self._follow_test(at_ms)
         try:
@@ -104,6 +109,7 @@ class Reading:
             self.failed += 1
             return
         self._series.add(self.evaluator, tick)
+        self._recent.add(self.evaluator, tick)
 
     def _follow_test(self, at_ms: int) -> None:
         """The test as it stood when a tick was closed: a canary that gets nothing by order is not without data, and

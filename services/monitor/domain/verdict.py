@@ -5,7 +5,7 @@ from typing import Any
 
 from schemas.v1.common import Decision
 from schemas.v1.experiment import VerdictRecord
-from schemas.v1.query import VerdictStatus
+from schemas.v1.query import EffectStatus, VerdictStatus
 from services.monitor.domain import ramp
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.findings import Finding
@@ -142,7 +142,17 @@ def status(evaluator: TestEvaluator) -> VerdictStatus:
         },
         summary=summary,
         ramp=None if planned is None else planned.outlook(),
+        effect=_effect(evaluator),
     )
+
+
+def _effect(evaluator: TestEvaluator) -> EffectStatus:
+    effect = primary_effect(evaluator)
+    asked = evaluator.experiment.success_criteria.min_improvement_threshold
+    return EffectStatus(
+        metric=effect.metric, effect=effect.percent, low=effect.low, high=effect.high,
+        asked=asked if effect.more_is_better else -asked, more_is_better=effect.more_is_better, hold=effect.hold,
+    )  # fmt: skip
 
 
 def _promotion(evaluator: TestEvaluator, effect: Effect) -> str:

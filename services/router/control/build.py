@@ -25,6 +25,7 @@ from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
 from services.router.adapters.nats_salts import UnitSalts
 from services.router.control import bus as control_bus
+from services.router.control.accounts import Accounts
 from services.router.control.descents import STEP_S
 from services.router.control.dispatch import Dispatcher
 from services.router.control.expiring import Expiring
@@ -34,6 +35,7 @@ from services.router.control.http import build_app
 from services.router.control.keeper import Keeper
 from services.router.control.keys import KeyHandlers
 from services.router.control.lifecycle import Lifecycle
+from services.router.control.live import Live
 from services.router.control.models import ModelHandlers
 from services.router.control.orders import Orders
 from services.router.control.parts import Late, Parts
@@ -75,6 +77,7 @@ class Control:
     door: Door
     limits: Limits
     peers: NatsPeers
+    live: Live
 
     @property
     def models(self) -> NatsModels:
@@ -122,6 +125,7 @@ class Control:
     async def stop(self) -> None:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
+        await self.live.stop()
         await self.peers.stop()
         await self.expiring.stop()
         await self.forgetter.stop()
@@ -187,19 +191,23 @@ def build_control(
     lifecycle = Lifecycle(parts, step_s)
     limits = limits_of(settings)
     door = Door(ring, settings.security.failed_keys_per_minute)
-    handlers = (Handlers(parts, lifecycle), ModelHandlers(parts, orders), KeyHandlers(parts, ring), UnitHandlers(parts))
+    told = Accounts(parts)
+    handlers = (
+        Handlers(parts, lifecycle), told, ModelHandlers(parts, orders), KeyHandlers(parts, ring), UnitHandlers(parts),
+    )  # fmt: skip
     recorder = Recorder(parts.audit, root_salt, clients=settings.security.anomalies.new_places_of_clients)
     dispatcher = Dispatcher(handlers, door, limits, recorder)
     door.on_guessing(recorder.guessed)
     forgetter = Forgetter(parts, forget_s)
     expiring = Expiring(parts.keys, AlertSink(bus))
     max_body = settings.http.max_body_bytes
-    app = build_app(dispatcher, parts.feed, max_body)
+    live = Live(told.snapshot)
+    app = build_app(dispatcher, parts.feed, live, max_body)
     actions = Actions(bus, experiments, outbox.kick)
     peers = NatsPeers(bus, limits.share)
     return Control(
         experiments, app, dispatcher, recorder, parts, lifecycle, actions, keeper, forgetter, expiring, max_body,
-        door, limits, peers,
+        door, limits, peers, live,
     )  # fmt: skip
 
 

@@ -1,21 +1,31 @@
 """Server-sent events: what happens on the bus, one event each, and a comment now and then to keep the line."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from schemas import subjects
 from services.router.adapters.nats_feed import Feed, Happening
+from services.router.control.live import SNAPSHOT, Live
 
 KEEP_ALIVE_S = 15.0
+_WINDOWS = subjects.WINDOW.rstrip("*>")
 
 
-async def stream(feed: Feed, good: Callable[[], bool], keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
+async def stream(
+    feed: Feed, good: Callable[[], bool], live: Live | None = None, keep_alive_s: float = KEEP_ALIVE_S
+) -> AsyncIterator[bytes]:
     """Chunks of `text/event-stream`; ends when the router stops, the listener does not keep up, or its key ends.
 
-    ``good``: whether the key that it was opened with is good.
+    ``good``: whether the key that it was opened with is good. With ``live`` how every test stands comes as events
+    ``live``, and windows, which they are made of, do not.
     """
-    async with feed.listen(good) as queue:
+    async with contextlib.AsyncExitStack() as stack:
+        queue = await stack.enter_async_context(feed.listen(good))
+        if live is not None:
+            stack.enter_context(live.watched_by(queue))
         yield b": connected\n\n"
         while True:
             try:
@@ -26,17 +36,23 @@ async def stream(feed: Feed, good: Callable[[], bool], keep_alive_s: float = KEE
                 continue
             if happening is None:
                 return
+            if live is not None and happening.subject.startswith(_WINDOWS):
+                continue
             chunk = encode(happening)
             if chunk is not None:
                 yield chunk
+            if live is not None and happening.subject != SNAPSHOT:
+                live.hurry()
 
 
 def encode(happening: Happening) -> bytes | None:
     """One event, or None for what nobody watching needs: unreadable messages and windows in which nothing happened.
 
-    The event's name is ``event``, ``rollback``, ``alert`` or ``window``; its data is one line of JSON. Windows are
-    shown without unit hashes and bins.
+    The event's name is ``event``, ``rollback``, ``alert``, ``window`` or ``live``; its data is one line of JSON.
+    Windows are shown without unit hashes and bins.
     """
+    if happening.subject == SNAPSHOT:
+        return b"event: live\ndata: " + happening.data + b"\n\n"
     try:
         data: Any = json.loads(happening.data)
     except (ValueError, RecursionError):

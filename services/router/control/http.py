@@ -17,12 +17,14 @@ from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Feed
 from services.router.control import asyncapi
 from services.router.control.base import Call
-from services.router.control.dispatch import Dispatcher, Reply, refusal
+from services.router.control.dispatch import Dispatcher, Reply, parse, refusal
 from services.router.control.docs_page import add_docs
 from services.router.control.events import stream
 from services.router.control.links import links
+from services.router.control.live import Live
 from services.router.control.openapi import document, documented
 from services.router.control.verbs import EVENTS, VERBS, Verb
+from services.router.dashboard import add_dashboard
 from services.router.domain.refusals import (
     BadRequest,
     MethodNotAllowed,
@@ -38,21 +40,18 @@ log = get_logger(__name__)
 DESCRIPTION = (
     "Start, watch and stop tests of one model against another. Errors: `{error: {message, type, param, code}}`."
 )
-_LATER = {
-    "/dashboard": "the dashboard comes in a later version: `cypria status` shows the running test",
-}
-"""What is named already and not here yet: an answer of its own spares the search for a misspelt path."""
 
 
-def build_app(dispatcher: Dispatcher, feed: Feed, max_body: int) -> FastAPI:
+def build_app(dispatcher: Dispatcher, feed: Feed, live: Live, max_body: int) -> FastAPI:
     """The ASGI app: control routes, /docs, /openapi.json, and errors in one shape for everything else."""
     app = FastAPI(
         title="Cypria", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     add_docs(app)
+    add_dashboard(app)
     for verb in VERBS:
         _add(app, verb, dispatcher, max_body)
-    _add_events(app, dispatcher, feed)
+    _add_events(app, dispatcher, feed, live)
     app.add_api_route("/asyncapi.yaml", _asyncapi, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Refused, _refused)
@@ -91,16 +90,18 @@ def _add(app: FastAPI, verb: Verb, dispatcher: Dispatcher, max_body: int) -> Non
     )  # fmt: skip
 
 
-def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed) -> None:
+def _add_events(app: FastAPI, dispatcher: Dispatcher, feed: Feed, live: Live) -> None:
     async def endpoint(request: Request) -> Response:
         call = await _call(request, None)
         try:
             await dispatcher.admit(EVENTS, call)
             good = dispatcher.still_good(call)
+            params = parse(EVENTS.takes, call)
         except Refused as exc:
             return _response(refusal(exc), call.request_id)
         headers = {"X-Request-ID": call.request_id, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream(feed, good), media_type="text/event-stream", headers=headers)
+        watched = live if params.live else None
+        return StreamingResponse(stream(feed, good, watched), media_type="text/event-stream", headers=headers)
 
     app.add_api_route(
         EVENTS.http_path, endpoint, methods=["GET"], name="events", summary=EVENTS.summary, tags=[EVENTS.tag],
@@ -175,12 +176,8 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     headers = dict(exc.headers or {})
     refused: Refused
     if exc.status_code == 404:
-        later = next((what for path, what in _LATER.items() if request.url.path.startswith(path)), None)
-        if later is not None:
-            refused = NotFound(later, code="later_version")
-        else:
-            message = f"there is nothing at {request.url.path}: /docs lists what there is"
-            refused = NotFound(message, code="unknown_path")
+        message = f"there is nothing at {request.url.path}: /docs lists what there is"
+        refused = NotFound(message, code="unknown_path")
     elif exc.status_code == 405:
         headers.pop("allow", None)
         headers["Allow"] = allowed = _allowed(request)

@@ -6,7 +6,7 @@ _TEST = {"test_id": "$response.body#/test_id"}
 _MODEL = {"name": "$response.body#/model"}
 _KEY = {"name": "$response.body#/name"}
 _ABOUT_A_TEST = ("pause", "resume", "approve", "rollback", "stop", "traffic-split")
-_OF_A_TEST = ("tests", "report", "evidence", "replay")
+_OF_A_TEST = ("tests", "summary", "series", "report", "evidence", "replay")
 
 
 def _tests() -> dict[str, Any]:

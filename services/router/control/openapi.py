@@ -212,6 +212,7 @@ def _operations() -> dict[str, Any]:
         ("/ready", "Whether it can serve; else what is missing", "application/json", ready),
         ("/metrics", "Figures for Prometheus", "text/plain", {"type": "string"}),
         ("/docs", "These pages", "text/html", {"type": "string"}),
+        ("/dashboard", "The live page; it asks for a key itself", "text/html", {"type": "string"}),
         ("/openapi.json", "This document", "application/json", {"type": "object"}),
         ("/asyncapi.yaml", "The bus, as an AsyncAPI document", "application/yaml", {"type": "object"}),
     ):

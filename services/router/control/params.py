@@ -2,12 +2,13 @@
 
 import re
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.v1.control import Command
 from schemas.v1.query import MonitoringStatus
+from schemas.v1.record import EvidenceState, Series
 from services._runtime.settings_model import UnitSource
 
 
@@ -34,6 +35,18 @@ class EvidenceParams(TestParams):
 
     after: int = Field(default=0, ge=0)
     limit: int = Field(default=1000, ge=1, le=10_000)
+
+
+class SeriesParams(TestParams):
+    """A test over time: the whole of it, or its last ten minutes."""
+
+    span: Literal["whole", "recent"] = "whole"
+
+
+class EventsParams(Command):
+    """With ``live``, how every live test stands comes too, about once a second; windows then do not."""
+
+    live: bool = False
 
 
 class HistoryParams(Command):
@@ -151,6 +164,24 @@ class UnitsErased(BaseModel):
     tests: list[UnitErased]
     next: str | None = None
     remains: str
+
+
+class SeriesShown(BaseModel):
+    """A test over time; null while nothing of it could be read. ``progress`` is from 0 to 1 while it is being read."""
+
+    test_id: str
+    state: EvidenceState
+    progress: float = 1.0
+    message: str = ""
+    series: Series | None = None
+
+
+class WhoAmI(BaseModel):
+    """The key that a call came with; ``may`` names the verbs that its role allows."""
+
+    name: str
+    role: str
+    may: list[str]
 
 
 class Anything(BaseModel):

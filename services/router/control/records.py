@@ -25,20 +25,24 @@ class Records(Reads):
 
     async def report(self, who: Principal, params: p.ReportParams) -> Done:
         """Everything on record of a test; what nobody could tell is named in its notes."""
-        result = await self._result(who, params.test_id)
-        report = r.Report(test_id=params.test_id, at_ms=now_ms(), result=result)
-        await asyncio.gather(self._add_evidence(report), self._add_alerts(report))
+        report = await self.gathered(who, params.test_id)
         kind = choose(params.accept)
         headers = {"Vary": "Accept"} | ({"Content-Security-Policy": POLICY} if kind == "html" else {})
         # In a thread: requests share this loop, and a long test's plots are some thousand points.
         body = (await asyncio.to_thread(render, report, kind)).encode()
         return Done(body, params.test_id, media=MEDIA[kind], headers=headers)
 
+    async def gathered(self, who: Principal, test_id: str) -> r.Report:
+        """Everything on record of a test. Raises NotFound."""
+        report = r.Report(test_id=test_id, at_ms=now_ms(), result=await self._result(who, test_id))
+        await asyncio.gather(self._add_evidence(report), self._add_alerts(report))
+        return report
+
     async def evidence(self, who: Principal, params: p.EvidenceParams) -> Done:
         """A page; 410 when it has aged out."""
         result = await self._result(who, params.test_id)
         query = r.EvidenceQuery(
-            test_id=params.test_id, after=params.after, limit=params.limit, until=_until(result.verdict)
+            test_id=params.test_id, after=params.after, limit=params.limit, until=until(result.verdict)
         )
         return Done(await self._parts.queries.evidence(query), params.test_id)
 
@@ -54,7 +58,7 @@ class Records(Reads):
         if verdict.tick is None:
             replay.message = f"the decision ({verdict.rule}) was not the statistics': there is nothing to derive anew"
             return Done(replay, params.test_id)
-        query = r.RecordQuery(test_id=params.test_id, until=_until(verdict), wait_ms=REPLAY_WAIT_MS)
+        query = r.RecordQuery(test_id=params.test_id, until=until(verdict), wait_ms=REPLAY_WAIT_MS)
         found = await self._parts.queries.record(query)
         replay.state, replay.progress, replay.message = found.state, found.progress, found.message
         replay.ticks = found.ticks
@@ -71,7 +75,7 @@ class Records(Reads):
 
     async def _add_evidence(self, report: r.Report) -> None:
         query = r.RecordQuery(
-            test_id=report.test_id, until=_until(report.result.verdict), wait_ms=REPORT_WAIT_MS
+            test_id=report.test_id, until=until(report.result.verdict), wait_ms=REPORT_WAIT_MS
         )
         test = self._parts.experiments.by_id(report.test_id)
         try:
@@ -99,7 +103,7 @@ class Records(Reads):
             report.notes.append(f"{reply.total_alerts - len(reply.alerts)} older alerts are not shown")
 
 
-def _until(verdict: VerdictRecord | None) -> int | None:
+def until(verdict: VerdictRecord | None) -> int | None:
     """The WINDOWS sequence that a verdict rests on; None where none does."""
     if verdict is None or verdict.tick is None:
         return None

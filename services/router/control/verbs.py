@@ -11,6 +11,7 @@ from schemas.v1.experiment import TestResult
 from services.router.control import key_params as k
 from services.router.control import model_params as m
 from services.router.control import params as p
+from services.router.domain.account.shapes import TestAccount
 from services.router.domain.auth import Role
 
 PREFIX = "/v1/ab-testing"
@@ -80,6 +81,13 @@ VERBS: tuple[Verb, ...] = (
          errors=(504,)),
     Verb("tests", "GET", "/tests/{test_id}", Role.VIEWER, p.TestParams, TestResult, "One test", aliases=("test",),
          errors=(404, 504)),
+    Verb("summary", "GET", "/tests/{test_id}/summary", Role.VIEWER, p.TestParams, TestAccount,
+         "One test in words: whether it is safe, why it ended, what a promotion needs, and its time line",
+         errors=(404, 504)),
+    Verb("series", "GET", "/tests/{test_id}/series", Role.VIEWER, p.SeriesParams, p.SeriesShown,
+         "A test over time, for charts", errors=(404, 504)),
+    Verb("whoami", "GET", "/whoami", Role.CLIENT, p.NoParams, p.WhoAmI, "The key of this call: name, role, verbs",
+         "system"),
     Verb(
         "feedback", "POST", "/feedback", Role.CLIENT, c.FeedbackCommand, c.FeedbackReply,
         "Say what a user thought of a response", "feedback", of_clients=True, errors=(409,),
@@ -159,7 +167,7 @@ VERBS: tuple[Verb, ...] = (
 )  # fmt: skip
 
 EVENTS = Verb(
-    "events", "GET", "/events", Role.VIEWER, p.NoParams, None, "State changes, windows and alerts, live", "system"
+    "events", "GET", "/events", Role.VIEWER, p.EventsParams, None, "State changes, windows and alerts, live", "system"
 )  # fmt: skip
 """Server-sent events; over HTTP only: on the bus one subscribes instead."""
 

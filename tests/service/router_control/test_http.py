@@ -172,13 +172,79 @@ async def test_reading_takes_head_as_well_and_other_methods_are_named(nats_serve
 
 async def test_what_comes_later_says_so(nats_server: NatsServer) -> None:
     async with side(nats_server) as router:
-        reply = await router.http.get("/dashboard", headers={"Authorization": "Bearer secret-viewer"})
-        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "later_version")
         for field in ("variants", "shadow", "baseline_percent"):
             reply = await router.call("POST", "/start", json={"model_a": "stable", "model_b": "canary", field: None})
             error = reply.json()["error"]
             assert (reply.status_code, error["param"], error["code"]) == (422, field, "later_version")
             assert f"{field} comes in a later version" in error["message"]
+
+
+async def test_the_live_page_is_files_that_need_no_key(nats_server: NatsServer) -> None:
+    async with side(nats_server) as router:
+        page = await router.http.get("/dashboard")
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        loaded = re.findall(r'(?:src|href)="(/dashboard/[^"]+)"', page.text)
+        assert len(loaded) >= 6
+        scripts = [path.rsplit("/", 1)[-1] for path in loaded]
+        for path in sorted({*loaded, *(f"/dashboard/static/{name}" for name in re.findall(r"import .* from \"./(.+)\"", await app_js(router)))}):
+            reply = await router.http.get(path)
+            assert reply.status_code == 200, path
+            media = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}[path.rsplit(".", 1)[-1]]
+            assert reply.headers["content-type"].split(";")[0] == media, path
+            again = await router.http.get(path, headers={"If-None-Match": reply.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b""), path
+            for header in (page.headers, reply.headers, again.headers):
+                assert header["cache-control"] == "no-cache"
+                rules = dict(rule.split(" ", 1) for rule in header["content-security-policy"].split("; "))
+                assert (rules["default-src"], rules["script-src"], rules["connect-src"]) == ("'none'", "'self'", "'self'")
+                assert "unsafe" not in str(rules)
+        assert "app.js" in scripts
+        assert (await router.http.head("/dashboard")).status_code == 200
+        assert (await router.http.get("/dashboard/static/../routes.py")).status_code == 404
+        assert (await router.http.get("/dashboard/nothing")).status_code == 404
+        assert (await router.http.post("/dashboard")).status_code == 405
+
+
+async def app_js(router: Side) -> str:
+    return (await router.http.get("/dashboard/static/app.js")).text
+
+
+async def test_who_looks_is_told_and_how_everything_stands_comes_live(nats_server: NatsServer) -> None:
+    async with others(nats_server), side(nats_server) as router, served(router) as url:
+        viewer = await router.get("/whoami", role="viewer")
+        assert (viewer["name"], viewer["role"]) == ("viewer", "viewer")
+        assert {"status", "events", "summary"} <= set(viewer["may"])
+        assert not {"start", "rollback", "keys"} & set(viewer["may"])
+        assert "rollback" in (await router.get("/whoami", role="operator"))["may"]
+        assert (await router.get("/whoami", role="client"))["may"] == ["whoami", "feedback"]
+        assert (await router.call("GET", "/events?live=perhaps")).status_code == 422
+        test_id = await router.start_test()
+        seen: list[tuple[str, dict[str, Any]]] = []
+        headers = {"Authorization": "Bearer secret-viewer"}
+        async with httpx.AsyncClient(timeout=60) as client, client.stream("GET", f"{url}{EVENTS.http_path}?live=true", headers=headers) as reply:
+            name = ""
+            async for line in reply.aiter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    seen.append((name, json.loads(line.removeprefix("data: "))))
+                    if len(seen) == 1:  # the picture comes first, and another one as soon as something happens
+                        nc = await nats_server.connect("metrics")
+                        cell = {"test": test_id, "variant": "b", "share_bp": 1000, "done": 3}
+                        await nc.publish(subjects.window(0), json.dumps({"partition": 0, "cells": [cell]}).encode())
+                        await nc.close()
+                        await router.post("/rollback")
+                    if len(seen) > 1 and name == "live" and not seen[-1][1]["tests"]:
+                        break
+        assert seen[0][0] == "live"
+        (told,) = seen[0][1]["tests"]
+        assert (told["test_id"], told["headline"]) == (test_id, "canary is being served 10 % of stable's traffic.")
+        assert [model["name"] for model in seen[0][1]["models"]] == ["canary", "other", "stable"]
+        assert seen[0][1]["models"][2]["in_use_by"] == [test_id]
+        assert [seen[0][1]["start"][name] for name in ("model_a", "model_b", "traffic_split_percent")] == ["other", None, 10.0]
+        kinds = {name for name, _ in seen}
+        assert "window" not in kinds
+        assert kinds >= {"live", "event"}
 
 
 async def test_bodies_that_cannot_be_taken_in_are_refused_and_audited(nats_server: NatsServer) -> None:

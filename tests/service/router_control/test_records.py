@@ -9,7 +9,7 @@ from schemas import subjects
 from schemas.v1.common import Decision
 from schemas.v1.experiment import RollbackOrder, VariantSummary, VerdictRecord
 from schemas.v1.query import AlertsReply, QueryError, TotalsReply
-from schemas.v1.record import EvidenceReply, RecordReply, Replay, Report, TestChange
+from schemas.v1.record import EvidenceReply, RecordReply, Replay, Report, Series, TestChange
 from services._runtime.clock import now_ms
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Others, Side, others, side
@@ -71,6 +71,37 @@ async def test_a_report_says_what_nobody_could_tell(nats_server: NatsServer) -> 
         assert report.configuration.salt == ""
         assert [note.partition(":")[0] for note in report.notes] == ["evidence and timeline", "alerts"]
         assert (await router.call("GET", f"/tests/{test_id}/replay")).status_code == 503
+
+
+async def test_a_test_in_words_and_over_time(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        answer(rest, series=Series(seconds=[1, 2]), recent=Series(seconds=[2]))
+        test_id = await router.start_test()
+        told = await router.get(f"/tests/{test_id}/summary", role="viewer")
+        assert (told["live"], told["status"], told["model_b"], told["notes"]) == (True, "running", "canary", ["2 older alerts are not shown"])
+        assert [one["kind"] for one in told["timeline"]][-1] == "started"
+        for span, seconds in (("whole", [1, 2]), ("recent", [2])):
+            shown = await router.get(f"/tests/{test_id}/series", params={"span": span}, role="viewer")
+            assert (shown["state"], shown["series"]["seconds"]) == ("complete", seconds)
+        assert [subject for subject, asked in rest.asked if asked.get("wait_ms") == 1000] == [subjects.verdict("record")], "read once for both"
+        refused = await router.call("GET", f"/tests/{test_id}/series?span=all")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "span")
+        await router.post("/rollback", {"reason": "lunch"})
+        told = await router.get(f"/tests/{test_id}/summary", role="viewer")
+        assert (told["live"], told["status"], told["why"]["text"], told["actions"]) == (False, "rolled_back", "Lunch.", [])
+        assert (await router.call("GET", f"/tests/{test_id}/summary", role="client")).status_code == 403
+        for what in ("summary", "series"):
+            assert (await router.call("GET", f"/tests/nope/{what}")).status_code == 404
+
+
+async def test_who_cannot_tell_is_named_beside_what_is_known(nats_server: NatsServer) -> None:
+    async with others(nats_server, monitor=False) as rest, side(nats_server) as router:
+        rest.answers[subjects.query("alerts")] = lambda _q: QueryError(message="still starting")
+        test_id = await router.start_test()
+        told = await router.get(f"/tests/{test_id}/summary")
+        assert [note.partition(":")[0] for note in told["notes"]] == ["time line", "alerts"]
+        assert told["safety"]["text"].startswith("Nothing is known of the guardrails")
+        assert (await router.call("GET", f"/tests/{test_id}/series")).status_code == 503
 
 
 async def test_totals_that_lag_give_way_to_the_evidence(nats_server: NatsServer) -> None:

@@ -15,7 +15,9 @@ from services.router.domain.report.sections import Section, headline, reason, se
 from services.router.domain.report.style import STYLE
 
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-_RULES = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
+STYLE_SOURCE = f"'sha256-{_DIGEST}'"
+"""The page's style sheet, as a policy names it."""
+_RULES = f"default-src 'none'; style-src {STYLE_SOURCE}; base-uri 'none'; form-action 'none'"
 POLICY = f"{_RULES}; frame-ancestors 'none'"
 """The Content-Security-Policy that the page is served under; the page carries the same (a file has no headers)."""
 

@@ -1,0 +1,147 @@
+"""Tests told to people: one with its time line and its charts, and all live ones at once for whoever watches."""
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.v1 import query as q
+from schemas.v1 import record as r
+from schemas.v1.experiment import Experiment, VerdictRecord
+from services._runtime.clock import monotonic, now_ms
+from services.router.control import params as p
+from services.router.control.base import Done
+from services.router.control.parts import Parts
+from services.router.control.records import Records, until
+from services.router.domain import account
+from services.router.domain.auth import Principal, Role
+from services.router.domain.refusals import Refused
+from services.router.domain.suggesting import ModelStanding, Suggestion, suggested
+
+SERIES_WAIT_MS = 1000
+"""How long a chart waits for evidence that is still being read: what there is of it is drawn meanwhile."""
+_FRESH_S = 1.5
+"""Several pages look at the same test: its evidence is not read again for each of them."""
+_ALERTS = 100
+
+
+class Snapshot(BaseModel):
+    """How everything stands: live tests (newest first), models, what a start form begins with."""
+
+    at_ms: int
+    monitoring_active: bool
+    tests: list[account.TestAccount]
+    models: list[ModelStanding]
+    start: Suggestion
+    degraded: list[str]
+
+
+class Accounts(Records):
+    """One method for each question: ``(principal, params) -> Done``. All raise Refused."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._read: dict[str, tuple[float, r.RecordReply]] = {}
+        self._reading = asyncio.Lock()
+
+    async def summary(self, who: Principal, params: p.TestParams) -> Done:
+        """A live test as it stands, or what is on record of one that ended."""
+        test = self._parts.experiments.by_id(params.test_id)
+        if test is None or not test.live:
+            return Done(account.ended(await self.gathered(who, params.test_id)), params.test_id)
+        notes: list[str] = []
+        status, changes, alerts = await asyncio.gather(
+            self._status(test, [each.test_id for each in self._parts.experiments.running()]),
+            self._changes(test, notes),
+            self._alerts(test, notes),
+        )
+        told = account.live(status, test, changes, alerts)
+        return Done(told.model_copy(update={"notes": notes}), params.test_id)
+
+    async def series(self, who: Principal, params: p.SeriesParams) -> Done:
+        """What could be read of a test's evidence by now, as columns."""
+        result = await self._result(who, params.test_id)
+        found = await self._record(params.test_id, result.verdict)
+        series = found.recent if params.span == "recent" else found.series
+        return Done(
+            p.SeriesShown(
+                test_id=params.test_id, state=found.state, progress=found.progress, message=found.message, series=series
+            ),
+            params.test_id,
+        )  # fmt: skip
+
+    async def whoami(self, who: Principal, _params: p.NoParams) -> Done:
+        """The key's name and role."""
+        from services.router.control.verbs import EVENTS, VERBS
+
+        may = [verb.name for verb in (*VERBS, EVENTS) if who.role >= verb.role]
+        return Done(p.WhoAmI(name=who.name, role=Role(who.role).label, may=may))
+
+    async def snapshot(self) -> bytes:
+        """How everything stands, as JSON."""
+        experiments = self._parts.experiments
+        running = [test.test_id for test in experiments.running()]
+        tests = list(reversed(experiments.live()))
+        statuses = await asyncio.gather(*(self._status(test, running) for test in tests))
+        models = [
+            ModelStanding(
+                **{name: getattr(info, name) for name in ModelStanding.model_fields if hasattr(info, name)},
+                in_use_by=[test.test_id for test in tests if info.name in {test.model_a, test.model_b}],
+            )
+            for info in self._parts.known_models()
+        ]
+        state = self._parts.monitoring.state
+        picture = Snapshot(
+            at_ms=now_ms(),
+            monitoring_active=state.active,
+            tests=[account.live(status, test) for status, test in zip(statuses, tests, strict=True)],
+            models=models,
+            start=self._suggestion(models, tests),
+            degraded=self._parts.path().degraded(),
+        )
+        return picture.model_dump_json().encode()
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _suggestion(self, models: list[ModelStanding], tests: list[Experiment]) -> Suggestion:
+        section = self._parts.settings.ab_testing
+        model_a, model_b = suggested(models, tests, self._parts.experiments.results())
+        return Suggestion(
+            enabled=section.enabled,
+            model_a=model_a,
+            model_b=model_b,
+            traffic_split_percent=section.default_traffic_split_percent,
+            test_duration_minutes=section.max_test_duration_minutes,
+            success_criteria=section.success_criteria.model_dump(mode="json"),
+            failure_criteria=section.failure_criteria.model_dump(mode="json"),
+        )
+
+    async def _changes(self, test: Experiment, notes: list[str]) -> list[r.TestChange]:
+        try:
+            found = await self._parts.queries.record(r.RecordQuery(test_id=test.test_id, wait_ms=0))
+        except Refused as exc:
+            notes.append(f"time line: {exc.message}")
+            return []
+        return found.changes
+
+    async def _alerts(self, test: Experiment, notes: list[str]) -> list[dict[str, Any]]:
+        try:
+            reply = await self._parts.queries.alerts(q.AlertsQuery(limit=_ALERTS, test_id=test.test_id))
+        except Refused as exc:
+            notes.append(f"alerts: {exc.message}")
+            return []
+        if reply.total_alerts > len(reply.alerts):
+            notes.append(f"{reply.total_alerts - len(reply.alerts)} older alerts are not shown")
+        return reply.alerts
+
+    async def _record(self, test_id: str, verdict: VerdictRecord | None) -> r.RecordReply:
+        async with self._reading:
+            read = self._read.get(test_id)
+            if read is not None and monotonic() - read[0] < _FRESH_S:
+                return read[1]
+            query = r.RecordQuery(test_id=test_id, until=until(verdict), wait_ms=SERIES_WAIT_MS)
+            found = await self._parts.queries.record(query)
+            now = monotonic()
+            self._read = {key: one for key, one in self._read.items() if now - one[0] < _FRESH_S}
+            self._read[test_id] = (now, found)
+            return found

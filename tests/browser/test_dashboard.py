@@ -1,0 +1,170 @@
+"""The live page in a real browser, on a running system: what people read there, do there, and what happens meanwhile."""
+
+import asyncio
+import contextlib
+import itertools
+import re
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from tests.browser.chromium import Tab, browser, tab
+from tests.e2e.product import KEYS, UNICODE, Product, running_product
+from tests.fakes.openai_server import Behaviour
+from tests.harness import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LONG = {"traffic_split_percent": 50, "test_duration_minutes": 60}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
+    async with running_product(tmp_path_factory.mktemp("dashboard")) as product:
+        yield product
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    async with browser() as started:
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def looking(chromium: Browser, product: Product, role: str = "operator", path: str = "", **options: Any) -> AsyncIterator[Tab]:
+    async with tab(chromium, product.system.url, **options) as found:
+        await found.sign_in(KEYS[role], path)
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def traffic(product: Product, per_second: float = 20) -> AsyncIterator[None]:
+    """Requests of ever new users while the block runs."""
+
+    async def send() -> None:
+        tasks: set[asyncio.Task[Any]] = set()
+        for number in itertools.count():
+            task = asyncio.create_task(product.chat(user=f"user-{id(tasks)}-{number}"))
+            tasks.add(task)
+            task.add_done_callback(lambda done: (tasks.discard(done), done.cancelled() or done.exception()))
+            await asyncio.sleep(1 / per_second)
+
+    sending = asyncio.create_task(send())
+    try:
+        yield
+    finally:
+        sending.cancel()
+        await asyncio.wait({sending})
+
+
+@contextlib.asynccontextmanager
+async def started(product: Product, **fields: Any) -> AsyncIterator[str]:
+    async with product.test(**{**LONG, **fields}) as test_id:
+        yield test_id
+
+
+async def test_only_a_good_key_lets_in_and_it_is_forgotten(product: Product, chromium: Browser) -> None:
+    async with looking(chromium, product, "viewer") as seen:
+        await expect(seen.page.get_by_text("No test is running.")).to_be_visible()
+        await expect(seen.page.get_by_text("Starting one takes an operator's key")).to_be_visible()
+        await expect(seen.button("Start a test")).to_have_count(0)
+        await seen.page.reload()  # the tab remembers
+        await expect(seen.page.get_by_text("No test is running.")).to_be_visible()
+        assert await seen.violations() == []
+        await seen.button("Sign out").click()
+        await expect(seen.heading("Sign in to Cypria")).to_be_visible()
+        held = "JSON.stringify([Object.values(sessionStorage), Object.values(localStorage), document.cookie, location.href])"
+        assert "SECRETMARK" not in await seen.page.evaluate(held)
+        await seen.page.reload()
+        await seen.sign_in("cyp-wrong")
+        await expect(seen.page.get_by_role("alert")).to_contain_text("This key is not known here.")
+        assert await seen.violations() == []
+        await seen.sign_in(KEYS["client"])
+        await expect(seen.heading("This key may not look at tests")).to_be_visible()
+        assert await seen.violations() == []
+
+
+async def test_one_page_says_what_runs_whether_it_is_safe_and_what_is_missing(product: Product, chromium: Browser) -> None:
+    async with started(product) as test_id, traffic(product):
+        async with looking(chromium, product, "viewer") as seen:
+            await expect(seen.heading("canary is being served 50 % of stable's traffic.")).to_be_visible()
+            safe = seen.page.locator(".answer", has_text="Is it safe?")
+            await expect(safe).to_contain_text("No evidence of harm: none of 8 guardrails has fired or is close to it")
+            await expect(safe).to_contain_text(re.compile(r"Errors of the canary: 0\s% so far, at most [\d.]+\s% \(limit 5\s%\)"))
+            needs = seen.page.locator(".answer", has_text="What would a promotion still need?")
+            await expect(needs).to_contain_text(re.compile(r"Not yet: \d of 6 conditions are met."))
+            rows = seen.page.locator(".guardrails tbody tr")
+            await expect(rows).to_have_count(8)
+            await expect(rows.filter(has_text="Time to first token")).to_contain_text("of 1.6K")
+            await expect(seen.page.locator(".charts canvas").first).to_be_attached()
+            await expect(seen.page.get_by_text("Your key (viewer) has the role viewer: it may look.")).to_be_visible()
+            for command in ("Start a test", "Pause", "Change split", "Stop", "Roll back"):
+                await expect(seen.button(command)).to_have_count(0)
+            table = seen.page.locator("details", has_text="Traffic as a table")
+            await table.locator("summary").press("Enter")
+            await expect(table.locator("tbody tr").first).to_be_visible()
+            await seen.button("Whole test").press("Enter")
+            await expect(seen.button("Whole test")).to_have_attribute("aria-pressed", "true")
+            await expect(table.locator("tbody tr").first).to_be_visible()
+            timeline = seen.page.get_by_role("region", name="Time line")
+            await expect(timeline).to_contain_text(re.compile(r"Started · split 50\s% · by admin"))
+            assert await seen.violations() == []
+            await seen.button("Dark colours").click()
+            await expect(seen.button("Light colours")).to_be_visible()
+            assert await seen.violations() == []
+        async with looking(chromium, product, "viewer", f"#/tests/{test_id}", viewport={"width": 360, "height": 780}, color_scheme="dark") as phone:
+            await expect(phone.page.locator(".charts canvas").first).to_be_attached()
+            await expect(phone.page.get_by_role("link", name="← All tests")).to_be_visible()
+            assert await phone.fits()
+            assert await phone.violations() == []
+
+
+async def test_a_canary_that_goes_bad_is_seen_rolled_back(product: Product, chromium: Browser) -> None:
+    async with looking(chromium, product, "viewer") as seen:
+        await expect(seen.page.get_by_text("No test is running.")).to_be_visible()
+        await seen.page.evaluate("window.untouched = true")
+        with product.behaving(canary=Behaviour(error_rate=0.6)):
+            async with started(product, auto_rollback=True) as test_id, traffic(product):
+                await expect(seen.heading("canary was rolled back: stable serves everything again.")).to_be_visible()
+        why = seen.page.locator(".answer", has_text="Why was it rolled back?")
+        await expect(why).to_contain_text(re.compile(r"Error rate passed its limit\. Errors: \d+"))
+        await expect(seen.page.locator("#announce")).to_contain_text("Rolled back: canary was rolled back")
+        await expect(seen.page.get_by_role("region", name="Time line")).to_contain_text("Rolled back")
+        assert await seen.page.evaluate("window.untouched"), "it was loaded again"
+        listed = seen.page.locator(".history tbody tr").first
+        await expect(listed).to_contain_text("Rolled back")
+        await listed.get_by_role("link").click()
+        await expect(seen.page).to_have_url(f"{seen.url}/dashboard#/tests/{test_id}")
+        await expect(seen.page.locator(".guardrails tbody tr.bad").first).to_contain_text("Fired")
+        assert await seen.violations() == []
+        async with seen.page.context.expect_page() as opened:
+            await seen.button("Open the report").click()
+        report = await opened.value
+        await expect(report.get_by_role("heading", name="canary (B) against stable (A)")).to_be_visible()
+        assert await report.evaluate("getComputedStyle(document.querySelector('.badge')).borderRadius") == "16px", "it has lost its style"
+
+
+async def test_the_page_outlives_a_router(product: Product, chromium: Browser) -> None:
+    async with started(product), looking(chromium, product) as seen:
+        await expect(seen.page.get_by_text("Live", exact=True)).to_be_visible()
+        await seen.page.evaluate("window.untouched = true")
+        product.system.signal("router", signal.SIGKILL)
+        banner = seen.page.locator("#banner")
+        await expect(banner).to_contain_text("What you see is as of")
+        await expect(seen.page.get_by_text("Offline", exact=True)).to_be_visible()
+        assert await seen.violations() == []
+        await expect(banner).to_be_empty()
+        await expect(seen.page.get_by_text("Live", exact=True)).to_be_visible()
+        await expect(seen.heading("canary is being served 50 % of stable's traffic.")).to_be_visible()
+        assert await seen.page.evaluate("window.untouched"), "it was loaded again"
+    await eventually(product.system.ready, 60, 0.1)
+
+
+async def test_names_are_text_whatever_is_in_them(product: Product, chromium: Browser) -> None:
+    async with started(product, model_a=UNICODE, model_b="canary", tags={"note": "<img src=x onerror=alert(1)>"}), looking(chromium, product) as seen:
+        await expect(seen.heading(f"canary is being served 50 % of {UNICODE}'s traffic.")).to_be_visible()
+        await expect(seen.page.get_by_role("row", name=UNICODE).last).to_contain_text("A of the test of canary")
