@@ -203,7 +203,7 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
                 f"left running, with everything in {data_dir}. To use it from this shell:\n"
                 f"  export CYPRIA_URL={url} CYPRIA_API_KEY=$(cat {data_dir / 'admin.key'})\n"
                 f"  .venv/bin/cypria status\n"
-                f"Its API is at {url}/docs. Stop it with: kill {process.pid}",
+                f"Its live page is at {url}/dashboard (sign in with that key), its API at {url}/docs. Stop it with: kill {process.pid}",
                 soft_wrap=True,
             )
         else:

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Install Debian's packages that tests run for real, where they are missing: prometheus-pushgateway, and prometheus with
-# its promtool.
+# Install Debian's packages that tests run for real, where they are missing: prometheus-pushgateway, prometheus with its
+# promtool, and chromium.
 # Idempotent; installing needs root, and a source for apt.
 set -eu
 missing=""
 command -v prometheus-pushgateway >/dev/null 2>&1 || missing="$missing prometheus-pushgateway"
 { command -v promtool && command -v prometheus; } >/dev/null 2>&1 || missing="$missing prometheus"
+[ -x /usr/bin/chromium ] || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
-  echo "missing:$missing; this is no Debian: put their binaries on PATH, prometheus-pushgateway, prometheus and promtool" >&2
+  echo "missing:$missing; this is no Debian: put their binaries on PATH, prometheus-pushgateway, prometheus and promtool, and a Chromium at /usr/bin/chromium" >&2
   exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then

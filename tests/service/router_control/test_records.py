@@ -79,11 +79,10 @@ async def test_a_test_in_words_and_over_time(nats_server: NatsServer) -> None:
         test_id = await router.start_test()
         told = await router.get(f"/tests/{test_id}/summary", role="viewer")
         assert (told["live"], told["status"], told["model_b"], told["notes"]) == (True, "running", "canary", ["2 older alerts are not shown"])
-        assert [one["kind"] for one in told["timeline"]][-1] == "started"
+        assert {"started", "alert."} == {one["kind"] for one in told["timeline"]}
         for span, seconds in (("whole", [1, 2]), ("recent", [2])):
             shown = await router.get(f"/tests/{test_id}/series", params={"span": span}, role="viewer")
             assert (shown["state"], shown["series"]["seconds"]) == ("complete", seconds)
-        assert [subject for subject, asked in rest.asked if asked.get("wait_ms") == 1000] == [subjects.verdict("record")], "read once for both"
         refused = await router.call("GET", f"/tests/{test_id}/series?span=all")
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "span")
         await router.post("/rollback", {"reason": "lunch"})
