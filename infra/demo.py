@@ -203,7 +203,8 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
                 f"left running, with everything in {data_dir}. To use it from this shell:\n"
                 f"  export CYPRIA_URL={url} CYPRIA_API_KEY=$(cat {data_dir / 'admin.key'})\n"
                 f"  .venv/bin/cypria status\n"
-                f"Its live page is at {url}/dashboard (sign in with that key), its API at {url}/docs. Stop it with: kill {process.pid}",
+                f"Its live page is at {url}/dashboard: sign in with that key. Its API is at {url}/docs.\n"
+                f"Stop it with: kill {process.pid}",
                 soft_wrap=True,
             )
         else:
@@ -230,6 +231,7 @@ async def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
                     raise SystemExit(f"demo: not ready after 90 s, missing {missing}; log in {log}")
                 await asyncio.sleep(0.2)
     console.print(f"five services, nats-server and ClickHouse are up after {time.monotonic() - began:.1f} s at {url}")
+    console.print(f"the live page is at {url}/dashboard")
 
 
 async def main(*, keep: bool, healthy_s: float) -> int:
