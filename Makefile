@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-vllm demo test lint audit lock soak bench bench-peers schemas clean
+.PHONY: install install-vllm demo test lint docs audit lock soak bench bench-peers schemas clean
 
 install:
 	@$(PYTHON) infra/install.py $(VENV)
@@ -48,6 +48,12 @@ bench-peers: install
 
 schemas: install
 	$(BIN)/python -m schemas.generate
+
+# the site of docs/, into build/site; a broken link, a missing anchor or a page outside of the navigation fails
+docs: install
+	$(BIN)/python -m services._runtime.reference --check
+	$(BIN)/python -m services.router.control.reference --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) .venv-peers .venv-vllm .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings model: `python -m services._runtime.reference`."""
+"""Writes docs/configuration.md from the settings model: `python -m services._runtime.reference`; `--check` compares."""
 
 import sys
 import types
@@ -93,5 +93,8 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        current = TARGET.read_text() == render()
+        sys.exit(None if current else f"{TARGET} is not as the code has it: run python -m services._runtime.reference")
     TARGET.write_text(render())
     sys.stdout.write(f"wrote {TARGET}\n")
