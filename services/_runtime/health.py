@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from services._runtime.telemetry import render_metrics
+from services._runtime.vitals import Ready
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -70,8 +71,11 @@ def routes(service: str, readiness: Readiness) -> list[tuple[str, AsgiApp]]:
         body = {"status": "unready" if missing else "ready", "service": service, "missing": missing}
         await respond(send, 503 if missing else 200, json.dumps(body).encode())
 
-    async def metrics(_scope: Scope, _receive: Receive, send: Send) -> None:
-        body, content_type = render_metrics()
+    vitals = Ready(service, readiness.missing)
+
+    async def metrics(scope: Scope, _receive: Receive, send: Send) -> None:
+        accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+        body, content_type = render_metrics(accept.decode("latin-1"), vitals)
         await respond(send, 200, body, content_type)
 
     return [("/health", _reading(health)), ("/ready", _reading(ready)), ("/metrics", _reading(metrics))]

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from prometheus_client import REGISTRY
 
 import services._runtime.lean  # noqa: F401 - first, before anything imports nats-py and structlog
 from services._runtime import tls
@@ -25,6 +26,7 @@ from services._runtime.bus import Bus
 from services._runtime.settings import ConfigError, load
 from services._runtime.settings_model import Settings, bare
 from services._runtime.telemetry import get_logger, setup_logging
+from services._runtime.vitals import Certificates
 
 EXIT_CONFIG = 78
 """sysexits.h EX_CONFIG: the supervisor does not restart a service that cannot read its configuration."""
@@ -150,6 +152,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
         # clean stop is not a death by signal.
         signal.signal(number, server.handle_exit)
+    REGISTRY.register(Certificates(service, settings))
     log.info("starting", host=host, port=port, pid=os.getpid())
     _write_run_file(settings, service, host, port, served.cert_file if served else None)
     with asyncio.Runner(loop_factory=_uvloop) as runner:

@@ -2,15 +2,22 @@
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import REGISTRY, disable_created_metrics
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from services._runtime.log_file import SharedLogFile
 from services._runtime.settings_base import ConfigError
 from services._runtime.settings_model import Logging
+
+# A time of creation beside each series would double them, and Prometheus sees resets by itself.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _NOISY = ("faststream", "uvicorn.error", "uvicorn.access", "nats", "aiohttp.access", "httpx", "slack_sdk")
 
@@ -76,6 +83,20 @@ def get_logger(name: str) -> Any:
     return structlog.get_logger(name)
 
 
-def render_metrics() -> tuple[bytes, str]:
-    """The process's metrics in Prometheus text and their content type."""
-    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+class _Beside(Collector):
+    """The process's metrics, and those of one more collector."""
+
+    def __init__(self, more: Collector) -> None:
+        self._more = more
+
+    def collect(self) -> Iterator[Metric]:
+        yield from REGISTRY.collect()
+        yield from self._more.collect()
+
+
+def render_metrics(accept: str, more: Collector) -> tuple[bytes, str]:
+    """The process's metrics with those of ``more``, and their content type: OpenMetrics, which has exemplars, for who
+    asks for it with ``accept`` (the header Accept), else Prometheus' text.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_Beside(more)), content_type

@@ -75,7 +75,12 @@ class Answers:
 
     async def audit_verify(self, question: AuditVerifyQuery) -> AuditVerification:
         """A page of the check of the audit's chain."""
-        return await self._checks.verify(question)
+        found = await self._checks.verify(question)
+        if found.problem is not None:
+            meters.AUDIT_CHECKS.labels("pinned" if found.problem.kind == "pinned" else "broken").inc()
+        elif found.complete:
+            meters.AUDIT_CHECKS.labels("whole").inc()
+        return found
 
     async def windows(self, question: WindowsQuery) -> WindowsReply:
         """A page of a test's evidence. Raises UnknownTestError."""

@@ -287,22 +287,6 @@ async def test_the_record_of_who_did_what_tells_what_was_changed_and_is_whole(pr
     await eventually(alerted, 15, 0.2)
 
 
-async def test_promtool_finds_nothing_to_say_about_any_services_metrics(product: Product) -> None:
-    async with product.test(traffic_split_percent=50):
-        for stream in (False, True):
-            await product.chat(stream=stream)
-    told = [json.loads(file.read_text()) for file in (product.system.data_dir / "run").glob("*.json")]
-    assert {one["service"] for one in told} == {"router", "inference", "metrics", "monitor", "alerts"}
-    async with httpx.AsyncClient() as client:
-        for one in told:
-            metrics = await client.get(f"http://127.0.0.1:{one['port']}/metrics")
-            done = await asyncio.to_thread(
-                subprocess.run, ["promtool", "check", "metrics"], input=metrics.content, capture_output=True, check=False
-            )
-            assert (done.returncode, done.stdout + done.stderr) == (0, b""), one["service"]
-            assert (await client.put(f"http://127.0.0.1:{one['port']}/health")).status_code == 405
-
-
 async def test_doctor_looks_at_everything_and_says_what_is_wrong(product: Product) -> None:
     folder = str(product.system.data_dir)
     status, shown, _ = await cypria(product, "doctor", "--data-dir", folder, "--json")

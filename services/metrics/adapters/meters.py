@@ -2,11 +2,13 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services._runtime.vitals import dead_letters
+
 FACTS = Counter("cypria_metrics_facts", "Facts folded into windows")
 WINDOWS = Counter("cypria_metrics_windows", "Windows stored")
 REPEATED_BATCHES = Counter("cypria_metrics_repeated_batches", "Fact batches that came again and were dropped")
 MISSING_BATCHES = Counter("cypria_metrics_missing_batches", "Fact batches that never came although later ones did")
-DEAD_LETTERS = Counter("cypria_metrics_dead_letters", "Messages put into the DLQ", ["stream"])
+DEAD_LETTERS = dead_letters("metrics")
 WRITING = Gauge(
     "cypria_metrics_partition_writing", "1 where this process writes the partition's windows", ["partition"]
 )
@@ -23,3 +25,9 @@ QUERIES = Histogram(
 )  # fmt: skip
 QUERY_ERRORS = Counter("cypria_metrics_query_errors", "Questions that could not be answered", ["query"])
 HTTP_QUERIES = Counter("cypria_metrics_http_queries", "Statements over the read-only HTTP front", ["outcome"])
+AUDIT_CHECKS = Counter(
+    "cypria_metrics_audit_checks", "Checks of the audit's chain that ended; pinned: it lacks the head that was given",
+    ["result"],
+)  # fmt: skip
+for _result in ("whole", "broken", "pinned"):
+    AUDIT_CHECKS.labels(_result)

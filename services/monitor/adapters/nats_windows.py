@@ -16,6 +16,7 @@ from services._runtime import bus as runtime
 from services._runtime.bus import Bus
 from services._runtime.reader import SequenceReader, StreamMessage
 from services._runtime.telemetry import get_logger
+from services.monitor import telemetry
 
 log = get_logger(__name__)
 
@@ -89,6 +90,7 @@ class WindowFeed:
             reason = f"not a window: {exc.error_count()} errors, first: {exc.errors()[0]['msg']}"
         log.error("window_unreadable", sequence=message.sequence, reason=reason)
         if self._dead_letters:
+            telemetry.DEAD_LETTERS.labels(STREAM).inc()
             try:
                 await runtime.dead_letter(
                     self._bus.js, stream=STREAM, consumer="monitor", subject=message.subject,

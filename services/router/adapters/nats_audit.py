@@ -18,7 +18,7 @@ from services.router.adapters.tasks import end
 log = get_logger(__name__)
 
 _LIMIT = 10_000
-_DROPPED = Counter("cypria_audit_dropped_total", "Audit records dropped because too many waited for the bus")
+_DROPPED = Counter("cypria_router_audit_dropped_total", "Audit records dropped because too many waited for the bus")
 
 
 class AuditLog:

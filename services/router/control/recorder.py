@@ -43,7 +43,7 @@ _TELL_S = 1.0
 _MAX_PLACES = 10_000
 _AUDITED_BODY = 64 << 10
 _NOT_AUDITED = Counter(
-    "cypria_audit_skipped_total", "Refused calls that came too fast for an audit record each, and were counted in one"
+    "cypria_router_audit_skipped_total", "Refused calls that came too fast for a record each, and are counted in one"
 )
 
 

@@ -10,19 +10,22 @@ class Call:
     """What is known of a request. Times are monotonic seconds.
 
     ``test`` is the id of the test it is assigned to, "" for none; ``target`` the model that serves it;
+    ``own_id`` says that ``id`` is the caller's own;
     ``units`` the possible units of assignment by source; ``gone`` says that its client has left.
     """
 
     __slots__ = (
-        "body", "caller", "first_byte", "gone", "hold_until", "id", "limit_s", "model", "overdue", "probe", "route",
-        "share_bp", "started", "sticky", "stream", "target", "test", "token", "unit", "units", "variant", "wake",
+        "body", "caller", "first_byte", "gone", "hold_until", "id", "limit_s", "model", "overdue", "own_id", "probe",
+        "route", "share_bp", "started", "sticky", "stream", "target", "test", "token", "unit", "units", "variant",
+        "wake",
     )  # fmt: skip
 
     def __init__(
         self, *, request_id: str, route: str, body: bytes, model: str, stream: bool, caller: str,
-        units: Mapping[str, bytes], started: float,
+        units: Mapping[str, bytes], started: float, own_id: bool = False,
     ) -> None:  # fmt: skip
         self.id = request_id
+        self.own_id = own_id
         self.route = route
         self.body = body
         self.model = model

@@ -211,6 +211,10 @@ class Arms:
         guard = self._guards.get(test_id)
         return {"a": 0, "b": 0, **guard.in_flight} if guard else {"a": 0, "b": 0}
 
+    def unwatched(self) -> int:
+        """Tests whose lease has lapsed: no monitor watches their canary."""
+        return sum(guard.unwatched for guard in self._guards.values())
+
     def open_breakers(self) -> int:
         """Tests whose canary this router keeps away by its own breaker."""
         return sum(guard.breaker.open for guard in self._guards.values())

@@ -87,9 +87,10 @@ class Gate:
             units["api_key"] = principal.name.encode()
         if self._with_address:
             units["client_address"] = host.encode()
+        given = request_id(own_id)
         call = Call(
-            request_id=request_id(own_id) or new_id(), route=route, body=body, model=model, stream=bool(peek.stream),
-            caller=principal.name + self._arms.member(units), units=units, started=now,
+            request_id=given or new_id(), own_id=given is not None, route=route, body=body, model=model,
+            stream=bool(peek.stream), caller=principal.name + self._arms.member(units), units=units, started=now,
         )  # fmt: skip
         self._arms.admit(call, now)
         if call.test:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterator
 
 from prometheus_client import REGISTRY
 
@@ -24,11 +25,12 @@ from services.router.adapters.workers import WorkerTable
 from services.router.control import Control
 from services.router.domain.capacity import Load
 from services.router.domain.facts import Batcher
+from services.router.domain.keys import ends_soon
 from services.router.domain.models import standing
 from services.router.edge.arms import Arms
 from services.router.edge.feedback import FeedbackDesk
 from services.router.edge.gate import Gate
-from services.router.edge.meters import Meters
+from services.router.edge.meters import Figure, Meters
 from services.router.edge.serve import Server
 from services.router.ports import ModelInfo
 
@@ -81,7 +83,8 @@ class InferencePath:
             unit_sources=settings.assignment.unit, models=self.models,
             first_use=control.recorder.used_model,
         )  # fmt: skip
-        self._gauges(control)
+        for figure in figures(self, control):
+            self.meters.figure(figure)
 
     async def start(self) -> None:
         """Hear workers and leases, send what a dead router left behind. Both connections must stand."""
@@ -212,14 +215,24 @@ class InferencePath:
         self.arms.tick(now)
         self.client.tick(loop_now)
 
-    def _gauges(self, control: Control) -> None:
-        gauge = self.meters.gauge
-        gauge("cypria_routers", "Routers that share the limits, this one included.", lambda: control.peers.routers)
-        gauge("cypria_router_guessing_sources", "Addresses that sent too many wrong keys within a minute.",
-              lambda: control.door.waiting(monotonic()))  # fmt: skip
-        gauge("cypria_router_open_breakers", "Tests whose canary this router keeps away.", self.arms.open_breakers)
-        gauge("cypria_router_fact_batches_waiting", "Fact batches without a PubAck.", lambda: self.facts.spooled()[0])
-        gauge("cypria_router_spool_bytes", "Bytes of facts on the disk.", lambda: self.facts.spooled()[1])
-        gauge("cypria_router_facts_dropped", "Facts lost because the spool was full.", lambda: self.facts.dropped)
-        gauge("cypria_router_workers", "Workers that send heartbeats.",
-              lambda: sum(info.workers for info in self.table.models()))  # fmt: skip
+
+def figures(path: InferencePath, control: Control) -> Iterator[Figure]:
+    """What `/metrics` shows of the path's and the control side's state."""
+    table, arms, facts = path.table, path.arms, path.facts
+    yield Figure("cypria_router_peers", "Routers that share the limits, this one included",
+                 lambda: control.peers.routers)  # fmt: skip
+    yield Figure("cypria_router_guessing_sources", "Addresses that sent too many wrong keys within a minute",
+                 lambda: control.door.waiting(monotonic()))  # fmt: skip
+    yield Figure("cypria_router_keys_expiring", "Good API keys that end by themselves soon",
+                 lambda: sum(ends_soon(entry, now_ms()) for entry in control.parts.keys.entries()))  # fmt: skip
+    yield Figure("cypria_router_open_breakers", "Tests whose canary this router keeps away", arms.open_breakers)
+    yield Figure("cypria_router_unwatched_tests", "Tests whose lease has lapsed: no monitor watches the canary",
+                 arms.unwatched)  # fmt: skip
+    yield Figure("cypria_router_fact_batches_waiting", "Fact batches without a PubAck", lambda: facts.spooled()[0])
+    yield Figure("cypria_router_spool_bytes", "Bytes of facts on the disk", lambda: facts.spooled()[1])
+    yield Figure("cypria_router_facts_dropped", "Facts lost because the spool was full", lambda: facts.dropped,
+                 counts=True)  # fmt: skip
+    yield Figure("cypria_router_workers", "Workers that send heartbeats, once for each model that they have",
+                 lambda: sum(info.workers for info in table.models()))  # fmt: skip
+    yield Figure("cypria_router_ready_workers", "Workers that are ready to serve the model",
+                 lambda: {info.name: info.ready_workers for info in table.models()}, label="model")  # fmt: skip

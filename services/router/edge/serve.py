@@ -90,7 +90,9 @@ class Server:
             await (sink.abort() if call.first_byte else sink.reply(call, errors.broken()))
         finally:
             self._meters.in_flight -= 1
-            self._meters.done(call.route, call.variant, status, monotonic() - call.started)
+            self._meters.done(
+                call.route, call.variant, status, monotonic() - call.started, "" if call.own_id else call.id
+            )
 
     async def _serve(self, call: Call, sink: Sink) -> int:
         if call.test:

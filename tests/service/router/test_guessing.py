@@ -42,7 +42,7 @@ async def test_wrong_keys_are_counted_together_wherever_they_are_tried(nats_serv
         assert told(large) == (429, "too_many_failed_keys")
         metrics = (await rig.client.get("/metrics")).text
         assert "\ncypria_router_guessing_sources 1.0\n" in metrics
-        assert "\ncypria_routers 1.0\n" in metrics
+        assert "\ncypria_router_peers 1.0\n" in metrics
 
         caller = await nats_server.connect("caller")
         assert await ask(caller, subjects.control("status"), "viewer-key") == "200", "the bus is another place"

@@ -117,7 +117,7 @@ class Pair:
     async def both_known(self) -> bool:
         """Whether each knows of the other, and so enforces its share."""
         shown = [(await router.client.get("/metrics")).text for router in (self.one, self.two)]
-        return all(re.search(r"^cypria_routers 2\.0$", text, re.MULTILINE) for text in shown)
+        return all(re.search(r"^cypria_router_peers 2\.0$", text, re.MULTILINE) for text in shown)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

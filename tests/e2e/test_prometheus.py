@@ -1,0 +1,186 @@
+"""`/metrics` of a running system: by promtool, by the reference, by how many series there are, by a real Prometheus."""
+
+import asyncio
+import json
+import re
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+import yaml
+
+from infra.metrics_reference import SERVICES, described
+from services._runtime.nats_server import free_port
+from tests.e2e.product import Product, running_product
+from tests.harness import eventually
+from tests.system import ROOT
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FOLDER = ROOT / "infra" / "prometheus"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
+    async with running_product(tmp_path_factory.mktemp("prometheus")) as product:
+        async with product.test(traffic_split_percent=50):
+            for stream in (False, True):
+                await product.chat(stream=stream)
+        yield product
+
+
+def targets(product: Product) -> dict[str, str]:
+    """Address of each service's process."""
+    told = [json.loads(file.read_text()) for file in (product.system.data_dir / "run").glob("*.json")]
+    return {one["service"]: f"127.0.0.1:{one['port']}" for one in told}
+
+
+async def scraped(product: Product) -> dict[str, str]:
+    """Prometheus' text of each service."""
+    async with httpx.AsyncClient() as client:
+        return {
+            service: (await client.get(f"http://{address}/metrics")).text
+            for service, address in targets(product).items()
+        }
+
+
+async def test_promtool_finds_nothing_to_say_about_any_services_metrics(product: Product) -> None:
+    found = await scraped(product)
+    assert set(found) == set(SERVICES)
+    for service, text in found.items():
+        done = await asyncio.to_thread(
+            subprocess.run, ["promtool", "check", "metrics"], input=text.encode(), capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, b""), service
+    async with httpx.AsyncClient() as client:
+        for address in targets(product).values():
+            assert (await client.put(f"http://{address}/health")).status_code == 405
+
+
+async def test_the_reference_has_every_metric_and_no_other(product: Product) -> None:
+    shown: dict[str, set[str]] = {}
+    for service, text in (await scraped(product)).items():
+        for name in re.findall(r"^# TYPE (cypria_\w+)", text, re.MULTILINE):
+            assert name.startswith(f"cypria_{service}_"), name
+            shown.setdefault(name, set())
+        for name, labels in re.findall(r"^(cypria_\w+)\{(.*)\} ", text, re.MULTILINE):
+            family = name if name in shown else re.sub("_(bucket|sum|count)$", "", name)
+            shown[family] |= set(re.findall(r'(\w+)="', labels)) - {"le"}
+    reference = {one.name: set(one.labels) for one in described()}
+    assert set(shown) == set(reference)
+    assert {name: labels for name, labels in shown.items() if labels and labels != reference[name]} == {}
+
+
+async def test_tests_that_come_and_go_leave_no_series_behind(product: Product) -> None:
+    async def series() -> set[str]:
+        text = "\n".join((await scraped(product)).values())
+        return {line.rsplit(" ", 1)[0] for line in text.splitlines() if line.startswith("cypria_")}
+
+    async def a_few(count: int) -> list[str]:
+        found = []
+        for _ in range(count):
+            async with product.test(traffic_split_percent=50) as test_id:
+                found.append(test_id)
+                for number in range(8):
+                    await product.chat(headers={"X-User-ID": f"u{len(found)}.{number}"}, stream=bool(number % 2))
+        return found
+
+    await a_few(2)
+    before = await series()
+    ids = await a_few(6)
+    after = await series()
+    # a question of the metrics service may have been put for the first time: there is one for each of a few verbs
+    assert {name for name in after - before if not name.startswith("cypria_metrics_query_")} == set()
+    assert not any(test_id in name for name in after for test_id in ids)
+    assert len(after) < 1000
+
+
+async def test_openmetrics_names_a_request_of_each_bucket_but_no_callers_own_id(product: Product) -> None:
+    made = (await product.chat()).headers["x-request-id"]
+    await product.chat(headers={"X-Request-ID": "patient-4711"})
+    asked = {"Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"}
+    reply = await product.system.client.get("/metrics", headers=asked)
+    assert reply.headers["content-type"].startswith("application/openmetrics-text")
+    assert reply.text.endswith("# EOF\n")
+    shown = re.findall(r'^cypria_router_request_seconds_bucket.* # \{request_id="(\w+)"\} [\d.]+ [\d.]+$', reply.text, re.MULTILINE)
+    assert made in shown
+    assert "patient-4711" not in reply.text
+
+
+def configuration(product: Product) -> dict[str, Any]:
+    """infra/prometheus/prometheus.yml with this system's addresses in the place of names, looked at every second."""
+    config: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    job = next(one for one in config["scrape_configs"] if one["job_name"] == "cypria")
+    named = {name for one in job.pop("dns_sd_configs") for name in one["names"]}
+    found = targets(product)
+    assert named == set(found)
+    job["static_configs"] = [
+        {"targets": [address], "labels": {"__meta_dns_name": service}} for service, address in found.items()
+    ]
+    return {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(FOLDER / pattern) for pattern in config["rule_files"]],
+        "scrape_configs": [job],
+    }
+
+
+async def test_prometheus_scrapes_all_five_services_and_its_rules_and_exemplars_work(
+    product: Product, tmp_path: Path
+) -> None:
+    file = tmp_path / "prometheus.yml"
+    file.write_text(yaml.safe_dump(configuration(product)))
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path / 'data'}",
+               f"--web.listen-address={address}", "--enable-feature=exemplar-storage", "--log.level=error"]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{address}/api/v1/") as client:
+
+            async def ask(path: str, **parameters: str | float) -> Any:
+                try:
+                    return (await client.get(path, params=parameters)).json()["data"]
+                except (httpx.TransportError, ValueError, KeyError):  # it is starting
+                    assert process.poll() is None, (tmp_path / "log").read_text()
+                    return None
+
+            async def up() -> set[str]:
+                found = (await ask("query", query="up == 1") or {}).get("result", [])
+                return {one["metric"]["service"] for one in found}
+
+            async def named() -> set[str]:
+                made.add((await product.chat()).headers["x-request-id"])
+                now = time.time()
+                found = await ask(
+                    "query_exemplars", query="cypria_router_request_seconds_bucket", start=now - 600, end=now + 60
+                )
+                return {one["labels"]["request_id"] for series in found for one in series["exemplars"]} & made
+
+            async def recorded() -> Any:
+                return (await ask("query", query='model:cypria_router_ready_workers:max{model="stable"}'))["result"]
+
+            made: set[str] = set()
+            await eventually(lambda: _is(up, set(SERVICES)), 60, 0.2)
+            assert [one["value"][1] for one in await eventually(recorded, 60, 0.2)] == ["1"]
+            assert await eventually(named, 60, 0.3)
+
+            async def evaluated() -> bool:
+                rules = [rule for group in (await ask("rules"))["groups"] for rule in group["rules"]]
+                assert {rule.get("lastError") for rule in rules} <= {None, ""}, rules
+                return len(rules) == 40 and all(rule["health"] == "ok" for rule in rules)
+
+            await eventually(evaluated, 90, 0.5)
+            firing = (await ask("query", query='ALERTS{alertstate="firing"}'))["result"]
+            assert [one["metric"]["alertname"] for one in firing] == []
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def _is(read: Any, wanted: Any) -> bool:
+    return bool(await read() == wanted)
