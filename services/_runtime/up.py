@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import APIError
 from nats.js.errors import Error as JetStreamError
 from pydantic import SecretStr
 
@@ -33,6 +35,9 @@ STOP_S = {"router": 6.0, "inference": 2.5, "metrics": 2.5, "monitor": 2.5, "aler
 """Seconds that a part may take to stop: the router first, then all other services at once, then the bus; 9.5 in all."""
 DRAIN_S = 5.0
 """Longer, what is in flight does not get here: the router is killed after STOP_S."""
+FORMING_S = 60.0
+_FORMING = frozenset({10005, 10008})
+"""What a cluster says that has no leader, or not yet enough servers for so many copies."""
 NATS_TRIES = 3
 """An embedded nats-server that has died so often before it answered will not come up."""
 _LOOK_S = 0.05
@@ -125,7 +130,7 @@ async def provision(settings: Settings, password: str | None = None, stored: Col
                 f"or move it away to begin without tests, history and secrets; "
                 f"{nats_server.log_file(settings.data_dir)} says more"
             )
-        for line in await provision_bus(js, settings.nats.replicas, settings.privacy.retention_days):
+        for line in await _made(js, settings):
             log.info("provisioned", what=line)
     except (JetStreamError, NatsError) as exc:
         raise StartError(
@@ -133,6 +138,20 @@ async def provision(settings: Settings, password: str | None = None, stored: Col
         ) from None
     finally:
         await bus.close()
+
+
+async def _made(js: JetStreamContext, settings: Settings) -> list[str]:
+    """`provision_bus`, again while the servers of a cluster have yet to find one another."""
+    deadline = monotonic() + FORMING_S
+    while True:
+        try:
+            return await provision_bus(js, settings.nats.replicas, settings.privacy.retention_days)
+        except (JetStreamError, NatsError) as exc:
+            refused = isinstance(exc, APIError) and exc.err_code not in _FORMING
+            if settings.nats.replicas == 1 or refused or monotonic() > deadline:
+                raise
+            log.warning("nats_cluster_forms", error=str(exc) or repr(exc))
+        await asyncio.sleep(1)
 
 
 async def _connect(bus: Bus) -> None:

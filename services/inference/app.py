@@ -11,6 +11,7 @@ from faststream.nats import NatsBroker, NatsMessage
 from schemas import subjects
 from services._runtime.bus import Bus, make_broker
 from services._runtime.health import Readiness, routes
+from services._runtime.provisioned import wait_until_provisioned
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.inference import settings as own_settings
@@ -103,6 +104,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
 
     async def start() -> None:
         await bus.connect()
+        await wait_until_provisioned(bus)
         await parts.start()
 
     async def stop() -> None:

@@ -10,6 +10,7 @@ from faststream.asgi import AsgiFastStream
 from schemas.subjects import PARTITIONS
 from services._runtime.bus import Bus, make_broker
 from services._runtime.health import Readiness, routes
+from services._runtime.provisioned import wait_until_provisioned
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.metrics import handlers
@@ -86,6 +87,7 @@ class Metrics:
             log.error("chdb_directory_in_use", reason=str(exc))
             raise
         await self.bus.connect()
+        await wait_until_provisioned(self.bus)
         await self._live.start()
         await self.erasures.start()
         for partition, writer in enumerate(self.writers):

@@ -7,6 +7,7 @@ from faststream.asgi import AsgiFastStream
 
 from services._runtime import health
 from services._runtime.bus import Bus, make_broker
+from services._runtime.provisioned import wait_until_provisioned
 from services._runtime.settings_model import Settings
 from services.monitor import handlers
 from services.monitor.records import Records
@@ -30,6 +31,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await bus.connect()
+        await wait_until_provisioned(bus)
         readiness.add("bus", bus.missing)
         readiness.add("windows", watcher.missing)
         await watcher.start()

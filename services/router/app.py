@@ -8,6 +8,7 @@ from faststream.nats import NatsBroker
 
 from services._runtime.bus import Bus, make_broker
 from services._runtime.health import AsgiApp, Readiness, Receive, Scope, Send, respond, routes
+from services._runtime.provisioned import wait_until_provisioned
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_secrets import load_secrets
@@ -65,6 +66,7 @@ class Router:
         """Begin everything; waits for the bus as long as it takes."""
         await self.bus.connect()
         await self.infer_bus.connect()
+        await wait_until_provisioned(self.bus)
         secrets = await load_secrets(self.bus, self._settings)
         control = build_control(self._settings, self.bus, self._ring, root_salt=secrets.unit_salt)
         path = InferencePath(

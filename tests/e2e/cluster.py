@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -132,20 +131,12 @@ class Cluster:
         return (self.secrets / key).read_text().strip()
 
     async def start(self, client: httpx.AsyncClient) -> None:
-        for one in self.nats:
+        """Everything at once, as a cluster does."""
+        for one in self.running:
             one.start()
-        # as the job does: again until the servers have found one another
-        deadline = time.monotonic() + 120
-        while True:
-            self.provision.start()
-            assert self.provision.process
-            if await asyncio.to_thread(self.provision.process.wait, 120) == 0:
-                break
-            assert time.monotonic() < deadline, self.provision.log.read_text()[-2000:]
-        services = [one for some in self.parts.values() for one in some]
-        for one in services:
-            one.start()
-        for one in services:
+        assert self.provision.process
+        assert await asyncio.to_thread(self.provision.process.wait, 200) == 0, self.provision.log.read_text()[-2000:]
+        for one in (one for some in self.parts.values() for one in some):
             await eventually(lambda o=one: o.ready(client), 150, 0.2)
 
     async def leader(self, stream: str) -> int:
