@@ -94,10 +94,10 @@ def test_no_container_is_root_can_write_to_its_root_or_gain_anything() -> None:
 
 def test_only_this_machine_reaches_published_ports_and_only_some_reach_outside() -> None:
     published = {name: own["ports"] for name, own in WHOLE["services"].items() if own.get("ports")}
-    assert set(published) == {"router", "prometheus"}
+    assert set(published) == {"router", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     outside = {name for name, own in WHOLE["services"].items() if "outside" in own["networks"]}
-    assert outside == {"router", "inference", "alerts", "prometheus"}
+    assert outside == {"router", "inference", "alerts", "prometheus", "grafana"}
     assert WHOLE["networks"]["inside"] == {"internal": True}
 
 
@@ -129,6 +129,22 @@ def test_prometheus_scrapes_each_service_where_it_listens(secrets: Path) -> None
     assert WHOLE["services"]["pushgateway"]
     [destination] = [one for one in settings("alerts", secrets).alerts.destinations if one.type == "prometheus"]
     assert destination.pushgateway_url == "http://pushgateway:9091"
+
+
+def test_grafana_asks_what_is_there_as_the_user_that_may_only_read(secrets: Path) -> None:
+    own = WHOLE["services"]["grafana"]
+    told, mounts = own["environment"], {one["target"]: one["source"] for one in own["volumes"] if isinstance(one, dict)}
+    for file in (COMPOSE.parent / mounts["/etc/grafana/provisioning"]).rglob("*.yaml"):
+        wanted = set(re.findall(r"\$(CYPRIA_\w+)", file.read_text()))
+        assert wanted <= {name.removesuffix("_FILE") for name in told}
+        assert all(f"export {name}=" in own["entrypoint"][2] for name in wanted - set(told))
+    home = told["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].removeprefix(told["CYPRIA_DASHBOARDS"])
+    assert (COMPOSE.parent / mounts[told["CYPRIA_DASHBOARDS"]] / home.strip("/")).is_file()
+    assert (told["CYPRIA_CLICKHOUSE_HOST"], told["CYPRIA_CLICKHOUSE_PORT"]) == ("clickhouse", "8123")
+    assert told["CYPRIA_PROMETHEUS_URL"] == "http://prometheus:9090"
+    user = re.search(rf"<{told['CYPRIA_CLICKHOUSE_USER']}>(.*?)</{told['CYPRIA_CLICKHOUSE_USER']}>", (secrets / "clickhouse-users.xml").read_text(), re.DOTALL)
+    assert user
+    assert "<profile>reading</profile>" in user[1]
 
 
 def test_every_bound_file_is_there() -> None:
