@@ -1,10 +1,12 @@
 """The chart, rendered for several values: by Kubernetes' own schemas, by rules of our own, and against the product."""
 
+import functools
 import itertools
 import json
 import re
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,14 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("token", "url"):
         (folder / name).write_text("https://hooks.company.com/x")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _schemas_read_once() -> Iterator[None]:
+    """Each would be read and parsed again for every object."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kubernetes_validate.utils, "schema_contents", functools.cache(kubernetes_validate.utils.schema_contents))
+        yield
 
 
 def of(objects: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
