@@ -27,6 +27,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON."
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept in the record.")]
 
 
+_WATCH = """
+q or Ctrl-C leaves; the test goes on. Where the output is no terminal, it is a line for each change.
+
+Examples:
+
+\b
+  cypria watch
+  cypria watch ab_test_01a216392387b1f58787 --go-on
+  cypria watch --json | jq -r 'select(.kind == "end") | .decision'
+"""
 _ROLLBACKS = """
 Examples:
 
@@ -185,6 +195,20 @@ def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
     data = api.call("GET", "/v1/ab-testing/status", params={"test_id": test_id})
     _ = data["test_id"]  # null where nothing runs
     show.as_json(data) if json_ else show.status(data)
+
+
+@app.command(epilog=_WATCH)
+def watch(
+    test_id: Annotated[
+        str | None, typer.Argument(help="By default whatever runs; waits for a start where nothing does.")
+    ] = None,
+    go_on: Annotated[bool, typer.Option("--go-on", help="Wait for the next test where one has ended.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print a JSON object for each change, one a line.")] = False,
+) -> None:
+    """Watch the running test live: figures, guardrails, what a promotion needs, what happens; ends with the test."""
+    from services._cli import watch as watching
+
+    watching.watch(test_id, go_on=go_on, json_=json_)
 
 
 @app.command()

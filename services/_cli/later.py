@@ -6,7 +6,6 @@ from services._cli import api
 
 COMMANDS = {
     "plan": "sample size, expected duration and detectable effect before a test",
-    "watch": "the live terminal view: `cypria status` shows the running test",
 }
 
 

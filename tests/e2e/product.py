@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import nats
 from nats.aio.msg import Msg
 
 from tests.fakes.openai_server import Behaviour, FakeOpenAI
+from tests.harness import environment
 from tests.system import ROOT, System
 
 ROLES = ("client", "viewer", "operator", "admin")
@@ -178,3 +181,17 @@ async def running_product(folder: Path, **sections: Any) -> AsyncIterator[Produc
         finally:
             await system.client.aclose()
             await asyncio.to_thread(system.stop)
+
+
+async def run(*command: str, **variables: str) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr)."""
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+async def cypria(product: Product, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    known = {"CYPRIA_URL": product.system.url, "CYPRIA_API_KEY": KEYS["admin"], **variables}
+    return await run(sys.executable, "-m", "services.cli", *arguments, **known)

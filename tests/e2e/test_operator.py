@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,10 +11,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.e2e.product import KEYS, ROLES, SLASHED, UNICODE, Product, refused, running_product
+from tests.e2e import watching
+from tests.e2e.product import KEYS, ROLES, SLASHED, UNICODE, Product, cypria, refused, running_product
 from tests.fakes.openai_server import Behaviour
-from tests.harness import environment, eventually
-from tests.system import ROOT
+from tests.harness import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,20 +29,6 @@ async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 
         await eventually(recording, 60, 0.2)
         yield product
-
-
-async def run(*command: str, **variables: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr)."""
-    done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
-        env=environment(PYTHONPATH=str(ROOT), **variables),
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-async def cypria(product: Product, *arguments: str, **variables: str) -> tuple[int, str, str]:
-    known = {"CYPRIA_URL": product.system.url, "CYPRIA_API_KEY": KEYS["admin"], **variables}
-    return await run(sys.executable, "-m", "services.cli", *arguments, **known)
 
 
 async def clickhouse(product: Product, query: str) -> list[dict[str, Any]]:
@@ -347,9 +332,8 @@ async def test_keys_are_made_rotated_and_revoked_from_the_shell(product: Product
 
 
 async def test_the_command_line_says_what_it_cannot_do(product: Product, tmp_path: Any) -> None:
-    for name in ("plan", "watch"):
-        status, _, said = await cypria(product, name, "--any", "thing")
-        assert (status, f"`cypria {name}` comes in a later version" in said) == (2, True)
+    status, _, said = await cypria(product, "plan", "--any", "thing")
+    assert (status, "`cypria plan` comes in a later version" in said) == (2, True)
     for variables, expected, words in (
         ({"CYPRIA_URL": "127.0.0.1:2242"}, 2, "CYPRIA_URL is '127.0.0.1:2242': give an address such as"),
         ({"CYPRIA_URL": product.stable.base_url}, 1, "not as Cypria does: check CYPRIA_URL"),
@@ -382,3 +366,9 @@ async def test_no_change_is_recorded_without_what_it_left(product: Product) -> N
 
         await eventually(caught_up, 15, 0.2)
         assert await clickhouse(product, f"{changes} AND after = ''") == []
+
+
+async def test_watch_is_a_screen_on_a_terminal_and_lines_in_a_pipe(product: Product) -> None:
+    await watching.on_a_screen(product)
+    await watching.of_several_tests(product)
+    await watching.in_a_pipe(product)

@@ -15,13 +15,13 @@ from services import cli
 from services._cli import api
 
 COMMANDS = (
-    "start a b", "status", "stop", "pause", "resume", "approve", "split 5", "rollback", "history", "report x", "report x --json", "replay x",
+    "start a b", "status", "watch", "stop", "pause", "resume", "approve", "split 5", "rollback", "history", "report x", "report x --json", "replay x",
     "alerts list", "alerts test", "alerts redrive", "models", "models register ENTRY", "models show m", "models load m", "models unload m",
     "models remove m", "models plan m", "keys list", "keys create n --role client", "keys rotate n", "keys revoke n",
     "audit list", "audit verify", "integrations list", "integrations test", "integrations redrive",
     "units export FILE", "units erase FILE",
 )  # fmt: skip
-NOT_ASKING = {"up", "router", "inference", "metrics", "monitor", "provision", "watch", "plan", "load", "models digest", "doctor"}
+NOT_ASKING = {"up", "router", "inference", "metrics", "monitor", "provision", "plan", "load", "models digest", "doctor"}
 """What asks no edge, or has an answer of its own to one that fails; the doctor, which looks at the machine too, is tried on some."""
 
 PAGE = b"<html><body>Please log in</body></html>"
