@@ -11,7 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from services._cli import alerts, api, audit, integrations, keys, later, models, record, rollout, show, units
+from services._cli import (
+    alerts,
+    api,
+    audit,
+    complete,
+    integrations,
+    keys,
+    later,
+    live,
+    models,
+    panels,
+    record,
+    rollout,
+    show,
+    units,
+)
 from services._runtime.settings_base import ConfigError
 
 app = typer.Typer(
@@ -22,29 +37,15 @@ app = typer.Typer(
 DEMO_CONFIG = Path(__file__).resolve().parent.parent / "infra" / "config" / "demo.yaml"
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The YAML configuration file.")]
-TestOption = Annotated[str | None, typer.Option("--test-id", help="By default the running test.")]
+TestOption = Annotated[
+    str | None,
+    typer.Option("--test-id", autocompletion=complete.tests, help="By default the test that was started last."),
+]
+EndedArgument = Annotated[
+    str, typer.Argument(autocompletion=complete.history, help="Of the test, as `cypria history` lists it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept in the record.")]
-
-
-_WATCH = """
-q or Ctrl-C leaves; the test goes on. Where the output is no terminal, it is a line for each change.
-
-Examples:
-
-\b
-  cypria watch
-  cypria watch ab_test_01a216392387b1f58787 --go-on
-  cypria watch --json | jq -r 'select(.kind == "end") | .decision'
-"""
-_ROLLBACKS = """
-Examples:
-
-\b
-  cypria rollback --reason "wrong answers"
-  cypria rollback --speed gradual
-  cypria rollback --speed gradual --at 2026-01-31T03:00:00Z
-"""
 
 
 def _config(option: Path | None) -> Path | None:
@@ -53,7 +54,7 @@ def _config(option: Path | None) -> Path | None:
     return option
 
 
-@app.command()
+@app.command(epilog=panels.examples("up"), rich_help_panel=panels.RUNNING)
 def up(
     config: ConfigOption = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")] = None,
@@ -78,7 +79,10 @@ def up(
 
 
 def _service(name: str) -> None:
-    @app.command(name, help=f"Run the {name} service alone (same as python -m services.{name}).")
+    @app.command(
+        name, rich_help_panel=panels.RUNNING, epilog=panels.examples(name),
+        help=f"Run the {name} service alone (same as python -m services.{name}).",
+    )  # fmt: skip
     def command(config: ConfigOption = None) -> None:
         from services._runtime.server import run
 
@@ -88,17 +92,21 @@ def _service(name: str) -> None:
 
 for _name in ("router", "inference", "metrics", "monitor"):
     _service(_name)
-app.add_typer(alerts.app, name="alerts")
-app.add_typer(models.app, name="models")
-app.add_typer(keys.app, name="keys")
-app.add_typer(audit.app, name="audit")
-app.add_typer(integrations.app, name="integrations")
-app.add_typer(units.app, name="units")
+app.add_typer(alerts.app, name="alerts", rich_help_panel=panels.TELLING)
+app.add_typer(models.app, name="models", rich_help_panel=panels.KEEPING)
+app.add_typer(keys.app, name="keys", rich_help_panel=panels.KEEPING)
+app.add_typer(audit.app, name="audit", rich_help_panel=panels.KEEPING)
+app.add_typer(integrations.app, name="integrations", rich_help_panel=panels.TELLING)
+app.add_typer(units.app, name="units", rich_help_panel=panels.KEEPING)
 later.register(app)
+live.register(app)
 
 
-@app.command()
-def provision(config: ConfigOption = None) -> None:
+@app.command(epilog=panels.examples("provision"), rich_help_panel=panels.RUNNING)
+def provision(
+    config: ConfigOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
     """Create or migrate NATS streams, KV buckets and ClickHouse tables; idempotent."""
     import asyncio
 
@@ -125,17 +133,22 @@ def provision(config: ConfigOption = None) -> None:
         api.fail(str(exc), EXIT_CONFIG)
     except FAILURES as exc:
         api.fail(f"ClickHouse was not provisioned: {exc}")
+    if json_:
+        show.as_json({"done": done})
+        return
     for line in done:
         show.console.print(line)
 
 
-@app.command(epilog=rollout.EXAMPLES)
+@app.command(epilog=rollout.EXAMPLES, rich_help_panel=panels.TESTS)
 def start(
-    model_a: str,
-    model_b: str,
+    model_a: Annotated[str, typer.Argument(autocompletion=complete.models, help="The stable model.")],
+    model_b: Annotated[str, typer.Argument(autocompletion=complete.models, help="The canary.")],
     split: Annotated[float | None, typer.Option("--split", help="Percent of traffic to B.")] = None,
-    duration: Annotated[float | None, typer.Option("--duration", help="Minutes.")] = None,
-    auto_rollback: Annotated[bool, typer.Option("--auto-rollback/--no-auto-rollback")] = True,
+    duration: Annotated[float | None, typer.Option("--duration", help="Minutes; then it is decided.")] = None,
+    auto_rollback: Annotated[
+        bool, typer.Option("--auto-rollback/--no-auto-rollback", help="Or verdicts only alert.")
+    ] = True,
     ramp: Annotated[
         str | None, typer.Option("--ramp", metavar="SHARES", help="Rising percentages of B, such as 1,5,25,50.")
     ] = None,
@@ -189,7 +202,7 @@ def start(
     _done(api.call("POST", "/v1/ab-testing/start", body=body), json_)
 
 
-@app.command()
+@app.command(epilog=panels.examples("status"), rich_help_panel=panels.TESTS)
 def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Show the running test and both variants' figures."""
     data = api.call("GET", "/v1/ab-testing/status", params={"test_id": test_id})
@@ -197,28 +210,14 @@ def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
     show.as_json(data) if json_ else show.status(data)
 
 
-@app.command(epilog=_WATCH)
-def watch(
-    test_id: Annotated[
-        str | None, typer.Argument(help="By default whatever runs; waits for a start where nothing does.")
-    ] = None,
-    go_on: Annotated[bool, typer.Option("--go-on", help="Wait for the next test where one has ended.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print a JSON object for each change, one a line.")] = False,
-) -> None:
-    """Watch the running test live: figures, guardrails, what a promotion needs, what happens; ends with the test."""
-    from services._cli import watch as watching
-
-    watching.watch(test_id, go_on=go_on, json_=json_)
-
-
-@app.command()
+@app.command(epilog=panels.examples("stop"), rich_help_panel=panels.TESTS)
 def stop(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOption = False) -> None:
     """Stop a test and show its decision."""
     data = api.call("POST", "/v1/ab-testing/stop", body=_body(test_id=test_id, reason=reason))
     show.as_json(data) if json_ else show.result(data)
 
 
-@app.command(epilog=_ROLLBACKS)
+@app.command(epilog=panels.examples("rollback"), rich_help_panel=panels.TESTS)
 def rollback(
     test_id: TestOption = None,
     reason: ReasonOption = None,
@@ -231,33 +230,41 @@ def rollback(
     _done(api.call("POST", "/v1/ab-testing/rollback", body=body), json_)
 
 
-@app.command()
+@app.command(epilog=panels.examples("pause"), rich_help_panel=panels.TESTS)
 def pause(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Pause a test."""
     _done(api.call("POST", "/v1/ab-testing/pause", body=_body(test_id=test_id)), json_)
 
 
-@app.command()
+@app.command(epilog=panels.examples("resume"), rich_help_panel=panels.TESTS)
 def resume(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Resume a paused test."""
     _done(api.call("POST", "/v1/ab-testing/resume", body=_body(test_id=test_id)), json_)
 
 
-@app.command()
+@app.command(epilog=panels.examples("approve"), rich_help_panel=panels.TESTS)
 def approve(test_id: TestOption = None, json_: JsonOption = False) -> None:
     """Open the manual gate of the ramp's present step."""
     _done(api.call("POST", "/v1/ab-testing/approve", body=_body(test_id=test_id)), json_)
 
 
-@app.command()
-def split(percent: float, test_id: TestOption = None, json_: JsonOption = False) -> None:
+@app.command(epilog=panels.examples("split"), rich_help_panel=panels.TESTS)
+def split(
+    percent: Annotated[float, typer.Argument(help="0 to 100, in steps of 0.01.")],
+    test_id: TestOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Set the percentage of traffic that B gets."""
     body = _body(test_id=test_id, traffic_split_percent=percent)
     _done(api.call("PATCH", "/v1/ab-testing/traffic-split", body=body), json_)
 
 
-@app.command()
-def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None:
+@app.command(epilog=panels.examples("history"), rich_help_panel=panels.PAST)
+def history(
+    limit: Annotated[int, typer.Option("--limit", help="So many at most.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", help="Leave out so many of the newest.")] = 0,
+    json_: JsonOption = False,
+) -> None:
     """List ended tests, newest first."""
     data = api.call("GET", "/v1/ab-testing/history", params={"limit": limit, "offset": offset})
     if json_:
@@ -266,7 +273,7 @@ def history(limit: int = 20, offset: int = 0, json_: JsonOption = False) -> None
         show.rows(data["tests"], ["test_id", "status", "decision", "end_time", "reason"])
 
 
-@app.command()
+@app.command(epilog=panels.examples("doctor"), rich_help_panel=panels.TRYING)
 def doctor(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Of the system on this machine; CYPRIA_DATA_DIR by default.")
@@ -287,9 +294,9 @@ def doctor(
     raise SystemExit(examination.exit_status(checks))
 
 
-@app.command()
+@app.command(epilog=panels.examples("report"), rich_help_panel=panels.PAST)
 def report(
-    test_id: str,
+    test_id: EndedArgument,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report there as one HTML file.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -303,8 +310,8 @@ def report(
         show.markdown(record.rendered(test_id, "text/markdown"))
 
 
-@app.command()
-def replay(test_id: str, json_: JsonOption = False) -> None:
+@app.command(epilog=panels.examples("replay"), rich_help_panel=panels.PAST)
+def replay(test_id: EndedArgument, json_: JsonOption = False) -> None:
     """Derive a test's verdict anew from the stored evidence; exit 1 if it differs, 2 if it cannot be derived."""
     data = record.replay(test_id)
     if json_:
@@ -312,40 +319,6 @@ def replay(test_id: str, json_: JsonOption = False) -> None:
     else:
         show.replay(data)
     raise SystemExit(record.exit_status(data))
-
-
-@app.command()
-def load(
-    model: str,
-    rate: Annotated[float, typer.Option("--rate", min=0.01, max=100_000, help="Requests a second.")] = 10,
-    seconds: Annotated[float, typer.Option("--seconds", min=0)] = 30,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream")] = False,
-    users: Annotated[int, typer.Option("--users", min=0, help="How many users to name; 0 names none.")] = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 16,
-    json_: JsonOption = False,
-) -> None:
-    """Send open-loop traffic to the edge and show what clients saw; the exit status is 1 where a request failed."""
-    import asyncio
-
-    from services._cli.load import Load, shown
-
-    token = api.key() or api.fail("no key: set CYPRIA_API_KEY")
-    target = Load(
-        api.url(), token, model, rate, stream=stream, users=users, max_tokens=max_tokens, tls=api.tls_context()
-    )
-    tally = asyncio.run(shown(target, seconds))
-    seen = {"sent": tally.sent, "failed": tally.failed, "by_variant": dict(tally.by_variant),
-            "by_status": dict(tally.by_status), "last_error": tally.last_error or None}  # fmt: skip
-    if json_:
-        show.as_json(seen)
-    else:
-        show.console.print(
-            f"sent {tally.sent}, failed {tally.failed}, "
-            f"by variant {dict(tally.by_variant)}, by status {dict(tally.by_status)}"
-        )
-        if tally.failed:
-            show.console.print(show.styled(f"the last failure: {tally.last_error}"), soft_wrap=True)
-    raise SystemExit(1 if tally.failed else 0)
 
 
 def _body(**fields: Any) -> dict[str, Any]:

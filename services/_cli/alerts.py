@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services._cli import api, show, telling
+from services._cli import api, panels, show, telling
 
 app = typer.Typer(
     invoke_without_command=True, no_args_is_help=False,
@@ -31,9 +31,9 @@ def service(
         run("alerts", module.build_app, config or (Path(named) if named else None))
 
 
-@app.command("list")
+@app.command("list", epilog=panels.examples("alerts list"))
 def list_(
-    limit: Annotated[int, typer.Option("--limit")] = 20,
+    limit: Annotated[int, typer.Option("--limit", help="So many at most, newest first.")] = 20,
     test_id: Annotated[str | None, typer.Option("--test-id", help="Of one test only.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -45,13 +45,13 @@ def list_(
         show.rows(data["alerts"], ["time", "level", "title", "message"])
 
 
-@app.command("test")
+@app.command("test", epilog=panels.examples("alerts test"))
 def probe(json_: JsonOption = False) -> None:
     """Send a test alert to each destination; the exit status is 1 where one failed."""
     telling.tested("alerts", "destinations", "destination", None, json_)
 
 
-@app.command("redrive")
+@app.command("redrive", epilog=panels.examples("alerts redrive"))
 def redrive(
     destination: Annotated[str | None, typer.Option("--destination", help="By default all of them.")] = None,
     json_: JsonOption = False,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from schemas.v1.common import rfc3339
-from services._cli import api, show
+from services._cli import api, panels, show
 from services._runtime.clock import now_ms
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def records(
         _list(limit, actor, since, json_=json_)
 
 
-@app.command("list")
+@app.command("list", epilog=panels.examples("audit list"))
 def list_(
     limit: LimitOption = 50, actor: ActorOption = None, since: SinceOption = None, json_: JsonOption = False
 ) -> None:
@@ -48,7 +48,7 @@ def list_(
     _list(limit, actor, since, json_=json_)
 
 
-@app.command("verify")
+@app.command("verify", epilog=panels.examples("audit verify"))
 def verify(
     head: Annotated[
         str | None,

@@ -6,11 +6,14 @@ from urllib.parse import quote
 
 import typer
 
-from services._cli import api, show
+from services._cli import api, complete, panels, show
 
 app = typer.Typer(no_args_is_help=True, help="List API keys; or create, rotate and revoke them. For admins.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
+NameArgument = Annotated[
+    str, typer.Argument(autocompletion=complete.keys, help="Of the key, as `cypria keys list` shows it.")
+]
 _PATH = "/v1/ab-testing/keys"
 _ROW = (
     "name", "role", "state", "source", "created_at", "created_by", "expires_at", "rotated_at", "previous_until",
@@ -36,7 +39,7 @@ The new key alone goes to the standard output, this once. Examples:
 """
 
 
-@app.command("list")
+@app.command("list", epilog=panels.examples("keys list"))
 def list_(json_: JsonOption = False) -> None:
     """List keys, their role, state and limits; never the keys themselves. "ends soon": within 7 days."""
     data = api.call("GET", _PATH)
@@ -49,7 +52,7 @@ def list_(json_: JsonOption = False) -> None:
 
 @app.command("create", epilog=_CREATE)
 def create(
-    name: str,
+    name: Annotated[str, typer.Argument(help="What the key is to be called.")],
     role: Annotated[str, typer.Option("--role", help="client, viewer, operator or admin.")],
     expires_in_days: Annotated[
         float | None, typer.Option("--expires-in-days", help="At most 366; by default it does not expire.")
@@ -76,7 +79,7 @@ def create(
 
 @app.command("rotate", epilog=_ROTATE)
 def rotate(
-    name: str,
+    name: NameArgument,
     overlap_seconds: Annotated[
         int | None,
         typer.Option("--overlap-seconds", min=0, help="How long the old key stays good; an hour by default."),
@@ -94,8 +97,8 @@ def rotate(
     _made(data, f"key {data['name']} rotated: {until}", json_=json_)
 
 
-@app.command("revoke")
-def revoke(name: str, json_: JsonOption = False) -> None:
+@app.command("revoke", epilog=panels.examples("keys revoke"))
+def revoke(name: NameArgument, json_: JsonOption = False) -> None:
     """End a key at once, on every router."""
     data = api.call("POST", f"{_PATH}/{quote(name, safe='')}/revoke", body={})
     if json_:

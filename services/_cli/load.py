@@ -2,16 +2,18 @@
 
 import asyncio
 import itertools
+import json
 import random
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from services._cli import api, show
+from services._cli.scenarios import STEADY, Shape
 from services._runtime.clock import monotonic
 
 PROMPTS = (
@@ -56,6 +58,16 @@ class Load:
     timeout_s: float = 60.0
     seed: int = 1
     tls: ssl.SSLContext | bool = True
+    shape: Shape = STEADY
+
+    def schedule(self) -> Iterator[float]:
+        """When each request is due, in seconds after the begin."""
+        if self.shape.kind == "steady":
+            yield from (index / self.rate for index in itertools.count())
+        due = 0.0
+        while True:
+            yield due
+            due += 1 / (self.rate * self.shape.factor(due))
 
 
 async def drive(
@@ -71,14 +83,13 @@ async def drive(
     begin = monotonic()
     tasks: set[asyncio.Task[None]] = set()
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
-        for index in itertools.count():
-            due = index / load.rate
+        for index, due in enumerate(load.schedule()):
             if (requests is not None and index >= requests) or (seconds is not None and due >= seconds):
                 break
             if stop is not None and stop():
                 break
             await asyncio.sleep(max(0.0, begin + due - monotonic()))
-            task = asyncio.create_task(_one(session, load, _body(load, rng), tally))
+            task = asyncio.create_task(_one(session, load, _body(load, rng, due), tally))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         if tasks:
@@ -99,10 +110,10 @@ async def shown(load: Load, seconds: float) -> Tally:
     return await run_load
 
 
-def _body(load: Load, rng: random.Random) -> dict[str, Any]:
+def _body(load: Load, rng: random.Random, due: float) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": load.model,
-        "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
+        "messages": [{"role": "user", "content": " ".join([rng.choice(PROMPTS)] * load.shape.repeats(due))}],
         "max_tokens": load.max_tokens,
         "stream": load.stream,
     }
@@ -117,16 +128,30 @@ async def _one(session: aiohttp.ClientSession, load: Load, body: dict[str, Any],
     begin = monotonic()
     variant, status, ok = "-", "none", False
     try:
-        async with session.post(f"{load.url}/v1/chat/completions", json=body) as response:
+        # A redirect is no answer: following it would count what somebody else says, such as a page to log in.
+        async with session.post(f"{load.url}/v1/chat/completions", json=body, allow_redirects=False) as response:
             variant = response.headers.get("X-AB-Test-Variant", "-")
             payload = await response.read()
             status = str(response.status)
-            ok = response.status == 200 and (not load.stream or b"data: [DONE]" in payload)
+            answer = _is_answer(response.content_type, payload, stream=load.stream)
+            ok = response.status == 200 and answer
             if not ok:
                 tally.last_error = payload[:300].decode("utf-8", "replace")
+            if response.status == 200 and not answer:
+                tally.last_error = f"HTTP 200, but no completion ({response.content_type}): {tally.last_error}"
     except (aiohttp.ClientError, TimeoutError, OSError) as exc:
         status = type(exc).__name__
         tally.last_error = api.explained(exc)[:300]
     finally:
         tally.in_flight -= 1
     tally.record(variant, status, monotonic() - begin, ok=ok)
+
+
+def _is_answer(media: str, payload: bytes, *, stream: bool) -> bool:
+    """Whether it is a completion: not whatever else somebody answers with 200."""
+    if stream:
+        return media == "text/event-stream" and b"data: [DONE]" in payload
+    try:
+        return bool(json.loads(payload)["choices"])
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return False

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from services._cli import api, show
+from services._cli import api, complete, panels, show
 
 app = typer.Typer(
     invoke_without_command=True, no_args_is_help=False,
@@ -18,6 +18,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON."
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it until it is done, or has failed.")]
 RollingOption = Annotated[
     bool, typer.Option("--rolling", help="One worker after the other instead of the new one beside the old one.")
+]
+NameArgument = Annotated[
+    str, typer.Argument(autocompletion=complete.models, help="Of the model, as `cypria models` lists it.")
 ]
 _PATH = "/v1/ab-testing/models"
 _ROW = (
@@ -49,8 +52,8 @@ def models(context: typer.Context, json_: JsonOption = False) -> None:
     show.rows(data["models"], ["name", "state", "engine", "workers", "wanted", "tests", "digest", "reason"])
 
 
-@app.command("show")
-def show_(name: str, json_: JsonOption = False) -> None:
+@app.command("show", epilog=panels.examples("models show"))
+def show_(name: NameArgument, json_: JsonOption = False) -> None:
     """Show one model and how it is on each worker."""
     data = api.call("GET", _of(name))
     if json_:
@@ -86,9 +89,9 @@ def register(
     _do("POST", _PATH, str(body["name"]), body, wait=wait, json_=json_)
 
 
-@app.command("load")
+@app.command("load", epilog=panels.examples("models load"))
 def load(
-    name: str,
+    name: NameArgument,
     reload: Annotated[bool, typer.Option("--reload", help="Also where it is loaded: its files have changed.")] = False,
     rolling: RollingOption = False,
     wait: WaitOption = True,
@@ -99,21 +102,24 @@ def load(
     _do("POST", f"{_of(name)}/load", name, body, wait=wait, json_=json_)
 
 
-@app.command("unload")
-def unload(name: str, wait: WaitOption = True, json_: JsonOption = False) -> None:
+@app.command("unload", epilog=panels.examples("models unload"))
+def unload(name: NameArgument, wait: WaitOption = True, json_: JsonOption = False) -> None:
     """Let a model finish what it has and unload it."""
     _do("POST", f"{_of(name)}/unload", name, {}, wait=wait, json_=json_)
 
 
-@app.command("remove")
-def remove(name: str, wait: WaitOption = True, json_: JsonOption = False) -> None:
+@app.command("remove", epilog=panels.examples("models remove"))
+def remove(name: NameArgument, wait: WaitOption = True, json_: JsonOption = False) -> None:
     """Unload a model and forget it; what the workers' configuration has is as that says."""
     _do("DELETE", _of(name), name, None, wait=wait, json_=json_)
 
 
-@app.command("plan")
+@app.command("plan", epilog=panels.examples("models plan"))
 def plan(
-    names: Annotated[list[str] | None, typer.Argument(help="Models that are known; asks the running workers.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(autocompletion=complete.models, help="Models that are known; asks the running workers."),
+    ] = None,
     file: Annotated[
         list[str] | None, typer.Option("--file", help="YAML with an entry of `models`; asks the running workers.")
     ] = None,
@@ -140,7 +146,7 @@ def plan(
     raise SystemExit(0 if data["fits"] else 1)
 
 
-@app.command("digest")
+@app.command("digest", epilog=panels.examples("models digest"))
 def digest(
     folder: Annotated[Path, typer.Argument(help="A model's directory.")], json_: JsonOption = False
 ) -> None:

@@ -164,6 +164,7 @@ class Watch:
         self._known = Known(at=_now()[11:19])
         self._again = asyncio.Event()
         self._listening = asyncio.Event()
+        self._lost = {"events": "", "looks": ""}
         self._told: dict[str, Any] = {}
         self._seen: set[str] = set()
         self._shown_once: set[str] = set()
@@ -207,12 +208,13 @@ class Watch:
         except api.ApiError as exc:
             if exc.status in {401, 403} or (exc.status == 404 and not self._known.statuses):
                 raise
-            self._line(f"{exc}; asking again", lost=True)
+            self._stands("looks", f"{exc}; asking again")
             await asyncio.sleep(exc.retry_after or EVERY_S)
             return
         except watch_feed.AWAY as exc:
-            self._line(f"no answer ({api.explained(exc)}); trying again", lost=True)
+            self._stands("looks", f"no answer, trying again: {watch_feed.explained(exc)}")
             return
+        self._stands("looks", "")
         self._known.at = _now()[11:19]
         gone = [one for one in self._known.statuses if one not in found]
         self._known.statuses = found
@@ -291,11 +293,17 @@ class Watch:
         return True
 
     def _line(self, text: str, *, lost: bool) -> None:
-        """How it stands with the edge: told when it is lost, and when it is back."""
+        """How it stands with the events."""
         self._listening.set()
-        line = text if lost else ""
-        if bool(line) != bool(self._known.line):
-            self._known.line = line
+        self._stands("events", text if lost else "")
+
+    def _stands(self, what: str, why: str) -> None:
+        """Events and looks are lost and come back each by itself; told is when one is lost, and when all are back."""
+        self._lost[what] = why
+        line = self._lost["events"] or self._lost["looks"]
+        changed = bool(line) != bool(self._known.line)
+        self._known.line = line
+        if changed:
             self._view.connection(self._known)
             self._again.set()
 

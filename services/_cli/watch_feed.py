@@ -35,16 +35,24 @@ async def follow(event: Callable[[str, dict[str, Any]], None], line: Told) -> No
                     event(name, data)
                 else:
                     line("", lost=False)
-            line("the edge ended the stream of events; trying again", lost=True)
+            line("connection lost, trying again: the edge ended it", lost=True)
         except api.ApiError as exc:
             if exc.status in {401, 403}:
                 raise
             line(f"{exc}; trying again", lost=True)
             wait = max(wait, exc.retry_after)
         except AWAY as exc:
-            line(f"connection lost ({api.explained(exc)}); trying again", lost=True)
+            line(f"connection lost, trying again: {explained(exc)}", lost=True)
         await asyncio.sleep(wait)
         wait = min(_LONGEST_S, wait * 2)
+
+
+def explained(exc: BaseException) -> str:
+    """Why the edge, which has been there, is away."""
+    if isinstance(exc, TimeoutError):
+        return "it says nothing"
+    cut = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError)
+    return "it closed the connection" if isinstance(exc, cut) else api.explained(exc)
 
 
 async def events() -> AsyncIterator[tuple[str, dict[str, Any]]]:

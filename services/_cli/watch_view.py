@@ -35,6 +35,8 @@ def screen(known: Known, width: int, height: int, *, ascii_only: bool = False) -
         lines = _one(known, next(iter(known.statuses.values())), width, height, ascii_only=ascii_only)
     else:
         lines = _several(known, width, height, ascii_only=ascii_only)
+    if known.line:
+        lines.insert(1, Text(styled(known.line).plain, f"bold {words.BAD}"))
     lines = lines[: height - 1]
     if len(lines) + 2 < height:
         lines.append(Text())
@@ -54,7 +56,7 @@ def _about(known: Known) -> list[Happening]:
 
 
 def _top(known: Known, left: Text, width: int) -> Text:
-    right = Text(known.line or f"live {known.at}", words.BAD if known.line else "dim")
+    right = Text(f"as of {known.at}" if known.line else f"live {known.at}", words.BAD if known.line else "dim")
     return Text.assemble(left, " " * max(2, width - left.cell_len - right.cell_len), right)
 
 

@@ -11,17 +11,19 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.e2e import watching
+from tests.e2e import rehearsing, watching
 from tests.e2e.product import KEYS, ROLES, SLASHED, UNICODE, Product, cypria, refused, running_product
 from tests.fakes.openai_server import Behaviour
 from tests.harness import eventually
+from tests.system import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
-    async with running_product(tmp_path_factory.mktemp("operator")) as product:
+    sources = {"allow": [str(ROOT / "infra" / "models"), *(f"http://127.0.0.1:{port}/" for port in rehearsing.PORTS)]}
+    async with running_product(tmp_path_factory.mktemp("operator"), model_sources=sources) as product:
 
         async def recording() -> bool:
             front = (product.system.data_dir / "clickhouse-http.json").exists()  # the edge serves before it does
@@ -372,3 +374,8 @@ async def test_watch_is_a_screen_on_a_terminal_and_lines_in_a_pipe(product: Prod
     await watching.on_a_screen(product)
     await watching.of_several_tests(product)
     await watching.in_a_pipe(product)
+
+
+async def test_a_rehearsal_shows_a_rollback_and_takes_everything_away_again(product: Product) -> None:
+    await rehearsing.a_bad_canary(product)
+    await rehearsing.what_cannot_be_rehearsed(product)
