@@ -3,11 +3,18 @@
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from infra.dependencies import closure
 from infra.install_vllm import VLLM
 from services._runtime.settings import load
 from tests.containers import DOCKERFILE, stages
+from tests.harness import environment
 from tests.system import ROOT
 
 FINAL = ("service", "worker", "gpu")
@@ -59,3 +66,31 @@ def test_only_what_is_built_from_gets_into_the_context() -> None:
     copied = {word for line in DOCKERFILE.read_text().splitlines() if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]}
     assert copied == allowed
     assert "infra/secrets" in ignore
+
+
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in set(sys.argv[1].split(",")):
+            raise ModuleNotFoundError(f"{name} is not in the image", name=name)
+
+sys.meta_path.insert(0, Absent())
+import services.cli, services.metrics.provision
+import services.alerts.app, services.inference.app, services.metrics.app, services.monitor.app, services.router.app
+"""
+
+
+def test_every_service_starts_with_what_the_image_has() -> None:
+    """The target `service` has no extras: neither the embedded parts nor torch, and nothing that only tests need."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    there = {*closure([Requirement(text) for text in project["dependencies"]]), "cypria"}
+    modules = metadata.packages_distributions()
+    absent = [module for module, owners in modules.items() if there.isdisjoint(map(canonicalize_name, owners))]
+    assert {"chdb", "torch", "pytest"} <= set(absent)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, ",".join(absent)], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
