@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import shutil
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
@@ -42,10 +43,13 @@ async def system(tmp_path_factory: pytest.TempPathFactory, canary: FakeOpenAI) -
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def restarted(system: System) -> dict[str, tuple[str, dict[str, int]]]:
-    """By kind, the test that ran when the system was restarted, with what each of its variants had served: one that
-    goes on for long, and one that ends by itself, most likely after the restart.
+    """By kind, the test that ran when the system was stopped, with what each of its variants had served: one that
+    goes on for long, and one that ends by itself, most likely after the restart. It is started on a copy of its data dir,
+    as one that is restored from a backup. One more, ``ended``, was over before.
     """
     tests = {}
+    over = await system.start_test(traffic_split_percent=10)
+    await system.api("POST", "stop", {"test_id": over, "reason": "before the backup"})
     for kind, minutes in zip(KINDS, (10, TIMED_S / 60), strict=True):
         models = {"model_a": f"{kind}stable", "model_b": f"{kind}canary"}
         test_id = await system.start_test(**models, traffic_split_percent=50, test_duration_minutes=minutes)
@@ -54,8 +58,13 @@ async def restarted(system: System) -> dict[str, tuple[str, dict[str, int]]]:
     for test_id, seen in tests.values():
         await eventually(lambda t=test_id, s=seen: counted(system, t, s), 60, 0.2)
     assert await asyncio.to_thread(system.stop) == 0
+    key, backup = system.key, system.folder / "backup"
+    shutil.copytree(system.data_dir, backup)  # docs/backup.md
+    shutil.rmtree(system.data_dir)
+    system.data_dir = backup
     await system.start()
-    return tests
+    assert system.key == key
+    return {**tests, "ended": (over, {})}
 
 
 async def totals(system: System, test_id: str) -> dict[str, int]:
@@ -74,6 +83,16 @@ async def test_a_test_survives_a_restart(system: System, restarted: dict[str, tu
     assert state["status"] == "running"
     assert state["traffic_split_percent"] == 50
     await eventually(lambda: counted(system, test_id, seen), 60, 0.2)
+
+
+async def test_a_backup_has_the_history_with_its_reasons(
+    system: System, restarted: dict[str, tuple[str, dict[str, int]]]
+) -> None:
+    over, _ = restarted["ended"]
+    (listed,) = [one for one in (await system.api("GET", "history"))["tests"] if one["test_id"] == over]
+    assert listed["reason"]
+    audit = (await system.api("GET", "audit"))["records"]
+    assert [one for one in audit if one["test_id"] == over and one["action"] == "stop"]
 
 
 async def test_three_thousand_requests_are_split_as_asked_and_counted_exactly(system: System) -> None:
