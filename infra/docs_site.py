@@ -18,6 +18,8 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "reporting.md",
     "benchmarks/README.md": "reference/benchmarks.md",
     "infra/clickhouse/README.md": "reference/clickhouse.md",
     "infra/nats/README.md": "reference/nats.md",

@@ -1,4 +1,4 @@
-"""Every command and snippet of the README runs, in order, against a running system; `make demo` does its job."""
+"""Every command and snippet of the tutorial and of pages that follow it runs, in order, against a running system; `make demo` does its job."""
 
 import asyncio
 import re
@@ -14,9 +14,9 @@ from services.cli import app
 from tests.harness import environment
 from tests.system import ROOT, System
 
-PAGES = ("README.md", "docs/models.md", "docs/rollouts.md")
+PAGES = ("docs/tutorial.md", "docs/models.md", "docs/rollouts.md")
 """Whose snippets run, in this order."""
-ALL = [ROOT / "README.md", *(p for d in ("docs", "services", "infra") for p in (ROOT / d).rglob("*.md"))]
+ALL = [*ROOT.glob("*.md"), *(p for d in ("docs", "services", "infra") for p in (ROOT / d).rglob("*.md"))]
 STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")
 
 
