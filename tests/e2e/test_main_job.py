@@ -59,7 +59,7 @@ async def restarted(system: System) -> dict[str, tuple[str, dict[str, int]]]:
         await eventually(lambda t=test_id, s=seen: counted(system, t, s), 60, 0.2)
     assert await asyncio.to_thread(system.stop) == 0
     key, backup = system.key, system.folder / "backup"
-    shutil.copytree(system.data_dir, backup)  # docs/backup.md
+    shutil.copytree(system.data_dir, backup, symlinks=True)  # docs/backup.md
     shutil.rmtree(system.data_dir)
     system.data_dir = backup
     await system.start()
