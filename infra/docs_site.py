@@ -37,6 +37,16 @@ _FENCE = re.compile(r"\s*(```|~~~)")
 _ITEM = re.compile(r"( *)([-*]|\d+\.) +")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Bring every decision record into the navigation."""
+    for section in config.nav or []:
+        for pages in section.values():
+            for entry in pages if isinstance(pages, list) else []:
+                if DECISIONS in (listed := next(iter(entry.values()))):
+                    listed += [f"decisions/{path.name}" for path in sorted(DOCS.glob("decisions/*.md"))]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie elsewhere, and the list of the decisions."""
     for source, uri in ELSEWHERE.items():
