@@ -148,6 +148,62 @@ async def test_a_canary_that_goes_bad_is_seen_rolled_back(product: Product, chro
         assert await report.evaluate("getComputedStyle(document.querySelector('.badge')).borderRadius") == "16px", "it has lost its style"
 
 
+async def confirmed(seen: Tab, command: str, says: str, answer: str, *, verb: str | None = None, fields: dict[str, str] | None = None) -> None:
+    """Give a command: its dialog says what will happen, then what the server answered."""
+    await seen.page.get_by_role("group", name="Commands").get_by_role("button", name=command, exact=True).click()
+    dialog = seen.page.get_by_role("dialog")
+    await expect(dialog).to_contain_text(says)
+    for label, value in (fields or {}).items():
+        await dialog.get_by_label(label).fill(value)
+    await dialog.get_by_role("button", name=verb or command, exact=True).click()
+    await expect(dialog.locator(".note.good")).to_contain_text(answer)
+    await dialog.get_by_role("button", name="Close").press("Enter")
+    await expect(dialog).to_have_count(0)
+
+
+async def test_an_operator_does_everything_from_the_page(product: Product, chromium: Browser) -> None:
+    async with looking(chromium, product) as seen, traffic(product, 8):
+        await seen.button("Start a test").click()
+        dialog = seen.page.get_by_role("dialog")
+        await expect(dialog.get_by_label("Stable model (A)")).to_have_value("stable")
+        await expect(dialog.get_by_label("Canary (B)")).to_have_value("canary")
+        assert await seen.violations() == []
+        await dialog.get_by_role("button", name="Start").click()
+        await expect(seen.page.locator("#banner")).to_contain_text("Started: canary gets 10")
+        await expect(seen.heading("canary is being served 10 % of stable's traffic.")).to_be_visible()
+        (test_id,) = (await product.call("GET", "status")).json()["running_tests"]
+
+        await confirmed(seen, "Pause", "The split stays at 10", "The test is paused.")
+        await expect(seen.heading("canary stays at 10 % of stable's traffic")).to_be_visible()
+        await confirmed(seen, "Resume", "The test goes on at 10", "The test goes on.")
+        await seen.button("Change split").click()
+        await dialog.get_by_label("Canary's share of the traffic, in percent").fill("25")
+        await expect(dialog).to_contain_text("15 of every 100 users move from stable to canary; canary then has 25")
+        await seen.page.keyboard.press("Escape")
+        await expect(seen.button("Change split")).to_be_focused()
+        share = {"Canary's share of the traffic, in percent": "25"}
+        await confirmed(seen, "Change split", "canary has 10", "canary gets 25", fields=share)
+        await expect(seen.heading("canary is being served 25 % of stable's traffic.")).to_be_visible()
+        await confirmed(seen, "Stop", "stable serves everything again", "The test has ended.", verb="Stop the test", fields={"Reason": "enough seen"})
+        await expect(seen.heading("The test of canary against stable ended without a decision.")).to_be_visible()
+        assert (await product.call("GET", f"tests/{test_id}")).json()["status"] == "completed"
+
+        ramp = {"steps": [10, 40], "gate": "manual", "soak_minutes": 0, "min_requests": 0}
+        async with product.test(ramp=ramp, test_duration_minutes=60) as test_id:
+            await confirmed(seen, "Approve next step", "The gate of step 1 of 2 opens: from 10", "The step is approved.", verb="Approve")
+            await expect(seen.heading("canary is being served 40 % of stable's traffic.")).to_be_visible()
+            await seen.button("Roll back").click()
+            await expect(dialog).to_contain_text("canary gets nothing more: its 40")
+            await product.call("POST", "stop", json={"test_id": test_id})  # somebody else is faster
+            await dialog.get_by_role("button", name="Roll back").click()
+            await expect(dialog.get_by_role("alert")).to_contain_text(f"test '{test_id}' is not running")
+            await dialog.get_by_role("button", name="Cancel").click()
+        async with started(product):
+            await confirmed(seen, "Roll back", "canary gets nothing more: its 50", "canary is out: stable serves everything.", fields={"Reason": "looks odd"})
+            await expect(seen.heading("canary was rolled back: stable serves everything again.")).to_be_visible()
+            await expect(seen.page.locator(".answer", has_text="Why was it rolled back?")).to_contain_text("Looks odd.")
+
+
 async def test_the_page_outlives_a_router(product: Product, chromium: Browser) -> None:
     async with started(product), looking(chromium, product) as seen:
         await expect(seen.page.get_by_text("Live", exact=True)).to_be_visible()

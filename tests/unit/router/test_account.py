@@ -48,6 +48,7 @@ def live(test: Experiment, *guardrails: GuardrailStatus, effective: int | None =
     ({}, "open", "plain", "B is between 40 % less and 180 % more than A."),
     ({"effect_high": 30.0, "effect_low": -99.99}, "within", "good", "B is at most 30 % more than A."),
     ({"effect_high": None}, "open", "plain", "B is at least 40 % less than A."),
+    ({"effect_high": 1150.0}, "open", "plain", "B is between 40 % less and 12 times as much as A."),
     ({"effect": None, "effect_low": None, "effect_high": None}, "open", "plain", "Too few requests to say how B compares."),
     ({"value_a": 0.0, "value_b": 0.0}, "open", "plain", "Neither A nor B has had any."),
     ({"n_b": 0}, "no_data", "plain", "No request of B has finished yet."),

@@ -44,7 +44,11 @@ const COMMANDS = {
       `${test.model_b} has ${figure(test.split_percent)} % of the traffic of ${test.model_a} now${perSecond(test, test.split_percent)}.`,
       "Raising it moves users from A to B only; lowering it moves some of B's back. The evidence so far is kept.",
       test.ramp ? "The ramp goes no further by itself from then on." : null),
-    fields: (test) => [number("traffic_split_percent", "Canary's share of the traffic, in percent", test.split_percent, { min: 0, max: 100, step: 0.01 })],
+    fields: (test) => [
+      number("traffic_split_percent", "Canary's share of the traffic, in percent", test.split_percent, { min: 0, max: 100, step: 0.01, "aria-describedby": "f-after" }),
+      h("p", { class: "small", id: "f-after" }, moved(test, test.split_percent)),
+    ],
+    changed: (form, test) => moved(test, form.elements.traffic_split_percent.valueAsNumber),
     body: (form) => ({ traffic_split_percent: form.elements.traffic_split_percent.valueAsNumber }),
     done: (answer, test) => `${test.model_b} gets ${figure(answer.traffic_split_percent)} % of the traffic from now on.`,
   },
@@ -92,6 +96,15 @@ const COMMANDS = {
   },
 };
 
+/** What a new split means, in numbers. */
+function moved(test, percent) {
+  if (!Number.isFinite(percent) || percent < 0 || percent > 100) return "A share is between 0 and 100 %, in steps of 0.01 %.";
+  const step = Math.round(100 * (percent - test.split_percent)) / 100;
+  if (!step) return "That is the split that it has.";
+  const from = step > 0 ? [test.model_a, test.model_b] : [test.model_b, test.model_a];
+  return `${figure(Math.abs(step))} of every 100 users move from ${from[0]} to ${from[1]}; ${test.model_b} then has ${figure(percent)} %${perSecond(test, percent)}.`;
+}
+
 function reasoned(form) {
   const reason = form.elements.reason.value.trim();
   return reason ? { reason } : {};
@@ -116,7 +129,7 @@ function choice(name, label, choices, chosen) {
 
 function form(command, test, { title, what, fields, verb, kind }) {
   return [
-    h("form", { "data-form": "act", "data-command": command, "data-test": test, novalidate: false },
+    h("form", { "data-form": "act", "data-command": command, "data-test": test },
       h("h2", { id: "dialog-title", tabindex: "-1" }, title), what, fields,
       h("div", { class: "problem", role: "alert" }),
       h("div", { class: "row end" },
@@ -129,8 +142,12 @@ function form(command, test, { title, what, fields, verb, kind }) {
 export function ask(context, command, id) {
   const test = context.test(id);
   if (!test) return;
-  const { title, what, fields, verb, kind } = COMMANDS[command];
-  show(form(command, id, { title: title(test), what: what(test), fields: fields ? fields(test) : null, verb, kind }));
+  const { title, what, fields, verb, kind, changed } = COMMANDS[command];
+  const place = show(form(command, id, { title: title(test), what: what(test), fields: fields ? fields(test) : null, verb, kind }));
+  if (changed) {
+    const asked = place.querySelector("form");
+    asked.addEventListener("input", () => fill(place.querySelector("#f-after"), [document.createTextNode(changed(asked, context.test(id) || test))]));
+  }
 }
 
 /** Ask what to start, with everything filled in. */
@@ -197,8 +214,8 @@ export async function act(context, form) {
     if (command === "start") {
       const body = values(form);
       await context.api.json("/start", { method: "POST", body });
-      context.announce(`The test of ${body.model_b} has started.`);
-      answered("Started", `${body.model_b} gets ${figure(body.traffic_split_percent)} % of the traffic of ${body.model_a}, for at most ${minutes(body.test_duration_minutes)}.`);
+      dialog().close();
+      context.notice(`Started: ${body.model_b} gets ${figure(body.traffic_split_percent)} % of the traffic of ${body.model_a}, for at most ${minutes(body.test_duration_minutes)}.`);
     } else {
       const { method, path, body, done, verb } = COMMANDS[command];
       const test = context.test(id) || { test_id: id, model_a: "A", model_b: "B" };

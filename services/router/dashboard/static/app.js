@@ -16,7 +16,7 @@ const PAGE = 20;
 
 const state = {
   api: null, me: null, stream: null, snapshot: null, problem: null, busy: false, lost: null, lastMs: 0,
-  history: null, historyError: null, shown: PAGE, focus: null, views: new Map(),
+  history: null, historyError: null, shown: PAGE, focus: null, views: new Map(), notice: null,
 };
 const $ = (id) => document.getElementById(id);
 
@@ -203,7 +203,7 @@ function signOut(problem = null) {
   for (const of of state.views.values()) clearTimeout(of.timer);
   for (const timer of pending.values()) clearTimeout(timer);
   Object.assign(state, {
-    api: null, me: null, stream: null, snapshot: null, problem, busy: false, lost: null, history: null, focus: null, views: new Map(), shown: PAGE,
+    api: null, me: null, stream: null, snapshot: null, problem, busy: false, lost: null, history: null, focus: null, views: new Map(), shown: PAGE, notice: null,
   });
   document.querySelector("dialog[open]")?.close();
   render();
@@ -227,7 +227,10 @@ function top() {
 }
 
 function banner() {
-  if (!state.lost || !state.api) return [];
+  if (!state.api) return [];
+  if (!state.lost) {
+    return state.notice ? [h("div", { class: "banner good", "data-key": "notice" }, h("p", {}, state.notice), button("Dismiss", "dismiss", {}, "small"))] : [];
+  }
   const { error } = state.lost;
   const why = error.status === 0 ? "The server is away." : error.message;
   const last = state.lastMs ? ` What you see is as of ${when(state.lastMs)}.` : "";
@@ -275,11 +278,17 @@ function render() {
 
 // -- what people do -------------------------------------------------------------------------------------------
 
-const context = () => ({ api: state.api, me: state.me, snapshot: state.snapshot, announce, test: liveTest, refused: refusedOr });
+const context = () => ({ api: state.api, snapshot: state.snapshot, test: liveTest, refused: refusedOr, notice });
+
+function notice(text) {
+  state.notice = text;
+  render();
+}
 
 const actions = {
   "sign-out": () => signOut(),
   retry: () => state.stream?.retry(),
+  dismiss: () => notice(null),
   theme: () => {
     const dark = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";

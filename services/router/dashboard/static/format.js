@@ -49,7 +49,7 @@ export const brief = (value) => (value < 1000 ? three.format(value) : compact.fo
 /** An e-value from its logarithm. */
 export function evalue(logE) {
   if (!known(logE)) return NONE;
-  if (logE > 40) return `10^${Math.round(logE / Math.LN10)}`;
+  if (logE > 27) return `10${[...String(Math.round(logE / Math.LN10))].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
   const value = Math.exp(logE);
   return value < 0.1 ? "under 0.1" : value < 10 ? new Intl.NumberFormat("en", { maximumFractionDigits: 1 }).format(value) : brief(value);
 }

@@ -84,7 +84,8 @@ function better(effect) {
   const metric = effect.metric.replace("_", " ");
   if (effect.effect === null) return { tone: "plain", text: `Cannot be judged yet: ${effect.hold || `nothing is known of the ${metric}`}.` };
   const range = effect.low === null && effect.high === null ? "" : `, and is between ${signed(effect.low)} and ${signed(effect.high)} (95 % confidence sequence)`;
-  return { tone: "plain", text: `The canary's ${metric} is ${signed(effect.effect)} against the stable model's${range}. Asked for: ${signed(effect.asked)}.` };
+  const shown = effect.more_is_better ? effect.low !== null && effect.low >= effect.asked : effect.high !== null && effect.high <= effect.asked;
+  return { tone: shown ? "good" : "plain", text: `The canary's ${metric} is ${signed(effect.effect)} against the stable model's${range}. Asked for: ${signed(effect.asked)}.` };
 }
 
 const FIGURES = [

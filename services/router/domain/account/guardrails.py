@@ -122,7 +122,7 @@ def extent(status: GuardrailStatus, unit: str) -> str:
     else:
         ends = [None if not end else f"{number(end, 3)} {unit}" for end in (low, high)]
     if ends[0] and ends[1]:
-        return f"B is between {ends[0].removesuffix(' than A')} and {ends[1]}"
+        return f"B is between {ends[0].removesuffix(' than A').removesuffix(' as much as A')} and {ends[1]}"
     if ends[1]:
         return f"B is at most {ends[1]}"
     if ends[0]:

@@ -72,6 +72,8 @@ _TONES: dict[str, Tone] = {
     "rolled_back": "bad", "rollback_requested": "bad", "rolling_back": "bad", "failed": "bad", "stepped_down": "wait",
     "paused": "wait", "started": "good", "completed": "plain", "ramped": "good",
 }  # fmt: skip
+_MANY = 300.0
+"""From so many percent more on, multiples read better."""
 _LEVELS: dict[str, Tone] = {"WARNING": "wait", "CRITICAL": "bad", "EMERGENCY": "bad"}
 
 
@@ -122,6 +124,8 @@ def more(value: float) -> str:
     """A relative change in words."""
     if abs(value) < 0.05:
         return "the same as A"
+    if value >= _MANY:
+        return f"{number(1 + value / 100, 2)} times as much as A"
     return f"{number(abs(value), 2 if abs(value) < 100 else 3)} % {'more' if value > 0 else 'less'} than A"
 
 
