@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.v1.control import Command
-from schemas.v1.query import MonitoringStatus
+from schemas.v1.query import HistoryReply, MonitoringStatus
 from schemas.v1.record import EvidenceState, Series
 from services._runtime.settings_model import UnitSource
 
@@ -164,6 +164,12 @@ class UnitsErased(BaseModel):
     tests: list[UnitErased]
     next: str | None = None
     remains: str
+
+
+class HistoryShown(HistoryReply):
+    """A page of results; ``why`` says in words why each test ended as it did, by its id."""
+
+    why: dict[str, str] = Field(default_factory=dict)
 
 
 class SeriesShown(BaseModel):

@@ -11,7 +11,7 @@ from services.router.control import params as p
 from services.router.control.base import Done
 from services.router.control.config_view import masked
 from services.router.control.parts import Parts
-from services.router.domain import views
+from services.router.domain import account, views
 from services.router.domain.auth import Principal
 from services.router.domain.experiment import result_of
 from services.router.domain.refusals import NotFound, Refused
@@ -52,7 +52,8 @@ class Reads:
             tests, total = views.merge_history(
                 self._parts.experiments.results(), reply.tests, reply.total_tests, params.limit, params.offset
             )
-        return Done(q.HistoryReply(tests=await self._with_totals(tests), total_tests=total))
+        told = {result.test_id: account.why(result) for result in tests}
+        return Done(p.HistoryShown(tests=await self._with_totals(tests), total_tests=total, why=told))
 
     async def tests(self, _who: Principal, params: p.TestParams) -> Done:
         """One test, live or ended, in the shape of a result."""

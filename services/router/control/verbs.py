@@ -77,7 +77,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("approve", "POST", "/approve", Role.OPERATOR, c.TestRef, p.Changed, "Approve what waits for approval",
          errors=(404, 409)),
     Verb("config", "GET", "/config", Role.ADMIN, p.NoParams, p.Anything, "The configuration, secrets masked", "system"),
-    Verb("history", "GET", "/history", Role.VIEWER, p.HistoryParams, q.HistoryReply, "Ended tests, newest first",
+    Verb("history", "GET", "/history", Role.VIEWER, p.HistoryParams, p.HistoryShown, "Ended tests, newest first",
          errors=(504,)),
     Verb("tests", "GET", "/tests/{test_id}", Role.VIEWER, p.TestParams, TestResult, "One test", aliases=("test",),
          errors=(404, 504)),

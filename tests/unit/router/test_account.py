@@ -60,6 +60,7 @@ def live(test: Experiment, *guardrails: GuardrailStatus, effective: int | None =
 def test_a_guardrail_says_how_it_stands(fields: dict[str, Any], state: str, tone: str, words: str) -> None:
     (row,) = rows([errors(**fields)])
     assert (row.state, row.tone, row.text) == (state, tone, words)
+    assert [one.name for one in rows([errors(name="calm"), errors(name="fires", fired=True)])] == ["fires", "calm"]
     assert (row.title, row.limit_text, row.action_text) == ("Error rate", "at most 50 % above A", "rolls back")
 
 
@@ -189,6 +190,7 @@ def test_names_of_code_are_not_for_people() -> None:
     assert rule("ttft_increase_2_warning") == "Time to first token"
     assert rule("invalid_json_increase") == "Invalid JSON"
     assert plain("") == ""
+    assert plain("needs about 116443 more of 1.23456 at 2026 in ab_test_12345") == "Needs about 116,443 more of 1.23456 at 2026 in ab_test_12345."
     assert plain("model 'my_canary' is fine") == "Model 'my_canary' is fine."
 
 

@@ -12,6 +12,7 @@ import { testView } from "./test.js";
 
 const SERIES_MS = 4000;
 const SETTLE_MS = 700;
+const LONG_MINUTES = 10;
 const PAGE = 20;
 
 const state = {
@@ -28,7 +29,8 @@ function route() {
 /** What was fetched of a test beside the live picture. */
 function view(id) {
   if (!state.views.has(id)) {
-    state.views.set(id, { span: "recent", series: null, summary: null, seriesError: null, summaryError: null, tables: new Set(), timer: 0 });
+    const long = (state.snapshot?.tests.find((test) => test.test_id === id)?.elapsed_minutes || 0) > LONG_MINUTES;
+    state.views.set(id, { span: long ? "recent" : "whole", series: null, summary: null, seriesError: null, summaryError: null, tables: new Set(), timer: 0 });
   }
   return state.views.get(id);
 }

@@ -94,7 +94,7 @@ function powers(_, __, low, high) {
   return found.filter((_value, i) => i % Math.ceil(found.length / 6) === 0 && low <= high);
 }
 
-function options(plot, width, columns) {
+function options(plot, width, columns, seconds) {
   const ink = colour("soft");
   const grid = { stroke: colour("rule"), width: 1 };
   const axis = { stroke: ink, grid, ticks: grid, font: "12px system-ui, sans-serif" };
@@ -106,7 +106,7 @@ function options(plot, width, columns) {
       { ...axis, size: 72, ...(plot.key === "evidence" ? { splits: powers } : {}), values: (_, values) => values.map((value) => plot.show(value)) },
     ],
     series: [{}, ...plot.lines.map((each) => ({
-      label: each.label, stroke: colour(each.stroke), width: 1.75, dash: each.dash, points: { show: false }, spanGaps: true,
+      label: each.label, stroke: colour(each.stroke), width: 1.75, dash: each.dash, points: { show: seconds.length < 4, size: 5 }, spanGaps: true,
     }))],
     hooks: { setCursor: [(chart) => follow(chart, plot)] },
   };
@@ -131,7 +131,7 @@ class Chart {
     this.seconds = seconds;
     const width = Math.max(200, Math.floor(this.place.clientWidth));
     const theme = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-    const signature = `${width} ${theme} ${plot.lines.map((each) => each.label).join()}`;
+    const signature = `${width} ${theme} ${seconds.length < 4} ${plot.lines.map((each) => each.label).join()}`;
     const columns = plot.lines.map((each) => each.values);
     if (this.chart && signature === this.signature) {
       this.columns.splice(0, this.columns.length, ...columns);
@@ -139,7 +139,7 @@ class Chart {
     } else {
       if (this.chart) this.chart.destroy();
       this.columns = columns;
-      this.chart = new window.uPlot(options(plot, width, this.columns), [seconds, ...columns], this.place);
+      this.chart = new window.uPlot(options(plot, width, this.columns, seconds), [seconds, ...columns], this.place);
       this.signature = signature;
     }
     this.legend(null, plot);

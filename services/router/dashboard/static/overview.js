@@ -77,7 +77,7 @@ function ending(result) {
 export function history(state) {
   if (state.historyError) return trouble(state.historyError, "reload-history");
   if (!state.history) return loading("Reading the history …");
-  const { tests, total_tests: total } = state.history;
+  const { tests, total_tests: total, why } = state.history;
   if (!tests.length) return h("p", { class: "empty" }, "No test has ended yet. Those that do are kept here, with their reports.");
   return [
     h(
@@ -90,7 +90,7 @@ export function history(state) {
         h("th", { scope: "row" }, h("a", { href: `#/tests/${encodeURIComponent(result.test_id)}` },
           `${result.models.variant_b || "B"} against ${result.models.variant_a || "A"}`)),
         h("td", { "data-label": "Decision" }, ending(result)),
-        h("td", { "data-label": "Why", class: "why" }, result.reason || "–"),
+        h("td", { "data-label": "Why", class: "why" }, why[result.test_id] || "–"),
       ))),
     ),
     tests.length < total

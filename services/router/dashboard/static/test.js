@@ -73,7 +73,7 @@ export function answers(test, brief = false) {
     h("div", { class: "stack", "data-key": "stack" },
       answer("why", test.status === "rolled_back" ? "Why was it rolled back?" : "Why this verdict?", test.why),
       test.live ? answer("safety", "Is it safe?", test.safety) : null,
-      brief ? null : answer("better", "Is it better?", better(test.effect)),
+      brief || test.status === "rolled_back" ? null : answer("better", "Is it better?", better(test.effect)),
       answer("next", "What happens next?", test.next_step)),
     promotion,
   );
@@ -166,7 +166,7 @@ function chartsOf(test, view) {
     body = h("div", { class: "charts" }, plots(shown.series, test).map((plot) => frame(plot, test.test_id, shown.series.seconds, view.tables.has(`${test.test_id}.${plot.key}`))));
   } else if (shown) body = h("p", { class: "empty" }, "Nothing to draw yet.");
   const reading = shown && shown.state === "reading"
-    ? h("p", { class: "small soft", role: "status" }, `The evidence is still being read: ${Math.round(100 * shown.progress)} %.`) : null;
+    ? h("p", { class: "small soft reading", role: "status" }, `The evidence is still being read: ${Math.round(100 * shown.progress)} %.`) : null;
   return section("charts", "Over time", spans, reading, body);
 }
 

@@ -17,7 +17,6 @@ from services.router.domain.account.guardrails import rows, safety
 from services.router.domain.account.shapes import (
     Answer,
     ConditionAccount,
-    GuardrailAccount,
     OutcomeAccount,
     TestAccount,
     Tone,
@@ -108,7 +107,7 @@ def ended(report: Report) -> TestAccount:
         auto_rollback=report.configuration.auto_rollback if report.configuration else None,
         decision=result.decision.value if result.decision else None,
         safety=safety(guardrails, live=False) if guardrails else None,
-        why=_why(result, guardrails, tone),
+        why=Answer(tone=tone, text=why(result)),
         promotion=None if result.decision is Decision.ROLLBACK else _promotion(conditions, verdict),
         conditions=conditions,
         effect=verdict.effect if verdict else None,
@@ -205,13 +204,14 @@ def _ending(result: TestResult) -> str:
     return f"The test of {b} against {a} has ended."
 
 
-def _why(result: TestResult, guardrails: Sequence[GuardrailAccount], tone: Tone) -> Answer:
+def why(result: TestResult) -> str:
+    """Why a test ended as it did, in words."""
     text = result.reason or "No reason is on record."
     found = _RULE.match(text)
     if found:
-        known = any(row.name == found[1] for row in guardrails)
-        text = f"{words.rule(found[1])}{' passed its limit' if known else ''}. {words.sentence(text[found.end() :])}"
-    return Answer(tone=tone, text=words.plain(text))
+        passed = " passed its limit" if words.guards(found[1]) else ""
+        text = f"{words.rule(found[1])}{passed}. {words.sentence(text[found.end() :])}"
+    return words.plain(text)
 
 
 def _conditions(found: Sequence[Mapping[str, Any]], primary: str) -> list[ConditionAccount]:

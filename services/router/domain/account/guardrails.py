@@ -13,7 +13,7 @@ NEAR = math.log(10.0)
 
 _STATES: dict[State, tuple[str, Tone]] = {
     "fired": ("Fired", "bad"),
-    "near": ("Close to firing", "wait"),
+    "near": ("Close to its limit", "wait"),
     "worse": ("Worse than A, within the limit", "wait"),
     "high": ("High, within the limit", "wait"),
     "quiet": ("Stepped down, resting", "wait"),
@@ -27,13 +27,14 @@ _WHOLE = -99.95
 
 
 def rows(statuses: Sequence[GuardrailStatus]) -> list[GuardrailAccount]:
-    """One row for each guardrail that acts; one that only warns about the same is part of it."""
+    """One row for each guardrail that acts, the gravest first; one that only warns about the same is part of it."""
     warnings = {(s.metric, s.relative): s for s in statuses if s.action == "warn" and _echo(s)}
-    return [
+    found = [
         _row(status, warnings.get((status.metric, status.relative)))
         for status in statuses
         if status.action != "warn" or not _echo(status)
     ]
+    return sorted(found, key=lambda row: _GRAVEST.index(row.state) if row.state in _GRAVEST else len(_GRAVEST))
 
 
 def _echo(status: GuardrailStatus) -> bool:

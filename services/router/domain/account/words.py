@@ -54,6 +54,7 @@ ACTIONS = {
 }  # fmt: skip
 
 _LOG_E = re.compile(r" ?\(ln E -?[\d.]+(?:, [a-z ]+ -?[\d.]+)?\)")
+_LARGE = re.compile(r"(?<![\w.])\d{5,15}(?![\w.]\d)\b")
 _METRIC_OF = {
     "error_rate": "errors", "client_error": "client_errors", "thumbs_down": "feedback", "inter_token": "itl",
 }  # fmt: skip
@@ -65,6 +66,7 @@ _RULES = {
     "sample_ratio_mismatch": "Split not as configured", "no_data": "No data", "monitoring_failure": "Monitoring failed",
     "both_arms_bad": "Both models are bad", "stable_bad": "The stable model is bad",
 }  # fmt: skip
+_LIMITS = frozenset(name for name in _RULES if name.startswith(("performance_", "max_", "critical_", "warning_")))
 _NAME = re.compile(
     "|".join(rf"\b{name}\b" for name in (*_RULES, *_CONDITIONS)) + r"|\b[a-z_]+_increase(?:_\d+)?(?:_warning)?\b"
 )
@@ -96,7 +98,8 @@ def condition(name: str, primary: str) -> str:
 
 def plain(text: str) -> str:
     """A sentence of the monitor's as one for people: without ln E, which is drawn, and without names of code."""
-    return sentence(_NAME.sub(_titled, _LOG_E.sub("", text)))
+    shown = _NAME.sub(_titled, _LOG_E.sub("", text))
+    return sentence(_LARGE.sub(lambda found: f"{int(found[0]):,}", shown))
 
 
 def _titled(found: re.Match[str]) -> str:
@@ -107,6 +110,11 @@ def _titled(found: re.Match[str]) -> str:
 def rule(name: str) -> str:
     """What a rule is about: the name of a guardrail, or of what else ends a test."""
     return _RULES.get(name) or metric(_METRIC_OF.get(stem := _STEM.sub("", name), stem))
+
+
+def guards(name: str) -> bool:
+    """Whether a rule is a guardrail's, by its name."""
+    return name in _LIMITS or _STEM.search(name) is not None
 
 
 def sentence(text: str) -> str:
