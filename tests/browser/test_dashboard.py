@@ -80,6 +80,8 @@ async def test_only_a_good_key_lets_in_and_it_is_forgotten(product: Product, chr
         held = "JSON.stringify([Object.values(sessionStorage), Object.values(localStorage), document.cookie, location.href])"
         assert "SECRETMARK" not in await seen.page.evaluate(held)
         await seen.page.reload()
+        await seen.sign_in("“cyp-wrong”")
+        await expect(seen.page.get_by_role("alert")).to_contain_text("A key has no blanks")
         await seen.sign_in("cyp-wrong")
         await expect(seen.page.get_by_role("alert")).to_contain_text("This key is not known here.")
         assert await seen.violations() == []

@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
@@ -42,7 +43,7 @@ class Accounts(Records):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._read: dict[str, tuple[float, r.RecordReply]] = {}
-        self._reading = asyncio.Lock()
+        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def summary(self, who: Principal, params: p.TestParams) -> Done:
         """A live test as it stands, or what is on record of one that ended."""
@@ -135,7 +136,8 @@ class Accounts(Records):
         return reply.alerts
 
     async def _record(self, test_id: str, verdict: VerdictRecord | None) -> r.RecordReply:
-        async with self._reading:
+        reading = self._reading.setdefault(test_id, asyncio.Lock())
+        async with reading:
             read = self._read.get(test_id)
             if read is not None and monotonic() - read[0] < _FRESH_S:
                 return read[1]

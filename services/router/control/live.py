@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Happening
+from services.router.adapters.tasks import end
 
 log = get_logger(__name__)
 
@@ -49,9 +50,7 @@ class Live:
     async def stop(self) -> None:
         """End it."""
         self._watchers.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await end(self._task)
 
     async def _run(self) -> None:
         while self._watchers:

@@ -330,7 +330,10 @@ document.addEventListener("submit", (event) => {
   const form = event.target;
   if (form.dataset.form === "signin") {
     const key = form.elements.key.value.trim();
-    if (key) enter(key);
+    if (!/^[\x21-\x7e]*$/.test(key)) {
+      state.problem = "A key has no blanks and no letters beyond ASCII. Check that it was copied alone.";
+      render();
+    } else if (key) enter(key);
   } else if (form.dataset.form === "act") act(context(), form);
 });
 document.addEventListener("toggle", (event) => {
