@@ -53,6 +53,7 @@ def live(test: Experiment, *guardrails: GuardrailStatus, effective: int | None =
     ({"value_a": 0.0, "value_b": 0.0}, "open", "plain", "Neither A nor B has had any."),
     ({"n_b": 0}, "no_data", "plain", "No request of B has finished yet."),
     ({"log_e": 5.2}, "near", "wait", "Errors: 3 of B's 100 units against 4 of A's 400."),
+    ({"log_e": 7.4}, "over", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"fired": True, "log_e": 9.0}, "fired", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"fired": True, "quiet_until_ms": T0}, "quiet", "wait", "B is between 40 % less and 180 % more than A."),
     ({"warned": True}, "worse", "wait", "B is between 40 % less and 180 % more than A."),

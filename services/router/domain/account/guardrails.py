@@ -13,6 +13,7 @@ NEAR = math.log(10.0)
 
 _STATES: dict[State, tuple[str, Tone]] = {
     "fired": ("Fired", "bad"),
+    "over": ("Beyond its limit", "bad"),
     "near": ("Close to its limit", "wait"),
     "worse": ("Worse than A, within the limit", "wait"),
     "high": ("High, within the limit", "wait"),
@@ -21,7 +22,7 @@ _STATES: dict[State, tuple[str, Tone]] = {
     "open": ("No evidence of harm", "plain"),
     "no_data": ("No data yet", "plain"),
 }
-_GRAVEST: tuple[State, ...] = ("fired", "near", "quiet", "worse", "high")
+_GRAVEST: tuple[State, ...] = ("fired", "over", "near", "quiet", "worse", "high")
 _WHOLE = -99.95
 """A lower end of -100 % excludes nothing: a rate cannot fall further."""
 
@@ -78,6 +79,8 @@ def _state(status: GuardrailStatus, warning: GuardrailStatus | None) -> State:
         return "quiet"
     if status.fired:
         return "fired"
+    if status.log_e >= status.limit:  # another one acted before, too few units look bad yet, or both models are bad
+        return "over"
     if status.log_e >= status.limit - NEAR:
         return "near"
     if status.warned or (warning is not None and warning.warned and not _both(warning)):
@@ -103,7 +106,7 @@ def _limit(status: GuardrailStatus, unit: str) -> str:
 def _told(status: GuardrailStatus, warning: GuardrailStatus | None, state: State, unit: str) -> str:
     if state == "no_data":
         return "No request of B has finished yet."
-    if state in {"fired", "near"} and status.text:
+    if state in {"fired", "over", "near"} and status.text:
         return plain(status.text)
     said = plain(extent(status, unit))
     if warning is not None and warning.warned and not warning.relative and warning.threshold is not None:
@@ -159,9 +162,10 @@ def safety(found: Sequence[GuardrailAccount], *, live: bool) -> Answer:
 def _grave(state: State, grave: Sequence[GuardrailAccount]) -> Answer:
     names = ", ".join(dict.fromkeys(row.title for row in grave))
     first = max(grave, key=lambda row: row.log_e - row.limit)
-    tone: Tone = "bad" if state == "fired" else "wait"
+    tone: Tone = "bad" if state in {"fired", "over"} else "wait"
     lead = {
         "fired": f"No. {names}: beyond the limit.",
+        "over": f"No. {names}: beyond the limit, without consequence so far.",
         "near": f"Careful. {names}: close to firing.",
         "quiet": f"{names}: fired before, the canary was stepped down and is being watched at the smaller split.",
         "worse": f"{names}: shown to be worse than A, within the limit so far.",

@@ -9,7 +9,7 @@ from schemas.v1.experiment import VariantSummary
 from schemas.v1.query import EffectStatus
 
 Tone = Literal["good", "wait", "bad", "plain"]
-State = Literal["fired", "near", "quiet", "worse", "high", "within", "open", "no_data"]
+State = Literal["fired", "over", "near", "quiet", "worse", "high", "within", "open", "no_data"]
 
 
 class Answer(BaseModel):
