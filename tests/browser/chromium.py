@@ -55,8 +55,10 @@ class Tab:
     def heading(self, text: str) -> Locator:
         return self.page.get_by_role("heading", name=text)
 
-    async def violations(self) -> list[str]:
-        found = await Axe().run(self.page)
+    async def violations(self, *rules: str) -> list[str]:
+        """What axe-core finds, by all its rules or by these."""
+        options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+        found = await Axe().run(self.page, options=options)
         return [f"{one['id']}: {[node['html'][:120] for node in one['nodes'][:3]]}" for one in found.response["violations"]]
 
     async def fits(self) -> bool:

@@ -75,10 +75,8 @@ def _row(status: GuardrailStatus, warning: GuardrailStatus | None) -> GuardrailA
 
 
 def _state(status: GuardrailStatus, warning: GuardrailStatus | None) -> State:
-    if status.quiet_until_ms is not None:
-        return "quiet"
-    if status.fired:
-        return "fired"
+    if status.fired or status.quiet_until_ms is not None:
+        return "fired" if status.quiet_until_ms is None else "quiet"
     if status.log_e >= status.limit:  # another one acted before, too few units look bad yet, or both models are bad
         return "over"
     if status.log_e >= status.limit - NEAR:
