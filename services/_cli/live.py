@@ -61,7 +61,9 @@ def load(
     scenario: Annotated[
         str | None, typer.Option("--scenario", help="bad-canary, slow-canary, drift or burst.")
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Ask for streamed answers.")] = False,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Ask for streamed answers; by default in a rehearsal.")
+    ] = None,
     users: Annotated[int, typer.Option("--users", min=0, help="How many users to name; 0 names none.")] = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Asked for in each request.")] = 16,
     split: Annotated[float, typer.Option("--split", help="Percent of traffic to the canary of a rehearsal.")] = 30,
@@ -81,7 +83,7 @@ def load(
 
     loading.run(
         loading.Order(
-            model=model, scenario=scenario, rate=rate, seconds=seconds, stream=stream, users=users,
-            max_tokens=max_tokens, split=split, port=engine_port, json=json_,
+            model=model, scenario=scenario, rate=rate, seconds=seconds, users=users, max_tokens=max_tokens, split=split,
+            stream=model is None if stream is None else stream, port=engine_port, json=json_,
         )
     )  # fmt: skip
