@@ -46,6 +46,8 @@ which are asked of the edge; where it does not answer within 1.5 s, or the key m
 
 ## Watching a test
 
+![`cypria watch` while a rehearsed canary gets slow](images/watch.svg)
+
 `cypria watch` shows what runs on 80 columns or more, and draws itself anew at each change: in words whether the
 canary is safe, both variants' figures, the guardrails with their evidence against the limit, what a promotion still
 needs, what happened last. Several tests are a line or two each. It looks every 2 s, and at once when the edge tells

@@ -128,7 +128,7 @@ def missing(status: dict[str, Any]) -> list[str]:
     conditions = (verdict.get("promotion") or {}).get("conditions") or []
     texts = list(dict.fromkeys(str(one.get("text")) for one in conditions if not one.get("met")))
     summary = str(verdict.get("summary") or "")
-    return [summary, *texts] if texts and summary.startswith("needs") else texts
+    return [summary.removeprefix("needs "), *texts] if texts and summary.startswith("needs ") else texts
 
 
 def figures(status: dict[str, Any]) -> str:
