@@ -203,7 +203,9 @@ async def system(data_dir: Path, port: int, *, keep: bool) -> AsyncIterator[tupl
                 f"left running, with everything in {data_dir}. To use it from this shell:\n"
                 f"  export CYPRIA_URL={url} CYPRIA_API_KEY=$(cat {data_dir / 'admin.key'})\n"
                 f"  .venv/bin/cypria status\n"
-                f"Its live page is at {url}/dashboard: sign in with that key. Its API is at {url}/docs.\n"
+                f"Its live page is at {url}/dashboard: sign in with that key, and start a test there. Users for it:\n"
+                f"  .venv/bin/cypria load stable --rate 8 --seconds 600 --stream --users 400 --max-tokens 64\n"
+                f"Its API is at {url}/docs.\n"
                 f"Stop it with: kill {process.pid}",
                 soft_wrap=True,
             )
