@@ -175,10 +175,9 @@ async def test_two_processes_that_are_stopped_and_killed_count_everything_once(n
                 await eventually(lambda s=second: writing(s) == PARTITIONS, 40, 0.2)
                 await eventually(lambda: by_one(nats_server), 60, 0.2)
                 first.signal(signal.SIGCONT)
-                # it must learn that others write, and every partition must have one writer again: which one, a slow
-                # machine may decide otherwise than before
-                await eventually(lambda p=first: not writing(p), 30, 0.1)
-                await eventually(lambda: sum(map(writing, pair)) == PARTITIONS, 30, 0.2)
+                # Every partition must have one writer again. Which one: the one that was stopped takes its partitions back
+                # where its connection was closed meanwhile, since it then begins again from the last window.
+                await eventually(lambda: sum(map(writing, pair)) == PARTITIONS, 60, 0.2)
                 second.kill()
                 second.start()
         finally:
