@@ -18,7 +18,8 @@ from services.monitor.domain.statistics.mann_whitney import (
     log_ratios,
     mid_rank,
 )
-from services.monitor.domain.statistics.rate import REGRESSION_FACTORS, share_terms
+from services.monitor.domain.statistics.non_inferiority import NEGLIGIBLE_WEIGHT, RATE_WEIGHT, negligible_bets
+from services.monitor.domain.statistics.rate import NON_INFERIORITY_FACTORS, REGRESSION_FACTORS, share_terms
 from services.monitor.domain.statistics.start_mixture import FIRST_W0, LATER_W0, STEP_SECONDS
 from services.monitor.domain.statistics.tails import P95, P99, TailLevel
 
@@ -88,6 +89,32 @@ class BatchRate:
 
     def keep(self, rows: np.ndarray) -> None:
         self.mixture.keep(rows)
+
+
+class BatchNonInferiority:
+    """Promotion's test of errors, of requests that are their own units and finish at once."""
+
+    def __init__(self, reps: int, pi: float, rho0: float, limit: float) -> None:
+        self.rate = BatchRate(reps, pi, rho0, NON_INFERIORITY_FACTORS, 1.0)
+        self.limit = limit
+        if limit:
+            self.mass, self.clean, self.failed = negligible_bets(limit)
+        self.n_b, self.e_b = np.zeros(reps), np.zeros(reps)
+
+    def update(self, tick: int, n_b: np.ndarray, e_a: np.ndarray, e_b: np.ndarray) -> None:
+        self.rate.update(tick, e_a, e_b)
+        self.n_b += n_b
+        self.e_b += e_b
+
+    def log_e(self) -> np.ndarray:
+        """ln E of each replication."""
+        if not self.limit:
+            return self.rate.log_e()
+        failed, clean = self.e_b[:, None], (self.n_b - self.e_b)[:, None]
+        bets = self.mass[1:] + failed * self.failed[1:] + clean * self.clean[1:]
+        flawless = np.where(self.e_b > 0, -np.inf, self.mass[0] + self.clean[0] * clean[:, 0])
+        own = np.logaddexp(np.logaddexp.reduce(bets, axis=1), flawless)
+        return np.logaddexp(self.rate.log_e() + math.log(RATE_WEIGHT), own + math.log(NEGLIGIBLE_WEIGHT))
 
 
 class BatchLatency:

@@ -1,7 +1,7 @@
 """Promotion: requests until every condition holds, and wrong promotions at each boundary.
 
-60 % thumbs-up on 20 % of requests; B's true improvement 10 %, asked 5 %; error margin 1.5 times, latency
-margin 20 %; alpha = 0.05 for each condition. A look every 100 requests.
+60 % thumbs-up on 20 % of requests; B's true improvement 10 %, asked 5 %; error margin 1.5 times or at
+most 0.1 %, latency margin 20 %; alpha = 0.05 for each condition. A look every 100 requests.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-from benchmarks.statistics.batch import BatchRate
+from benchmarks.statistics.batch import BatchNonInferiority
 from services.monitor.domain.statistics.mixture import TAU
-from services.monitor.domain.statistics.rate import NON_INFERIORITY_FACTORS
 
 LOOK = 100
 ALPHA = 0.05
@@ -30,11 +29,11 @@ def mixture_log_e(d: np.ndarray, v: np.ndarray, null: float = 0.0) -> np.ndarray
 
 
 def promotions(seed: int, reps: int, *, pi: float = 0.5, ratio: float = 1.0, slow: float = 1.0,
-               gain: float = 0.1, asked: float = 0.05, margin: float = 1.5, latency_margin: float = 0.2,
-               horizon: int = 400_000) -> np.ndarray:
+               gain: float = 0.1, asked: float = 0.05, margin: float = 1.5, negligible: float = 0.001,
+               latency_margin: float = 0.2, horizon: int = 400_000) -> np.ndarray:
     """Return requests until promotion, inf if never, for B's true error ratio, slowdown and gain."""
     rng = np.random.default_rng(seed)
-    errors = BatchRate(reps, pi, margin, NON_INFERIORITY_FACTORS, 1.0)
+    errors = BatchNonInferiority(reps, pi, margin, negligible)
     n = np.zeros((2, reps))
     logs, squares = np.zeros((2, reps)), np.zeros((2, reps))
     rated, good = np.zeros((2, reps)), np.zeros((2, reps))
@@ -44,7 +43,7 @@ def promotions(seed: int, reps: int, *, pi: float = 0.5, ratio: float = 1.0, slo
         n_b = rng.binomial(LOOK, pi, reps)
         new = np.stack((LOOK - n_b, n_b))
         events = [rng.binomial(new[arm], p_error[arm]) for arm in (0, 1)]
-        errors.update(look, *events)
+        errors.update(look, n_b, *events)
         for arm in (0, 1):
             noise = rng.standard_normal(reps) * 0.5 * np.sqrt(new[arm])
             spread = 0.25 * rng.chisquare(np.maximum(new[arm] - 1, 1e-9)) * (new[arm] > 1)
@@ -60,6 +59,21 @@ def promotions(seed: int, reps: int, *, pi: float = 0.5, ratio: float = 1.0, slo
         fired = (errors.log_e() >= goal) & _latency(n, logs, squares, latency_margin, goal)
         fired &= _primary(rated, good, 1.0 + asked, goal) & np.isinf(found)
         found[fired] = look * LOOK
+        if np.isfinite(found).all():
+            break
+    return found
+
+
+def errors_shown(seed: int, reps: int, *, pi: float = 0.5, p_a: float = 0.0, p_b: float = 0.0, margin: float = 1.5,
+                 negligible: float = 0.001, horizon: int = 400_000, look: int = LOOK) -> np.ndarray:
+    """Return requests until the condition on errors holds, inf if never, whatever the others say."""
+    rng = np.random.default_rng(seed)
+    errors = BatchNonInferiority(reps, pi, margin, negligible)
+    found, goal = np.full(reps, np.inf), -math.log(ALPHA)
+    for now in range(1, horizon // look + 1):
+        n_b = rng.binomial(look, pi, reps)
+        errors.update(now, n_b, rng.binomial(look - n_b, p_a), rng.binomial(n_b, p_b))
+        found[(errors.log_e() >= goal) & np.isinf(found)] = now * look
         if np.isfinite(found).all():
             break
     return found

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.statistics.promotion import promotions
+from benchmarks.statistics.promotion import errors_shown, promotions
 from benchmarks.statistics.rollback import Day, false_rollbacks, latency_detection, rate_detection
 from benchmarks.statistics.sticky import first_errors
 
@@ -62,6 +62,20 @@ BOUNDARIES = {
     "improvement at 5 %": {"gain": 0.05},
 }
 
+ERRORS = {  # control's and canary's true error rates
+    "none, none": (0.0, 0.0),
+    "0.01 %, 0.01 %": (0.0001, 0.0001),
+    "0.05 %, 0.05 %": (0.0005, 0.0005),
+    "0.2 %, 0.2 %": (0.002, 0.002),
+    "1 %, 1 %": (0.01, 0.01),
+    "1 %, none": (0.01, 0.0),
+}
+ERROR_BOUNDARIES = {
+    "none, 0.1 %": (0.0, 0.001),
+    "1 %, 1.5 %": (0.01, 0.015),
+    "0.0667 %, 0.1 %": (0.001 / 1.5, 0.001),
+}
+
 
 def seed_of(name: str, part: int = 0) -> int:
     """A fixed seed for each scenario and part of it."""
@@ -97,6 +111,13 @@ def jobs(reps: int, day_reps: int, parts: int) -> dict[str, tuple[str, list[Job]
     for name, given in BOUNDARIES.items():
         found[f"promotion wrong, {name}"] = ("wrong promotion", [
             partial(promotions, seed_of(name), reps, pi=0.5, horizon=200_000, **given)])
+    for name, (p_a, p_b) in ERRORS.items():
+        for pi in (0.5, 0.1):
+            found[f"errors shown, {name} | {pi}"] = ("errors shown", [
+                partial(errors_shown, seed_of(name), reps, pi=pi, p_a=p_a, p_b=p_b)])
+    for name, (p_a, p_b) in ERROR_BOUNDARIES.items():
+        found[f"errors wrongly shown, {name}"] = ("errors wrongly shown", [
+            partial(errors_shown, seed_of(name), 2 * reps, p_a=p_a, p_b=p_b, horizon=200_000)])
     return found
 
 
@@ -105,7 +126,7 @@ def describe(table: str, name: str, result: np.ndarray) -> str:
     if table == "false":
         hit = int((result > 0).sum())
         return f"{name}: {hit}/{len(result)} with a false rollback by 3 guardrails"
-    if table in {"sticky false", "wrong promotion"}:
+    if table in {"sticky false", "wrong promotion", "errors wrongly shown"}:
         return f"{name}: {int(np.isfinite(result).sum())}/{len(result)}"
     in_time = result[np.isfinite(result)]
     line = f"{name}: median {np.median(result):,.0f} (95th {np.percentile(result, 95, method='higher'):,.0f})"

@@ -22,6 +22,7 @@ class SuccessCriteriaPatch(Command):
     max_error_rate_increase_percent: float | None = Field(default=None, ge=0, le=10_000)
     max_latency_increase_percent: float | None = Field(default=None, ge=0, le=10_000)
     min_sample_size: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    negligible_error_rate_percent: float | None = Field(default=None, ge=0, lt=100)
 
 
 class FailureCriteriaPatch(Command):

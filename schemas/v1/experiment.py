@@ -13,12 +13,17 @@ MAX_MS = 1e9
 
 
 class SuccessCriteria(Message):
-    """What a promotion needs. Percentages are relative increases, as in the spec."""
+    """What a promotion needs. Percentages are relative increases, as in the spec.
+
+    ``negligible_error_rate_percent`` is an error rate instead: B's errors need no comparison with A's once they are
+    shown to be at most that; 0 (and whatever was written before there was such a rate): they always need it.
+    """
 
     min_improvement_threshold: float = Field(default=5.0, ge=0, le=1000)
     max_error_rate_increase_percent: float = Field(default=50.0, ge=0, le=10_000)
     max_latency_increase_percent: float = Field(default=20.0, ge=0, le=10_000)
     min_sample_size: int = Field(default=100, ge=1, le=1_000_000_000)
+    negligible_error_rate_percent: float = Field(default=0.0, ge=0, lt=100)
 
 
 class FailureCriteria(Message):

@@ -30,7 +30,9 @@ def bare(url: str) -> str:
 
 
 class StrictSuccess(SuccessCriteria, Typed):
-    """`ab_testing.success_criteria`."""
+    """`ab_testing.success_criteria`. Tests from before there was a negligible rate have none; new ones have this."""
+
+    negligible_error_rate_percent: float = Field(default=0.1, ge=0, lt=100)
 
 
 class StrictFailure(FailureCriteria, Typed):
@@ -49,6 +51,17 @@ class AbTesting(Section):
     max_test_duration_minutes: float = Field(default=1440, gt=0, le=525_600)
     success_criteria: StrictSuccess = StrictSuccess()
     failure_criteria: StrictFailure = StrictFailure()
+
+    @model_validator(mode="after")
+    def _negligible_is_no_failure(self) -> "AbTesting":
+        named = "negligible_error_rate_percent" in self.success_criteria.model_fields_set
+        negligible, failure = self.success_criteria.negligible_error_rate_percent, self.failure_criteria
+        if named and negligible >= failure.max_error_rate_percent:
+            raise ValueError(
+                f"success_criteria.negligible_error_rate_percent ({negligible:g}) is not below failure_criteria."
+                f"max_error_rate_percent ({failure.max_error_rate_percent:g}): lower it, or give 0 for none"
+            )
+        return self
 
     @field_validator("default_traffic_split_percent")
     @classmethod

@@ -10,7 +10,7 @@ from schemas.v1.experiment import Experiment
 from schemas.v1.query import GuardrailStatus
 from services.monitor.domain import guardrails
 from services.monitor.domain.checks import Check, ordinal
-from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick
+from services.monitor.domain.evidence import FULL_SHARE, Phase, Tick, arrivals
 from services.monitor.domain.findings import (
     ACTIONS,
     BOTH_ARMS,
@@ -26,7 +26,7 @@ from services.monitor.domain.findings import (
 from services.monitor.domain.health import FAILURES, CheckHealth
 from services.monitor.domain.stable import StableWatch
 from services.monitor.domain.standing import describe
-from services.monitor.domain.statistics import RateEProcess, SampleRatio
+from services.monitor.domain.statistics import ErrorNonInferiority, SampleRatio
 from services.monitor.domain.totals import Totals
 from services.monitor.domain.trials import Trials
 
@@ -66,8 +66,9 @@ class TestEvaluator:
         self.at_share: dict[int, dict[str, int]] = {}
         """Requests that finished since the last step down, by the share applied and by variant."""
         self.sample_ratio = SampleRatio()
-        self.non_inferiority = RateEProcess.non_inferiority(
-            1.0 + experiment.success_criteria.max_error_rate_increase_percent / 100.0
+        success = experiment.success_criteria
+        self.non_inferiority = ErrorNonInferiority(
+            1.0 + success.max_error_rate_increase_percent / 100.0, success.negligible_error_rate_percent / 100.0
         )
         self.findings: list[Finding] = []
         self.health = CheckHealth()
@@ -118,7 +119,7 @@ class TestEvaluator:
             done = self.at_share.setdefault(cell.share_bp, {})
             done[cell.variant] = done.get(cell.variant, 0) + cell.done
         self._note_share(phases)
-        self._whole_test(second, phases)
+        self._whole_test(second, phases, tick)
         for epoch in sorted({self.epoch, *(phase.epoch for phase in phases if phase.epoch > self.epoch)}):
             if epoch > self.epoch:
                 self._start_epoch(epoch)
@@ -135,17 +136,12 @@ class TestEvaluator:
             if phase.pi > 0.0 and phase.a.done + phase.b.done:
                 self.share_bp = round(phase.pi * FULL_SHARE)
 
-    def _whole_test(self, second: int, phases: Sequence[Phase]) -> None:
-        tick = second - self.started_s
-        self._run(
-            _SRM, lambda: self.sample_ratio.update(tick, [(p.pi, p.a.new_test, p.b.new_test) for p in phases])
-        )
-        self._run(
-            _NON_INFERIOR,
-            lambda: self.non_inferiority.update(
-                tick, [(p.pi, p.a.first_errors_test, p.b.first_errors_test) for p in phases]
-            ),
-        )
+    def _whole_test(self, second: int, phases: Sequence[Phase], tick: Tick) -> None:
+        at = second - self.started_s
+        units = [(p.pi, p.a.new_test, p.b.new_test) for p in phases]
+        errors = [(p.pi, p.a.first_errors_test, p.b.first_errors_test) for p in phases]
+        self._run(_SRM, lambda: self.sample_ratio.update(at, units))
+        self._run(_NON_INFERIOR, lambda: self.non_inferiority.update(at, errors, arrivals(tick.cells)))
         if self.sample_ratio.mismatch():
             self._mismatch()
 
@@ -390,7 +386,7 @@ class TestEvaluator:
         evaluator._paused = state["paused"]
         evaluator.at_share = {share: dict(done) for share, done in state["at_share"]}
         evaluator.sample_ratio = SampleRatio.from_dict(state["sample_ratio"])
-        evaluator.non_inferiority = RateEProcess.from_dict(state["non_inferiority"])
+        evaluator.non_inferiority.load(state["non_inferiority"])
         evaluator.findings = [Finding.model_validate(value) for value in state["findings"]]
         evaluator.health = CheckHealth.from_dict(state["health"])
         evaluator.stable.load(state["stable"])

@@ -12,6 +12,7 @@ from schemas.sketch import merge
 from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.windows import Cell, Window
 from services.monitor.domain.bounds import within
+from services.monitor.domain.statistics import Arrivals
 
 FULL_SHARE = 10_000
 
@@ -91,6 +92,20 @@ class Tick:
 def errors_of(cell: Cell) -> int:
     """Requests of a cell that count as the variant's errors."""
     return sum(count for outcome, count in cell.outcomes.items() if outcome in ERRORS)
+
+
+def arrivals(cells: Iterable[Cell]) -> Arrivals:
+    """What the cells of a tick brought of B, at whatever share."""
+    own = [cell for cell in cells if cell.variant == "b"]
+    wrong = sum(cell.outcomes.get(Outcome.CLIENT_ERROR, 0) for cell in own)
+    return Arrivals(
+        units=sum(cell.units.new_test for cell in own),
+        failed=sum(cell.units.first_errors_test for cell in own),
+        admitted=sum(cell.admitted for cell in own),
+        finished=sum(cell.done for cell in own) + wrong,
+        void=sum(cell.outcomes.get(Outcome.CLIENT_CANCEL, 0) for cell in own) + wrong,
+        overdue=sum(cell.overdue - cell.overdue_done for cell in own),
+    )
 
 
 class Ticker:

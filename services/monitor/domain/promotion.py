@@ -1,6 +1,6 @@
 """What a promotion needs, condition by condition; each may be looked at after every tick.
 
-Methods: Core A reversed for errors, Core C over unit buckets for the primary metric and for latency
+Methods: Core A reversed or a negligible rate for errors, Core C over unit buckets for the primary metric and for latency
 (`docs/statistics.md`, "What decides what"). All conditions must hold, so each has the whole level.
 """
 
@@ -141,17 +141,35 @@ def nearest(evaluator: TestEvaluator, *, trial_only: bool) -> tuple[str, float, 
 
 
 def _errors(evaluator: TestEvaluator) -> Condition:
-    margin = evaluator.experiment.success_criteria.max_error_rate_increase_percent
-    process = evaluator.non_inferiority
-    log_e = process.log_e()
+    success, process = evaluator.experiment.success_criteria, evaluator.non_inferiority
+    margin, negligible = success.max_error_rate_increase_percent, success.negligible_error_rate_percent
+    log_e, rate, own = process.log_e(), process.rate, process.negligible
+    met = log_e >= LIMIT
+    asked = f"errors of B not above A's by {margin:g} %"
+    found = f"{rate.events_b} units of B and {rate.events_a} of A had errors"
+    ends = ""
+    if own is not None:
+        asked += f", or at most {negligible:g} %"
+        found = f"{own.failed or 'none'} of {own.units} units of B and {rate.events_a} of A's had errors"
+        more = process.clean_units_needed(LIMIT)
+        if process.by_negligible and met:
+            ends = f"; at most {negligible:g} % of B's is shown"
+        elif more:
+            ends = f"; about {more} more units of B without an error show it"
+    elif not rate.events_a + rate.events_b:
+        ends = "; without any error nothing can be compared: success_criteria.negligible_error_rate_percent is 0"
     return Condition(
-        name="errors_not_worse", met=log_e >= LIMIT, log_e=log_e, limit=LIMIT,
-        text=(
-            f"errors of B not above A's by {margin:g} %: {process.events_b} units of B and {process.events_a} of A "
-            f"had errors (ln E {log_e:.2f}, needed {LIMIT:.2f})"
-        ),
+        name="errors_not_worse", met=met, log_e=log_e, limit=LIMIT,
+        text=f"{asked}: {found} (ln E {log_e:.2f}, needed {LIMIT:.2f}){ends}",
         needs_requests=requests_needed(process, evaluator.totals.requests(), LIMIT),
+        at_least=not met and process.by_negligible and _returning(evaluator),
     )  # fmt: skip
+
+
+def _returning(evaluator: TestEvaluator) -> bool:
+    """Whether users of B come again: then the next requests bring fewer new units than those so far."""
+    b = evaluator.totals.of("b")
+    return b.units < b.counts["admitted"]
 
 
 def _latency(evaluator: TestEvaluator) -> Condition:

@@ -109,6 +109,7 @@ def resolve(
     ):
         if patch is not None:
             named |= {f"{section}.{name}" for name in patch.model_dump(exclude_none=True)}
+    success = _with_negligible(success, failure, named)
     effective: dict[str, Any] = {
         "share_bp": share,
         "duration_minutes": planned.duration_minutes,
@@ -151,6 +152,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def _with_negligible(success: SuccessCriteria, failure: FailureCriteria, named: set[str]) -> SuccessCriteria:
+    """A rate that is a failure is not negligible: refused where somebody named it, else none is negligible."""
+    negligible = success.negligible_error_rate_percent
+    if not negligible or negligible < failure.max_error_rate_percent:
+        return success
+    param = "success_criteria.negligible_error_rate_percent"
+    if param in named:
+        raise Unprocessable(
+            f"{param} is {negligible:g}, not below failure_criteria.max_error_rate_percent "
+            f"({failure.max_error_rate_percent:g}): give a lower value, or 0 for none",
+            param=param,
+        )
+    return success.model_copy(update={"negligible_error_rate_percent": 0.0})
 
 
 def _patched(base: FailureCriteria, patch: FailureCriteriaPatch | None) -> FailureCriteria:

@@ -231,3 +231,60 @@ def test_too_few_errors_of_an_arm_say_how_many_requests_bring_them() -> None:
     assert text.startswith(f"needs at least {condition.needs_requests} more requests (")
     assert text.endswith("how many in all cannot be told yet (primary_metric)")
     assert condition.needs_requests == pytest.approx(evaluator.totals.requests() * (20 / min(a, b) - 1), abs=1)
+
+
+def _fast_and_faultless(seconds: int, b: Arm | None = None, **success: float) -> TestEvaluator:
+    traffic = Traffic(21, share_bp=5000, per_second=100, a=Arm(errors=0.0), b=b or Arm(errors=0.0, median_ms=150))
+    return evaluated(traffic, seconds, success_criteria=success)
+
+
+def _errors_of(evaluator: TestEvaluator) -> Condition:
+    return next(condition for condition in conditions(evaluator) if condition.name == "errors_not_worse")
+
+
+def test_a_faster_canary_without_any_error_is_promoted() -> None:
+    evaluator = _fast_and_faultless(22, negligible_error_rate_percent=0.5)
+    record = verdict.decide(evaluator)
+    assert record.decision is Decision.PROMOTE_B, record.reason
+    assert "errors 0.00 % against 0.00 %, at most the negligible 0.5 %" in record.reason
+    units = evaluator.totals.of("b").units
+    text = _errors_of(evaluator).text
+    assert text.startswith(f"errors of B not above A's by 50 %, or at most 0.5 %: none of {units} units of B and 0 of A's had errors")
+    assert text.endswith("; at most 0.5 % of B's is shown")
+    assert TestEvaluator.from_dict(evaluator.experiment, evaluator.to_dict()).to_dict() == evaluator.to_dict()
+
+
+def test_too_few_good_requests_say_how_many_more_show_a_negligible_rate() -> None:
+    evaluator = _fast_and_faultless(6, negligible_error_rate_percent=0.1)
+    condition = _errors_of(evaluator)
+    units = evaluator.totals.of("b").units
+    assert f"; about {5329 - units} more units of B without an error show it" in condition.text
+    share = units / evaluator.totals.requests()
+    assert condition.needs_requests == pytest.approx((5329 - units) / share, abs=2)
+    record = verdict.decide(evaluator)
+    assert (record.decision, record.rule) == (Decision.INCONCLUSIVE, "errors_not_worse")
+    assert f"needs about {condition.needs_requests} more requests" in record.reason
+    assert f"needs about {condition.needs_requests} more requests" in verdict.status(evaluator).summary
+
+
+def test_a_test_from_before_there_was_a_negligible_rate_is_judged_as_then() -> None:
+    evaluator = _fast_and_faultless(22)
+    condition = _errors_of(evaluator)
+    assert (condition.met, condition.log_e, condition.needs_requests) == (False, 0.0, None)
+    assert "success_criteria.negligible_error_rate_percent is 0" in condition.text
+    assert "negligible" not in evaluator.to_dict()["non_inferiority"]
+
+
+def test_users_who_come_again_may_bring_fewer_new_units_than_those_before() -> None:
+    traffic = Traffic(22, users=300, share_bp=5000, per_second=100, a=Arm(errors=0.0), b=Arm(errors=0.0))
+    condition = _errors_of(evaluated(traffic, 10, success_criteria={"negligible_error_rate_percent": 0.1}))
+    assert condition.needs_requests
+    assert condition.at_least
+
+
+def test_a_canary_whose_errors_are_above_the_negligible_rate_is_compared_with_control() -> None:
+    evaluator = _fast_and_faultless(40, b=Arm(errors=0.01, median_ms=150), negligible_error_rate_percent=0.1)
+    condition = _errors_of(evaluator)
+    assert not condition.met
+    assert condition.log_e is not None
+    assert condition.log_e < 0

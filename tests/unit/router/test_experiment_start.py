@@ -49,6 +49,21 @@ def test_the_requests_criteria_are_laid_over_the_configurations_and_remembered_b
     )  # fmt: skip
 
 
+def test_a_negligible_error_rate_lies_below_the_one_that_is_a_failure() -> None:
+    usual = StartDefaults(success_criteria=SuccessCriteria(negligible_error_rate_percent=0.1))
+    assert start(usual).success_criteria.negligible_error_rate_percent == 0.1
+    assert start(success_criteria={"negligible_error_rate_percent": 0.5}).success_criteria.negligible_error_rate_percent == 0.5
+    assert start(usual, success_criteria={"negligible_error_rate_percent": 0}).success_criteria.negligible_error_rate_percent == 0
+    strict = start(usual, failure_criteria={"max_error_rate_percent": 0.1})
+    assert strict.success_criteria.negligible_error_rate_percent == 0
+    name = "success_criteria.negligible_error_rate_percent"
+    for defaults in (usual, StartDefaults(success_criteria=usual.success_criteria, configured=frozenset({name}))):
+        asked = {} if name in defaults.configured else {"negligible_error_rate_percent": 0.1}
+        with pytest.raises(Unprocessable, match=r"not below failure_criteria.max_error_rate_percent \(0.1\)") as refused:
+            start(defaults, success_criteria=asked, failure_criteria={"max_error_rate_percent": 0.1})
+        assert refused.value.param == name
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "param", "says"),
     [

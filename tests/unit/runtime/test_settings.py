@@ -43,6 +43,9 @@ def test_the_specs_file_loads_and_equals_the_defaults(tmp_path: Path) -> None:
     loaded = load(write(tmp_path, SPEC), {})
     assert loaded.ab_testing == load(None, {}).ab_testing
     assert loaded.monitoring == load(None, {}).monitoring
+    assert loaded.ab_testing.success_criteria.negligible_error_rate_percent == 0.1
+    strict = "ab_testing: {failure_criteria: {max_error_rate_percent: 0.1}}"
+    assert load(write(tmp_path, strict), {}).ab_testing.failure_criteria.max_error_rate_percent == 0.1
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,11 @@ def test_the_path_variable_names_the_file(tmp_path: Path) -> None:
         ("clickhouse: {dsn: 'chdb://'}", "clickhouse.dsn: give chdb:///DIRECTORY"),
         ("monitoring:", "monitoring: Input should be a section"),
         ("security: {ip_allow: 10.0.0.0/8}", "security.ip_allow: Input should be a list"),
+        (
+            "ab_testing: {success_criteria: {negligible_error_rate_percent: 5}}",
+            "ab_testing: success_criteria.negligible_error_rate_percent (5) is not below failure_criteria.max_error_rate_percent (5)",
+        ),
+        ("ab_testing: {success_criteria: {negligible_error_rate_percent: 100}}", "success_criteria.negligible_error_rate_percent"),
     ],
 )
 def test_what_is_wrong_is_refused_by_file_key_and_reason(tmp_path: Path, text: str, named: str) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.statistics import promotion
-from benchmarks.statistics.batch import BatchLatency, BatchRate
+from benchmarks.statistics.batch import BatchLatency, BatchNonInferiority, BatchRate
 from benchmarks.statistics.rollback import (
     BINS,
     Day,
@@ -15,7 +15,13 @@ from benchmarks.statistics.rollback import (
     rate_detection,
 )
 from benchmarks.statistics.sticky import first_errors
-from services.monitor.domain.statistics import LatencyEvidence, RateEProcess, mixture_log_e
+from services.monitor.domain.statistics import (
+    Arrivals,
+    ErrorNonInferiority,
+    LatencyEvidence,
+    RateEProcess,
+    mixture_log_e,
+)
 
 
 def test_batched_rates_equal_the_product():
@@ -42,6 +48,19 @@ def test_batched_latencies_equal_the_product(pi):
                 index, count = np.unique(bins[rep][is_b[rep] == arm], return_counts=True)
                 arms.append(dict(zip(index.tolist(), count.tolist(), strict=True)))
             process.update(tick, [(pi, *arms)])
+        np.testing.assert_allclose(batch.log_e(), [p.log_e() for p in single], rtol=1e-9, atol=1e-9)
+
+
+def test_batched_tests_of_errors_equal_the_product():
+    rng = np.random.default_rng(4)
+    batch = BatchNonInferiority(2, 0.4, 1.5, 0.002)
+    single = [ErrorNonInferiority(1.5, 0.002) for _ in range(2)]
+    for tick in range(60):
+        n_b, e_a, e_b = rng.binomial(100, 0.4, 2), rng.binomial(60, 0.003, 2), rng.binomial(40, 0.001, 2)
+        batch.update(tick, n_b, e_a, e_b)
+        for rep, process in enumerate(single):
+            n, k = int(n_b[rep]), int(e_b[rep])
+            process.update(tick, [(0.4, int(e_a[rep]), k)], Arrivals(n, k, n, n))
         np.testing.assert_allclose(batch.log_e(), [p.log_e() for p in single], rtol=1e-9, atol=1e-9)
 
 
@@ -97,3 +116,16 @@ def test_a_canary_at_a_boundary_is_hardly_ever_promoted(boundary):
 
 def test_a_better_canary_is_promoted():
     assert np.median(promotion.promotions(13, 60)) < 60_000
+
+
+@pytest.mark.parametrize(("p_a", "p_b"), [(0.0, 0.001), (0.01, 0.015), (0.001 / 1.5, 0.001)])
+def test_errors_at_a_boundary_are_hardly_ever_shown_to_be_harmless(p_a, p_b):
+    """Alpha is 0.05, so that more than 40 of 400 would come about once in 10,000 times."""
+    found = promotion.errors_shown(14, 400, p_a=p_a, p_b=p_b, horizon=100_000, look=500)
+    assert np.isfinite(found).sum() <= 40
+
+
+def test_a_canary_without_errors_is_shown_to_be_harmless_beside_a_control_without_any():
+    found = promotion.errors_shown(15, 50, look=500, horizon=20_000)
+    assert np.median(found) <= 11_500
+    assert np.isinf(promotion.errors_shown(15, 5, negligible=0.0, look=500, horizon=20_000)).all()

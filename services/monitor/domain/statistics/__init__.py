@@ -14,6 +14,7 @@ events leave E untouched. For the first epoch pass ``steps=plan.steps``.
 ========================================  =============================================================
 ``RateEProcess(rho0, grid, w0, steps)``   rows ``(pi, events_a, events_b)``: errors, timeouts, overdue
 ``RateEProcess.non_inferiority(rho0)``    the reverse, for promotion; whole-test counts, no epochs
+``ErrorNonInferiority(rho0, p0)``         that, or B's rate is negligible; rows and ``Arrivals`` of B
 ``LatencyEvidence(margin, w0, steps)``    rows ``(pi, hist_a, hist_b)``: latency, TTFT, TPOT, cost
 ``MannWhitney``, ``TailExceedance``       its three parts, alone
 ``SampleRatio(alpha)``                    rows ``(pi, new_units_a, new_units_b)``; ``mismatch()``
@@ -69,6 +70,7 @@ from services.monitor.domain.statistics.mixture import (
     proportion_improvement_log_e,
     reduction_log_e,
 )
+from services.monitor.domain.statistics.non_inferiority import Arrivals, ErrorNonInferiority
 from services.monitor.domain.statistics.planning import requests_needed, requests_needed_for_mean
 from services.monitor.domain.statistics.quantiles import (
     QuantileInterval,
@@ -86,8 +88,10 @@ __all__ = [
     "P99",
     "SRM_ALPHA",
     "AbsoluteRate",
+    "Arrivals",
     "BucketEffect",
     "EpochPlan",
+    "ErrorNonInferiority",
     "Histogram",
     "HistogramRow",
     "LatencyEvidence",

@@ -42,7 +42,7 @@ def requests_needed(process: Grows, requests_seen: int, log_threshold: float) ->
     if requests_seen < 1 or not (growths > 0.0).any():
         return None
     per_request = growths / requests_seen
-    return _smallest(lambda more: log_sum_exp(masses + more * per_request) >= log_threshold)
+    return smallest(lambda more: log_sum_exp(masses + more * per_request) >= log_threshold)
 
 
 def requests_needed_for_mean(
@@ -75,10 +75,11 @@ def requests_needed_for_mean(
         return 0
     if difference <= null:
         return None
-    return _smallest(reached)
+    return smallest(reached)
 
 
-def _smallest(reached: Callable[[int], bool]) -> int | None:
+def smallest(reached: Callable[[int], bool]) -> int | None:
+    """Return the smallest number from 1 on for which ``reached`` holds, as it does from there on; None beyond 10^9."""
     high = 1
     while not reached(high):
         high *= 2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from schemas.v1.common import Decision
-from schemas.v1.experiment import Experiment, RampStep, VariantSummary, VerdictRecord
+from schemas.v1.experiment import Experiment, RampStep, SuccessCriteria, VariantSummary, VerdictRecord
 from schemas.v1.query import GuardrailStatus
 from schemas.v1.record import Report
 from services.router.domain.report.figures import NONE, count, happening, moment, number, share, span, when, with_unit
@@ -278,6 +278,11 @@ def _step(step: RampStep) -> str:
     return f"{soak} and {count(step.min_requests)} requests, gate {step.gate}"
 
 
+def _negligible(success: SuccessCriteria) -> list[tuple[str, str]]:
+    percent = success.negligible_error_rate_percent
+    return [("Negligible error rate", f"{percent:g} %")] if percent else []
+
+
 def _configuration(report: Report) -> Section:
     test = report.configuration
     if test is None:
@@ -289,6 +294,7 @@ def _configuration(report: Report) -> Section:
         ("Primary metric", f"{test.primary_metric}, better by {success.min_improvement_threshold:g} %"),
         ("Smallest sample", f"{count(success.min_sample_size)} requests of each variant"),
         ("Margin of errors", f"{success.max_error_rate_increase_percent:g} %"),
+        *_negligible(success),
         ("Margin of latency", f"{success.max_latency_increase_percent:g} %"),
         ("Errors at most", f"{failure.max_error_rate_percent:g} %"),
         ("Errors: warning, critical", f"{limits.warning_error_rate:g} %, {limits.critical_error_rate:g} %"),
