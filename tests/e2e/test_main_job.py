@@ -96,7 +96,9 @@ async def test_a_backup_has_the_history_with_its_reasons(
 
 
 async def test_three_thousand_requests_are_split_as_asked_and_counted_exactly(system: System) -> None:
-    test_id = await system.start_test(traffic_split_percent=20)
+    test_id = await system.start_test(
+        traffic_split_percent=20, success_criteria={"negligible_error_rate_percent": 2}
+    )
     by_sdk = Tally()
     client = openai.AsyncOpenAI(base_url=f"{system.url}/v1", api_key=system.key, max_retries=0)
 
@@ -120,6 +122,11 @@ async def test_three_thousand_requests_are_split_as_asked_and_counted_exactly(sy
     assert summary == dict(seen)
     (listed,) = [one for one in (await system.api("GET", "history"))["tests"] if one["test_id"] == test_id]
     assert listed["decision"] == result["decision"]
+    report = await system.api("GET", f"tests/{test_id}/report")
+    assert report["configuration"]["success_criteria"]["negligible_error_rate_percent"] == 2
+    errors = next(c for c in report["status"]["promotion"]["conditions"] if c["name"] == "errors_not_worse")
+    assert errors["met"], "nobody has failed, which needs no comparison"
+    assert errors["text"].endswith("; at most 2 % of B's is shown")
 
 
 async def through_sdk(client: openai.AsyncOpenAI, tally: Tally, *, stream: bool) -> None:

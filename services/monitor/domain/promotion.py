@@ -1,7 +1,7 @@
 """What a promotion needs, condition by condition; each may be looked at after every tick.
 
-Methods: Core A reversed or a negligible rate for errors, Core C over unit buckets for the primary metric and for latency
-(`docs/statistics.md`, "What decides what"). All conditions must hold, so each has the whole level.
+Methods: Core A reversed or a negligible rate for errors, Core C over unit buckets for the primary metric and for
+latency (`docs/statistics.md`, "What decides what"). All conditions must hold, so each has the whole level.
 """
 
 import math
@@ -234,6 +234,8 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
     a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
     if min(a.errors, b.errors) < MIN_ERRORS:
         hold = f"{a.errors} errors of A and {b.errors} of B are too few for a verdict, at least {MIN_ERRORS} of each"
+        if not min(a.errors, b.errors):
+            hold += "; where a variant has none, take another primary_metric"
         needs = requests_until(min(a.errors, b.errors), MIN_ERRORS, evaluator.totals.requests())
         return Effect("error_rate", None, 0.0, 0.0, needs, hold)
     counts, sums = evaluator.totals.stacked("n", "errors")

@@ -158,7 +158,8 @@ def _effect(evaluator: TestEvaluator) -> EffectStatus:
 def _promotion(evaluator: TestEvaluator, effect: Effect) -> str:
     a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
     negligible = evaluator.experiment.success_criteria.negligible_error_rate_percent
-    how = f"at most the negligible {negligible:g} %" if evaluator.non_inferiority.by_negligible else "not worse by the margin"
+    small = evaluator.non_inferiority.by_negligible
+    how = f"at most the negligible {negligible:g} %" if small else "not worse by the margin"
     return (
         f"B's {effect.metric} is {effect.percent:+.1f} % (ln E {effect.better:.2f}, needed {LIMIT:.2f}); errors "
         f"{100 * b.errors / b.done:.2f} % against {100 * a.errors / a.done:.2f} %, {how}; "
