@@ -157,7 +157,7 @@ def _errors(evaluator: TestEvaluator) -> Condition:
         elif more:
             ends = f"; about {more} more units of B without an error show it"
     elif not rate.events_a + rate.events_b:
-        ends = "; without any error nothing can be compared: success_criteria.negligible_error_rate_percent is 0"
+        ends = "; without any error nothing can be compared, and no rate is negligible in this test"
     return Condition(
         name="errors_not_worse", met=met, log_e=log_e, limit=LIMIT,
         text=f"{asked}: {found} (ln E {log_e:.2f}, needed {LIMIT:.2f}){ends}",
@@ -235,7 +235,7 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
     if min(a.errors, b.errors) < MIN_ERRORS:
         hold = f"{a.errors} errors of A and {b.errors} of B are too few for a verdict, at least {MIN_ERRORS} of each"
         if not min(a.errors, b.errors):
-            hold += "; where a variant has none, take another primary_metric"
+            hold += "; where a variant has none, take another primary metric"
         needs = requests_until(min(a.errors, b.errors), MIN_ERRORS, evaluator.totals.requests())
         return Effect("error_rate", None, 0.0, 0.0, needs, hold)
     counts, sums = evaluator.totals.stacked("n", "errors")
