@@ -53,6 +53,7 @@ schemas: install
 docs: install
 	$(BIN)/python -m services._runtime.reference --check
 	$(BIN)/python -m services._cli.reference --check
+	$(BIN)/python -m infra.metrics_reference --check
 	$(BIN)/python -m services.router.control.reference --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
