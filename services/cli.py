@@ -120,15 +120,17 @@ def provision(
     if not settings.nats.servers:
         api.fail("nats.servers is not set: name them; `cypria up` provisions its own embedded server", EXIT_CONFIG)
     try:
-        asyncio.run(run_provision(settings))
+        with show.working("the bus: streams, buckets"):
+            asyncio.run(run_provision(settings))
     except StartError as exc:
         api.fail(str(exc), exc.status)
     try:
         privacy = settings.privacy
-        done = provision_clickhouse(
-            settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size, settings.clickhouse.tls,
-            settings.clickhouse.cluster,
-        )
+        with show.working("ClickHouse: tables, views"):
+            done = provision_clickhouse(
+                settings.clickhouse_dsn(), privacy.retention_days, privacy.min_group_size, settings.clickhouse.tls,
+                settings.clickhouse.cluster,
+            )
     except ConfigError as exc:
         api.fail(str(exc), EXIT_CONFIG)
     except FAILURES as exc:
@@ -213,7 +215,8 @@ def status(test_id: TestOption = None, json_: JsonOption = False) -> None:
 @app.command(epilog=panels.examples("stop"), rich_help_panel=panels.TESTS)
 def stop(test_id: TestOption = None, reason: ReasonOption = None, json_: JsonOption = False) -> None:
     """Stop a test and show its decision."""
-    data = api.call("POST", "/v1/ab-testing/stop", body=_body(test_id=test_id, reason=reason))
+    with show.working("deciding on all that has been seen"):
+        data = api.call("POST", "/v1/ab-testing/stop", body=_body(test_id=test_id, reason=reason))
     show.as_json(data) if json_ else show.result(data)
 
 
@@ -286,7 +289,8 @@ def doctor(
     """Look at everything that must be in order, and say what to do; the exit status is 1 where something failed."""
     from services._cli import doctor as examination
 
-    checks = examination.examine_file(config) if config else examination.examine(data_dir or api.data_dir())
+    with show.working("looking at everything"):
+        checks = examination.examine_file(config) if config else examination.examine(data_dir or api.data_dir())
     if json_:
         show.as_json(examination.as_data(checks))
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,12 @@ def wide(**options: Any) -> Console:
 
 
 console = wide()
+
+
+def working(what: str) -> Status:
+    """Says on a terminal what takes a while, for as long as the block runs."""
+    return wide(stderr=True).status(what)
+
 
 _STYLE = {
     "running": "green", "completed": "cyan", "rolled_back": "red", "paused": "yellow", "rolling_back": "red",

@@ -10,7 +10,8 @@ def tested(group: str, listed: str, what: str, name: str | None, json_: bool) ->
 
     ``group`` is the part of the path, ``listed`` the field with a row for each, ``what`` is called so.
     """
-    data = api.call("POST", f"/v1/ab-testing/{group}/test", body=_named(what, name))
+    with show.working("telling, and waiting for what they say"):
+        data = api.call("POST", f"/v1/ab-testing/{group}/test", body=_named(what, name))
     if json_:
         show.as_json(data)
     else:

@@ -184,16 +184,16 @@ def _several(known: Known, width: int, height: int, *, ascii_only: bool) -> list
     full = "#" if ascii_only else "█"
     lines = [_top(known, Text(f"{len(known.statuses)} tests are running", "bold"), width)]
     lines.append(Text("`cypria watch TEST_ID` shows one of them in full", "dim"))
-    head = f"{'test':<28}{'split':>7}{'req. A':>9}{'req. B':>9}{'err. A':>8}{'err. B':>8}  evidence"
+    head = f"{'test':<29}{'split':>7}{'req. A':>9}{'req. B':>9}{'err. A':>8}{'err. B':>8}  evidence"
     lines += [Text(), Text(head, "bold")]
     for test_id, status in list(known.statuses.items())[: max(1, (height - 8) // 2)]:
         metrics = status.get("metrics") or {}
         a, b = metrics.get("variant_a") or {}, metrics.get("variant_b") or {}
         worst = max((words.evidence(one) for one in words.guardrails(status)), default=0.0)
         lines.append(Text.assemble(
-            f"{test_id[:27]:<28}", f"{number(status.get('traffic_split_percent'), 2):>6}%",
+            f"{test_id[:28]:<29}", f"{number(status.get('traffic_split_percent'), 2):>6}%",
             *(f"{number(arm.get('request_count')):>9}" for arm in (a, b)),
-            *(f"{number(arm.get('error_rate'), 1):>7}%" for arm in (a, b)), f"  {full * round(worst * 8)} {worst:.0%}",
+            *(f"{number(arm.get('error_rate'), 1):>7}%" for arm in (a, b)), f"  {full * round(worst * 4)} {worst:.0%}",
         ))  # fmt: skip
         style, sentence = words.headline(status)
         lines.append(Text(f"  {styled(sentence).plain}", style))

@@ -68,7 +68,7 @@ def test_a_screen_fits_whatever_its_size_and_text_moves_no_cursor(width: int, he
     for known in (
         Known({}, happenings),
         Known({TEST: one}, happenings, "connection lost (no connection: Connection refused); trying again"),
-        Known({str(n): {**one, "test_id": f"{TEST}{n}"} for n in range(30)}, happenings),
+        Known({f"{TEST[:-2]}{n:02}": one for n in range(30)}, happenings),
     ):
         lines = screen(known, width, height, ascii_only=True).split("\n", allow_blank=True)
         assert len(lines) == height
@@ -79,6 +79,8 @@ def test_a_screen_fits_whatever_its_size_and_text_moves_no_cursor(width: int, he
         for said in ("9,876", "guardrail_11", "11.0 of 8.0", "44 requests of A and 12 of B", "what happened last", "back 29"):
             assert said in shown, shown
         assert shown.count("too few units") <= 1  # the same words once
+        several = screen(Known({TEST: one, "ab_test_2": one}, happenings), width, height).plain
+        assert f"{TEST} " in several  # whole, to be copied
 
 
 def test_what_nobody_needs_to_read_is_left_out() -> None:
