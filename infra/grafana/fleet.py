@@ -20,7 +20,12 @@ SELECT known.test_id AS test, any(status) AS status, any(decision) AS decision, 
     anyIf(error_rate_percent, variant = 'a') AS "errors stable", anyIf(error_rate_percent, variant = 'b') AS "errors canary",
     anyIf(avg_latency_ms, variant = 'a') AS "latency stable", anyIf(avg_latency_ms, variant = 'b') AS "latency canary",
     sum(cost_dollars) AS cost, any(known.reason) AS reason
-FROM tests AS known LEFT JOIN variant_totals AS figures ON figures.test_id = known.test_id
+FROM tests AS known LEFT JOIN (
+    SELECT * FROM variant_totals WHERE test_id IN (
+        SELECT test_id FROM tests
+        WHERE status IN ('scheduled', 'running', 'paused', 'rolling_back') OR $__timeFilter(last_event_at)
+    )
+) AS figures ON figures.test_id = known.test_id
 WHERE known.status IN ('scheduled', 'running', 'paused', 'rolling_back') OR $__timeFilter(known.last_event_at)
 GROUP BY test ORDER BY any(last_event_at) DESC LIMIT 100
 """

@@ -128,4 +128,6 @@ def exported() -> set[str]:
     from services.inference.adapters.gauges import _FIGURES
 
     text = "\n".join(path.read_text() for path in Path(ROOT / "services").rglob("*.py"))
-    return {name.removesuffix("_total") for name in re.findall(r'"(cypria_\w+)"', text)} | {f"cypria_inference_{name}" for name, *_ in _FIGURES}
+    names = set(re.findall(r'"(cypria_\w+)"', text))
+    names |= {f"cypria_{service}_dead_letters" for service in re.findall(r'\bdead_letters\("(\w+)"', text)}
+    return {name.removesuffix("_total") for name in names} | {f"cypria_inference_{name}" for name, *_ in _FIGURES}
