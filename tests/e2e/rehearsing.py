@@ -30,14 +30,11 @@ async def a_bad_canary(product: Product) -> None:
 
 
 async def what_cannot_be_rehearsed(product: Product) -> None:
-    """An address that the operator has not allowed, a key that may not, a canary of one's own."""
+    """An address that the operator has not allowed; with a key that may not."""
     other = str(free_port())
-    for arguments, variables, expected, words in (
-        (("--scenario", "burst", "--engine-port", other), {}, 1, f'model_sources: {{allow: ["http://127.0.0.1:{other}/"'),
-        (("--scenario", "burst"), {"CYPRIA_API_KEY": KEYS["operator"]}, 1, "admin"),
-        (("stable", "--scenario", "slow-canary"), {}, 2, "a client cannot make 'stable' worse: leave it out"),
-        (("--scenario", "worse"), {}, 2, "use one of bad-canary, slow-canary, drift, burst"),
-        ((), {}, 2, "name a model"),
+    for arguments, variables, words in (
+        (("--scenario", "burst", "--engine-port", other), {}, f'model_sources: {{allow: ["http://127.0.0.1:{other}/"'),
+        (("--scenario", "burst", "--engine-port", other), {"CYPRIA_API_KEY": KEYS["operator"]}, "admin"),
     ):
         status, _, said = await cypria(product, "load", *arguments, **variables)
-        assert (status, words in said, "Traceback" in said) == (expected, True, False), said
+        assert (status, words in said, "Traceback" in said) == (1, True, False), said

@@ -4,7 +4,9 @@ import asyncio
 import itertools
 
 import pytest
+from typer.testing import CliRunner
 
+from services import cli
 from services._cli.load import Load, drive
 from services._cli.scenarios import SCENARIOS, Shape
 from tests.unit.test_cli_strangers import ANSWERS, Stranger
@@ -41,3 +43,16 @@ async def test_what_is_no_completion_is_a_failure_and_no_redirect_is_followed(an
     assert (tally.sent, tally.failed, dict(tally.by_status)) == (2, 2, {status: 2})
     if status == "200":
         assert "no completion" in tally.last_error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("stable", "--scenario", "slow-canary"), "a client cannot make 'stable' worse: leave it out"),
+        (("--scenario", "worse"), "use one of bad-canary, slow-canary, drift, burst"),
+        ((), "name a model"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_what_does(arguments: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(cli.app, ["load", *arguments])
+    assert (done.exit_code, words in done.output) == (2, True), done.output
