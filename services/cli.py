@@ -26,6 +26,7 @@ from services._cli import (
     rollout,
     show,
     units,
+    waiting,
 )
 from services._runtime.settings_base import ConfigError
 
@@ -98,6 +99,7 @@ app.add_typer(keys.app, name="keys", rich_help_panel=panels.KEEPING)
 app.add_typer(audit.app, name="audit", rich_help_panel=panels.KEEPING)
 app.add_typer(integrations.app, name="integrations", rich_help_panel=panels.TELLING)
 app.add_typer(units.app, name="units", rich_help_panel=panels.KEEPING)
+waiting.register(app)
 later.register(app)
 live.register(app)
 
@@ -191,17 +193,30 @@ def start(
         float | None, typer.Option("--min-duration", help="Minutes before which nothing is promoted.")
     ] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="Start then (RFC 3339).")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="Kept with the test. May be given often.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the verdict; the exit status tells it (see `cypria wait --help`).")
+    ] = False,
+    timeout: waiting.TimeoutOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Start a test of MODEL_B against MODEL_A, at one split or up a ramp."""
+    patience = waiting.seconds(timeout)
+    if timeout and not wait:
+        raise typer.BadParameter("there is nothing to wait for: give --wait as well", param_hint="--timeout")
     body = _body(
         model_a=model_a, model_b=model_b, traffic_split_percent=split, test_duration_minutes=duration,
         auto_rollback=auto_rollback, ramp=rollout.ramp(ramp, soak, gate, min_requests), preset=preset,
         change_type=change_type, guardrails=[rollout.guardrail(text) for text in guardrail or []] or None,
         primary_metric=primary_metric, retry=rollout.retry(max_retries, backoff), min_duration_minutes=min_duration,
-        schedule=schedule,
+        schedule=schedule, tags=rollout.tags(tag),
     )  # fmt: skip
-    _done(api.call("POST", "/v1/ab-testing/start", body=body), json_)
+    started = api.call("POST", "/v1/ab-testing/start", body=body)
+    if wait:
+        waiting.wait(str(started["test_id"]), patience, json_=json_)
+    _done(started, json_)
 
 
 @app.command(epilog=panels.examples("status"), rich_help_panel=panels.TESTS)
@@ -340,7 +355,8 @@ def _done(data: dict[str, Any], json_: bool) -> None:
 def main() -> None:
     """Entry point of the console script.
 
-    Exit status: 0 done; 1 refused, not reached, or not as hoped for; 2 called wrongly; 78 a bad configuration.
+    Exit status: 0 done; 1 refused, not reached, or not as hoped for; 2 called wrongly; 78 a bad configuration. Who
+    waits for a verdict has those of `waiting` as well.
     """
     try:
         app()

@@ -1,36 +1,26 @@
-"""A small client of the control API for the command line."""
+"""The control API for the command line: by the Python client's parts, with errors that end the command."""
 
-import contextlib
-import errno
-import json
 import os
 import ssl
 import sys
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import quote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
+from cypria import _http, _words
+from cypria._settings import DEFAULT_URL
+from cypria.errors import LOOK, ApiError, UnexpectedAnswer
 from services._runtime import tls, variables
 from services._runtime.settings_base import ConfigError, default_data_dir, is_url
 from services._runtime.settings_tls import ClientTls
 
-DEFAULT_URL = "http://127.0.0.1:2242"
+if TYPE_CHECKING:
+    from cypria import Client
+
+__all__ = ["ApiError"]
 PATIENCE_S = 30.0
-_KEPT = "/%:@!$&'()*+,;=~"
-"""What a path may hold as it is: callers have quoted what needs it."""
-
-
-class ApiError(RuntimeError):
-    """What the edge refused, in its own words; ``body`` is the whole answer."""
-
-    def __init__(self, status: int, message: str, retry_after: float = 0.0, body: Any = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -73,22 +63,7 @@ def explained(exc: BaseException) -> str:
     """An error of the connection in words."""
     if why := tls.reason(exc, "CYPRIA", _tls()):
         return why
-    aiohttp: Any = sys.modules.get("aiohttp")  # where nothing has imported it, the error is none of its own
-    theirs = (aiohttp.ServerDisconnectedError, aiohttp.ClientResponseError) if aiohttp else ()
-    cut_off = isinstance(exc, (HTTPException, ssl.SSLError, *theirs)) or getattr(exc, "errno", None) == errno.ECONNRESET
-    if cut_off and url().startswith("http://"):
-        return "it closed the connection: if it serves TLS, CYPRIA_URL begins with https://"
-    if cut_off and os.environ.get("CYPRIA_CERT_FILE"):
-        # What a server says of a client's certificate comes after the handshake, and is lost with the request.
-        return "it closed the connection: the certificate in CYPRIA_CERT_FILE may not be of the edge's authority"
-    if cut_off:
-        return "it closed the connection: if it serves no TLS, CYPRIA_URL begins with http://"
-    # aiohttp's own words hold the address of a Python object where TLS is on.
-    error = exc.os_error if aiohttp and isinstance(exc, aiohttp.ClientConnectorError) else exc
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
-        # below 0 of a name that cannot be resolved
-        return f"no connection: {os.strerror(error.errno) if error.errno > 0 else error.strerror or error}"
-    return str(exc) or type(exc).__name__
+    return _words.explained(exc, url(), shows_certificate=bool(os.environ.get("CYPRIA_CERT_FILE")))
 
 
 def key() -> str | None:
@@ -128,18 +103,13 @@ async def acall(
 
     Raises ApiError for a refusal and OSError or aiohttp.ClientError when nobody answers.
     """
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, headers=_headers(accept, token)) as session,
-        session.request(
-            method, (base or url()) + path, json=body, params=_query(params), ssl=tls_context(), allow_redirects=False
-        ) as response,
-    ):
-        wait = response.headers.get("Retry-After", "")
-        text = (await response.read()).decode("utf-8", "replace")
-        return _decoded(base or url(), response.status, response.content_type, text, wait, accept)
+    query = _query(method, path, body, params, accept, base, token)
+    async with _http.session(PATIENCE_S) as session:
+        try:
+            answer = await _http.aexchange(query, session, tls_context())
+        except _http.NotSentError as exc:
+            raise exc.__cause__ or exc from None
+    return _http.decoded(query, answer, Answer)
 
 
 def call(
@@ -151,7 +121,12 @@ def call(
     Raises ApiError for a refusal with the status ``raises`` alone.
     """
     try:
-        return _ask(method, path, body, params, accept)
+        query = _query(method, path, body, params, accept)
+        try:
+            answer = _http.exchange(query, PATIENCE_S, tls_context())
+        except _http.NotSentError as exc:
+            raise exc.__cause__ or exc from None
+        return _http.decoded(query, answer, Answer)
     except ApiError as exc:
         if exc.status == raises:
             raise
@@ -167,60 +142,23 @@ def call(
         fail(f"no answer from {url()} ({explained(exc)}): is `cypria up` running? CYPRIA_URL names another edge")
 
 
-def _ask(
-    method: str, path: str, body: dict[str, Any] | None, params: dict[str, Any] | None, accept: str
-) -> Any:
-    """By the standard library: an asynchronous client takes longer to import than most answers take."""
-    address, context = urlsplit(url() + path), tls_context()
-    query = "&".join(filter(None, (address.query, urlencode(_query(params)))))
-    host = address.hostname or ""
-    connection = (
-        HTTPSConnection(host, address.port, timeout=PATIENCE_S, context=context)
-        if isinstance(context, ssl.SSLContext)
-        else HTTPConnection(host, address.port, timeout=PATIENCE_S)
-    )
-    headers = {name: value.encode() for name, value in _headers(accept).items()}
-    if body is not None:
-        headers["Content-Type"] = b"application/json"
-    with contextlib.closing(connection):
-        target = quote(address.path, safe=_KEPT) + (f"?{query}" if query else "")
-        connection.request(method, target, None if body is None else json.dumps(body).encode(), headers)
-        response = connection.getresponse()
-        text = response.read().decode("utf-8", "replace")
-    wait = response.headers.get("Retry-After", "")
-    return _decoded(url(), response.status, response.headers.get_content_type(), text, wait, accept)
+def _query(
+    method: str, path: str, body: dict[str, Any] | None, params: dict[str, Any] | None, accept: str,
+    base: str | None = None, token: str | None = None,
+) -> _http.Query:  # fmt: skip
+    return _http.Query(method, base or url(), path, params, body, accept, token or key())
 
 
-def _headers(accept: str, token: str | None = None) -> dict[str, str]:
-    bearer = token or key()
-    return {"Accept": accept} | ({"Authorization": f"Bearer {bearer}"} if bearer else {})
+def client() -> "Client":
+    """The Python client, for what takes more than one question; as the environment says."""
+    from cypria import Client
 
-
-def _query(params: dict[str, Any] | None) -> dict[str, str]:
-    return {name: str(value) for name, value in (params or {}).items() if value is not None}
+    context = tls_context()
+    return Client(url(), api_key=key() or "", ssl_context=context if isinstance(context, ssl.SSLContext) else None)
 
 
 class Answer(dict[str, Any]):
     """An object of an answer: what it lacks tells that it does not come from an edge of this version."""
 
     def __missing__(self, name: str) -> NoReturn:
-        raise ApiError(200, f"the answer of {url()} has no '{name}': {_LOOK}")
-
-
-_LOOK = "check CYPRIA_URL, what stands between, and that `cypria` and the edge are of one version"
-
-
-def _decoded(base: str, status: int, media: str, text: str, wait: str, accept: str) -> Any:
-    """What an answer holds; ``wait`` is its Retry-After. Raises ApiError for a refusal, and for what is no answer."""
-    data: Any = text
-    if media == "application/json":
-        with contextlib.suppress(ValueError, RecursionError):
-            data = json.loads(text, object_hook=Answer)
-    stranger = f"{base} answered HTTP {status}, and not as Cypria does: {_LOOK}"
-    if status >= 300:
-        error = data.get("error") if isinstance(data, dict) else None
-        said = error.get("message") if isinstance(error, dict) else None
-        raise ApiError(status, said or stranger, float(wait) if wait.isdigit() else 0.0, data)
-    if not (isinstance(data, dict) if accept == "application/json" else media == accept):
-        raise ApiError(status, stranger)
-    return data
+        raise UnexpectedAnswer(200, f"the answer of {url()} has no '{name}': {LOOK}")

@@ -13,6 +13,7 @@ Examples:
   cypria start stable canary --ramp 1,5,25,50 --soak 30 --gate manual
   cypria start stable canary --guardrail ttft=15:step_down --guardrail cost:pause
   cypria start stable canary --schedule 2026-01-31T03:00:00Z
+  cypria start stable canary --duration 60 --tag commit=0a1b2c3 --wait --timeout 2h
 """
 
 
@@ -53,6 +54,17 @@ def guardrail(text: str) -> dict[str, Any]:
     if colon:
         found["action"] = action.strip()
     return found
+
+
+def tags(given: list[str] | None) -> dict[str, str] | None:
+    """``NAME=VALUE`` each. Raises BadParameter for anything else."""
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"'{text}' is no tag: give NAME=VALUE", param_hint="--tag")
+        found[name] = value
+    return found or None
 
 
 def retry(max_retries: int | None, backoff: float | None) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from services.cli import app
 from tests.harness import environment
 from tests.system import ROOT, System
 
-PAGES = ("docs/tutorial.md", "docs/models.md", "docs/rollouts.md")
+PAGES = ("docs/python-client.md", "docs/tutorial.md", "docs/models.md", "docs/rollouts.md")
 """Whose snippets run, in this order."""
 ALL = [*ROOT.glob("*.md"), *(p for d in ("docs", "services", "infra") for p in (ROOT / d).rglob("*.md"))]
 STARTED_BY_THE_FIXTURE = ("make ", "export ", ".venv/bin/cypria up")
@@ -24,7 +24,9 @@ def runnable(text: str) -> str:
     """A block without the lines that set up what the fixture has already set up, and with less of a load."""
     lines = [line for line in text.splitlines() if not line.startswith(STARTED_BY_THE_FIXTURE)]
     text = re.sub(r"--seconds \d+", "--seconds 2", "\n".join(lines))
-    return text.replace(".venv/bin/cypria", f"{sys.executable} -m services.cli")
+    if "wait" in text:  # for a test that is over soon
+        text = re.sub(r"(--duration |test_duration_minutes=)\d+", r"\g<1>0.02", text)
+    return text.replace(".venv/bin/cypria", f"{sys.executable} -m services.cli").replace("python3", sys.executable)
 
 
 def run_block(kind: str, text: str, env: dict[str, str]) -> str:
@@ -51,6 +53,9 @@ async def test_every_snippet_runs_from_top_to_bottom(system: System) -> None:
         ]
         assert len(outputs) >= 5
         assert any("ab_test_" in output for output in outputs)
+        if page == "docs/python-client.md":
+            assert any("not promoted: 5" in output for output in outputs)
+            assert outputs[-2].splitlines()[-1] in {"inconclusive", "keep_a"}
     known = {re.sub(r"{\w+}", "{}", path) for path in (await system.client.get("/openapi.json")).json()["paths"]}
     for page in ALL:
         for path in re.findall(r"/v1/ab-testing/[a-z/{}_-]+", page.read_text()):
@@ -72,10 +77,23 @@ def test_every_configuration_in_the_docs_is_one(tmp_path: Path) -> None:
         load(file, {})
 
 
+def test_pipelines_in_the_docs_are_what_their_services_take(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "python-client.md").read_text()
+    found = re.findall(r"`(\.g[\w./-]+\.yml)`.*?```yml\n(.*?)```", page, re.DOTALL)
+    kinds = {".github/workflows/canary.yml": "vendor.github-workflows", ".gitlab-ci.yml": "vendor.gitlab-ci"}
+    assert {name for name, _ in found} == set(kinds)
+    for name, text in found:
+        file = tmp_path / Path(name).name
+        file.write_text(text)
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", kinds[name], str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_command_in_the_docs_is_one() -> None:
     known = typer.main.get_command(app).commands
     for page in ALL:
-        commands = re.findall(r"(?:`|^|\s|bin/)cypria ([a-z][a-z|-]*)(?: ([a-z]+))?(?=[ `\n])", page.read_text(), re.MULTILINE)
+        commands = re.findall(r"(?<!from)(?:`|^|\s|bin/)cypria ([a-z][a-z|-]*)(?: ([a-z]+))?(?=[ `\n])", page.read_text(), re.MULTILINE)
         for names, sub in commands:
             for name in names.split("|"):
                 assert name in known, f"{page.relative_to(ROOT)}: cypria {name}"

@@ -1,8 +1,13 @@
 """The main job as its users run it: split, count, decide, take out, and survive a restart meanwhile. One system, in order."""
 
 import asyncio
+import contextlib
+import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
@@ -12,11 +17,12 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from cypria import AsyncClient, Client, InvalidRequest, NotFound
 from services._cli.load import Load, Tally, drive
 from tests.e2e.conftest import engine_config
 from tests.fakes.openai_server import FakeOpenAI
-from tests.harness import eventually
-from tests.system import System, running
+from tests.harness import environment, eventually
+from tests.system import ROOT, System, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -180,6 +186,95 @@ async def test_a_dead_canary_is_out_within_seconds_and_no_user_notices(system: S
 async def any_rollback_alert(system: System, test_id: str) -> bool:
     alerts = (await system.api("GET", "monitoring/alerts"))["alerts"]
     return any(a["level"] == "EMERGENCY" and a["test_id"] == test_id for a in alerts)
+
+
+async def test_whoever_waits_for_a_verdict_gets_it_though_the_router_dies_meanwhile(
+    system: System, canary: FakeOpenAI
+) -> None:
+    canary.behaviour.status = 0
+    pipeline = asyncio.create_task(asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "services.cli", "start", "stable", "canary", "--split", "50", "--tag", "commit=c1", "--wait",
+         "--timeout", "10m", "--json"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+        env=environment(PYTHONPATH=str(ROOT), CYPRIA_URL=system.url, CYPRIA_API_KEY=system.key),
+    ))  # fmt: skip
+    blocking = Client(system.url, api_key=system.key)
+    told: list[str] = []
+    kinds: list[str] = []
+    async with AsyncClient(system.url, api_key=system.key) as client:
+
+        async def begun() -> str | None:
+            mine = [one.test_id for one in await client.running() if one.models["variant_a"] == "stable"]
+            return mine[0] if mine else None
+
+        async def listen() -> None:
+            async with contextlib.aclosing(client.events()) as events:
+                async for event in events:
+                    kinds.append(event.name)
+
+        test_id = await eventually(begun, 60, 0.3)
+        listening = asyncio.create_task(listen())
+        waiting = [
+            asyncio.create_task(asyncio.to_thread(blocking.wait_for_verdict, test_id, 300, poll=0.5)),
+            asyncio.create_task(client.wait_for_verdict(test_id, 300, lambda status: told.append(str(status)), poll=0.5)),
+        ]
+        load = asyncio.create_task(
+            drive(Load(system.url, system.key, "stable", 40), seconds=300, stop=lambda: all(one.done() for one in waiting))
+        )
+        await eventually(lambda: "window" in kinds and told, 60, 0.1)
+        system.signal("router", signal.SIGKILL)
+        await eventually(lambda: "reconnected" in kinds, 90, 0.1)
+        canary.behaviour.status = 500
+        verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 120)
+        await eventually(lambda: "rollback" in kinds, 30, 0.1)
+        listening.cancel()
+        await load
+        for verdict in verdicts:
+            assert (verdict.test_id, verdict.decision, verdict.promoted) == (test_id, "rollback", False)
+            assert verdict.reason
+            assert verdict.rule
+        assert told[0].startswith(f"{test_id} running; split 50 %; A ")
+        assert told[-1].startswith(f"{test_id} rolled_back; A ")
+        done = await asyncio.wait_for(pipeline, 60)
+        assert done.returncode == 3, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["test_id"], said["decision"], said["result"]["tags"]) == (test_id, "rollback", {"commit": "c1"})
+        assert f"{test_id} rolled_back" in done.stderr
+        assert len(done.stderr.splitlines()) < 12
+        await what_else_a_client_asks(client, test_id)
+
+
+async def what_else_a_client_asks(client: AsyncClient, test_id: str) -> None:
+    """Every shape of an answer, from the edge itself."""
+    assert [test.test_id async for test in client.history(1)] == [test_id]
+    assert (await client.report(test_id)).result.decision == "rollback"
+    assert test_id in await client.report(test_id, "markdown")
+    assert "<html" in await client.report(test_id, "html")
+    assert (await client.replay(test_id)).recorded
+    assert [tick async for page in client.evidence(test_id) for tick in page.ticks]
+    assert any(alert["test_id"] == test_id for alert in await client.alerts(limit=100))
+    assert (await client.monitoring()).monitoring_active
+    assert {"stable", "canary"} <= {model.name for model in await client.models()}
+    assert (await client.model("stable")).by_worker
+    assert (await client.plan_models(["stable"])).workers
+    assert (await client.audit(limit=5)).records
+    assert (await client.config())["models"]
+    assert (await client.ready())["status"]
+    assert await client.integrations() == []
+    assert (await client.export_unit("nobody-at-all")).tests is not None
+    made = await client.create_key("ci", "operator", expires_in_days=1)
+    assert made.key
+    assert (await client.rotate_key("ci", overlap_seconds=0)).key not in {None, made.key}
+    assert (await client.revoke_key("ci")).state == "revoked"
+    assert "ci" in {key.name for key in await client.keys()}
+    with pytest.raises(NotFound, match="is not running"):
+        await client.set_split(5, test_id)
+    with pytest.raises(InvalidRequest) as refused:
+        await client.start("stable", "canary", traffic_split_percent=101)
+    assert refused.value.param == "traffic_split_percent"
+    with pytest.raises(InvalidRequest, match="token"):
+        await client.feedback("forged", thumbs="up")
 
 
 async def test_a_test_ends_by_itself_with_a_decision_also_after_a_restart(

@@ -15,7 +15,7 @@ from services import cli
 from services._cli import api
 
 COMMANDS = (
-    "start a b", "status", "watch", "stop", "pause", "resume", "approve", "split 5", "rollback", "history", "report x", "report x --json", "replay x",
+    "start a b", "wait x", "status", "watch", "stop", "pause", "resume", "approve", "split 5", "rollback", "history", "report x", "report x --json", "replay x",
     "alerts list", "alerts test", "alerts redrive", "models", "models register ENTRY", "models show m", "models load m", "models unload m",
     "models remove m", "models plan m", "keys list", "keys create n --role client", "keys rotate n", "keys revoke n",
     "audit list", "audit verify", "integrations list", "integrations test", "integrations redrive",
