@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -81,7 +82,7 @@ def wait(test_id: str, timeout: float | None, *, json_: bool) -> NoReturn:
 def _followed(test_id: str, timeout: float | None) -> "Verdict":
     """Progress on stderr: one line that is kept up where somebody watches, else a line for each change."""
     client, console = api.client(), show.wide(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():  # pipelines like to force colours, and keep every line that is drawn
 
         def tell(status: "Status") -> None:
             console.print(show.styled(f"{time.strftime('%H:%M:%S')} {status}"), soft_wrap=True)

@@ -1,6 +1,11 @@
 """What a pipeline sees of a test that it waits for: exit statuses, and words where there is no verdict."""
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +13,7 @@ from typer.testing import CliRunner
 
 from services.cli import app
 from tests.fakes.edge import Edge, refusal
+from tests.system import ROOT
 
 
 @pytest.fixture
@@ -30,6 +36,25 @@ def test_the_exit_status_of_a_pipeline_is_the_verdict(server: Edge, decision: st
     assert (told["decision"], told["promoted"], told["result"]["test_id"]) == (decision or "inconclusive", expected == 0, "t1")
     assert server.seen[0][2]["tags"] == {"commit": "c=1"}
     assert "t1 completed" in done.stderr
+
+
+def test_who_watches_sees_one_line_that_is_kept_up(server: Edge) -> None:
+    running = {"test_id": "t1", "status": "running", "effective_split_percent": 25}
+    server.answer((200, running), (200, {"test_id": "t1", "status": "completed"}), (200, {"test_id": "t1", "status": "completed"}),
+                  (200, {"test_id": "t1", "status": "completed", "decision": "promote_b", "reason": "better"}))  # fmt: skip
+    watching, shown = pty.openpty()
+    command = [sys.executable, "-m", "services.cli", "wait", "t1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=shown, cwd=ROOT, text=True) as waiting:
+        os.close(shown)
+        drawn = ""
+        with contextlib.suppress(OSError):  # of a terminal that nobody writes to any more
+            while chunk := os.read(watching, 65_536):
+                drawn += chunk.decode(errors="replace")
+        os.close(watching)
+        said, _ = waiting.communicate(timeout=60)
+    assert (waiting.returncode, said.splitlines()[0]) == (0, "t1: promote_b: better")
+    assert "t1 running; split 25 %" in drawn
+    assert "\r" in drawn
 
 
 def test_a_pipeline_that_waits_in_vain_is_told_what_goes_on(server: Edge) -> None:
