@@ -125,13 +125,14 @@ class AsyncClient(Core):
                 wait = watch.pause(exc)
             await asyncio.sleep(wait)
 
-    async def events(self, *, patience: float = 300.0) -> AsyncGenerator[Event, None]:
+    async def events(self, *, live: bool = False, patience: float = 300.0) -> AsyncGenerator[Event, None]:
         """What happens, live. A line that is down is taken up again, for ``patience`` seconds, and then an event
-        ``reconnected`` says that what happened meanwhile was not told.
+        ``reconnected`` says that what happened meanwhile was not told. With ``live``, how every running test stands
+        comes about once a second (``live``), and windows do not.
         """
         import aiohttp
 
-        query, outage = self._events(), Outage(patience)
+        query, outage = self._events(live=live), Outage(patience)
         while True:
             failed: CypriaError | None = None
             try:

@@ -111,11 +111,12 @@ class Client(Core):
                 wait = watch.pause(exc)
             time.sleep(wait)
 
-    def events(self, *, patience: float = 300.0) -> Generator[Event, None, None]:
+    def events(self, *, live: bool = False, patience: float = 300.0) -> Generator[Event, None, None]:
         """What happens, live. A line that is down is taken up again, for ``patience`` seconds, and then an event
-        ``reconnected`` says that what happened meanwhile was not told.
+        ``reconnected`` says that what happened meanwhile was not told. With ``live``, how every running test stands
+        comes about once a second (``live``), and windows do not.
         """
-        query, outage = self._events(), Outage(patience)
+        query, outage = self._events(live=live), Outage(patience)
         while True:
             failed: CypriaError | None = None
             try:

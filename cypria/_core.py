@@ -46,8 +46,9 @@ class Core(Operations):
             request.method, self.url, request.path, request.params, request.body, request.accept, self._settings.key
         )
 
-    def _events(self) -> Query:
-        return Query("GET", self.url, PREFIX + EVENTS_PATH, accept="text/event-stream", key=self._settings.key)
+    def _events(self, *, live: bool) -> Query:
+        params = {"live": True} if live else None
+        return Query("GET", self.url, PREFIX + EVENTS_PATH, params, accept="text/event-stream", key=self._settings.key)
 
     @staticmethod
     def _result(request: Request[T], query: Query, answer: Answer) -> T:

@@ -98,6 +98,14 @@ class Operations:
     def evidence_page(self, test_id: str, *, after: int | None = None, limit: int | None = None) -> None:
         """One page of a test's evidence; `evidence` goes through all of them."""
 
+    @operation("GET", "/tests/{test_id}/summary", _as_is)
+    def summary(self, test_id: str) -> None:
+        """One test in words: whether it is safe, why it ended, what a promotion needs, and its time line."""
+
+    @operation("GET", "/tests/{test_id}/series", _as_is)
+    def series(self, test_id: str, *, span: Literal["whole", "recent"] | None = None) -> None:
+        """A test over time, for charts: the whole of it, or its last ten minutes."""
+
     @operation("GET", "/tests/{test_id}/replay", make(t.Replay))
     def replay(self, test_id: str) -> None:
         """Derive the verdict anew from the stored evidence and compare."""
@@ -220,6 +228,10 @@ class Operations:
     @operation("POST", "/units/erase", make(t.Unit))
     def erase_unit(self, unit: str, *, source: str | None = None, cursor: str | None = None) -> None:
         """Erase one unit from every test, a page of them."""
+
+    @operation("GET", "/whoami", _as_is)
+    def whoami(self) -> None:
+        """The key of this call: its name, role and verbs."""
 
     @operation("GET", "/ready", _as_is)
     def ready(self) -> None:

@@ -328,7 +328,7 @@ class Unit(Shape):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: ``name`` is ``event``, ``rollback``, ``alert`` or ``window``.
+    """Something that happened: ``name`` is ``event``, ``rollback``, ``alert``, ``window`` or ``live``.
 
     ``reconnected`` is the client's own: the line was down, and what happened meanwhile has not been told.
     """

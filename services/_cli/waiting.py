@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from services._cli import api, show
+from services._cli import api, complete, panels, show
 
 if TYPE_CHECKING:
     from cypria import Status, Verdict
@@ -27,6 +27,7 @@ The exit status is the verdict: 0 promote_b, 3 rollback, 4 keep_a, 5 inconclusiv
 _TIMES = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?")
 _UNITS = (86_400, 3600, 60, 1)
 
+TestArgument = Annotated[str, typer.Argument(autocompletion=complete.tests, help="As `cypria status` names it.")]
 TimeoutOption = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="Wait so long at most, such as 30m, 2h or 1h30m.")
 ]
@@ -36,8 +37,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the verdict as J
 def register(app: typer.Typer) -> None:
     """Add it to the command line."""
 
-    @app.command("wait", epilog=EXAMPLES)
-    def command(test_id: str, timeout: TimeoutOption = None, json_: JsonOption = False) -> None:
+    @app.command("wait", epilog=EXAMPLES, rich_help_panel=panels.TESTS)
+    def command(test_id: TestArgument, timeout: TimeoutOption = None, json_: JsonOption = False) -> None:
         """Wait until a test has ended; the exit status tells its verdict."""
         wait(test_id, seconds(timeout), json_=json_)
 

@@ -252,6 +252,9 @@ async def what_else_a_client_asks(client: AsyncClient, test_id: str) -> None:
     assert test_id in await client.report(test_id, "markdown")
     assert "<html" in await client.report(test_id, "html")
     assert (await client.replay(test_id)).recorded
+    assert await client.summary(test_id)
+    assert await client.series(test_id)
+    assert (await client.whoami())["role"] == "admin"
     assert [tick async for page in client.evidence(test_id) for tick in page.ticks]
     assert any(alert["test_id"] == test_id for alert in await client.alerts(limit=100))
     assert (await client.monitoring()).monitoring_active

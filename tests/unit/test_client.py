@@ -75,7 +75,7 @@ async def ask(request: pytest.FixtureRequest, server: Edge) -> AsyncIterator[Cal
 
 
 def test_every_endpoint_has_a_method_with_all_of_its_fields() -> None:
-    document = build_app(NOTHING, NOTHING, 1).openapi()
+    document = build_app(NOTHING, NOTHING, NOTHING, 1).openapi()
     documented = {
         (method.upper(), path.removeprefix(PREFIX)): operation
         for path, methods in document["paths"].items()
@@ -83,7 +83,7 @@ def test_every_endpoint_has_a_method_with_all_of_its_fields() -> None:
         for method, operation in methods.items()
     }
     methods = {name: one for name, one in vars(Operations).items() if isinstance(one, Operation)}
-    offered: dict[tuple[str, str], set[str]] = {("GET", _blocking.Core._events(cypria.Client("http://x")).path.removeprefix(PREFIX)): set()}
+    offered = {("GET", "/events"): set(inspect.signature(_blocking.Client.events).parameters)}
     for one in methods.values():
         offered.setdefault((one.method, one.path), set()).update(inspect.signature(one.__wrapped__).parameters)
     assert set(documented) == set(offered)
@@ -326,7 +326,8 @@ async def test_events_are_taken_up_again_and_say_that_some_were_missed(server: E
         head + b'event: event\nid: e1\ndata: {"a": 1}\n\nevent: window\ndata: [no object]\n\nevent: alert\nda',
         b"", (503, refusal("starting"), {"Retry-After": "0"}), head + b'event: alert\r\ndata: {"b": 2}\r\n\r\n',
     )  # fmt: skip
-    found = await ask("events", take=3)
+    found = await ask("events", take=3, live=True)
+    assert {path for _, path, _ in server.seen} == {"/v1/ab-testing/events?live=true"}
     assert [(one.name, one.id, one.data) for one in found] == [("event", "e1", {"a": 1}), ("reconnected", None, {}), ("alert", None, {"b": 2})]
     for answer, kind in (((401, refusal("no key")), cypria.Unauthenticated), ((200, STARTED), cypria.UnexpectedAnswer)):
         server.answer(answer)
