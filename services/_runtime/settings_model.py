@@ -21,6 +21,7 @@ from services._runtime.settings_engines import (
     not_allowed,
 )
 from services._runtime.settings_integrations import Integration
+from services._runtime.settings_telemetry import Telemetry
 from services._runtime.settings_tls import NatsTls, ServerTls
 
 
@@ -304,6 +305,7 @@ class Settings(Section):
     http: Http = Http()
     ops: Ops = Ops()
     logging: Logging = Logging()
+    telemetry: Telemetry = Telemetry()
     processes: Processes = Processes()
     data_dir: Path = Field(default_factory=default_data_dir)
 

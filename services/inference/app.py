@@ -14,6 +14,8 @@ from services._runtime.health import Readiness, routes
 from services._runtime.provisioned import wait_until_provisioned
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
+from services._runtime.tracing import Traces
+from services._runtime.tracing import build as build_traces
 from services.inference import settings as own_settings
 from services.inference.adapters.counts import count_try
 from services.inference.adapters.engines import MakeEngine, make_engine
@@ -38,8 +40,11 @@ SERVICE = "inference"
 class Parts:
     """The parts of one worker, on a bus that is there already; ``start`` and ``stop`` in that order."""
 
-    def __init__(self, bus: Bus, own: InferenceSettings, make: MakeEngine | None = None) -> None:
+    def __init__(
+        self, bus: Bus, own: InferenceSettings, make: MakeEngine | None = None, traces: Traces | None = None
+    ) -> None:
         self._own = own
+        self._traces = traces
         self.machine = Machine()
         self.events = ModelEvents(bus, own.worker)
         self.planner = Planner(self.machine, own.management, figures_of(own.planning), worker=own.worker, pool=own.pool)
@@ -48,7 +53,9 @@ class Parts:
             make or partial(make_engine, surroundings=own.surroundings), on_try=count_try,
         )  # fmt: skip
         self.models = Models(own.models, self.loader, self._on_forgotten)
-        self.worker = NatsWorker(bus, self.models, own.worker, pool=own.pool, machine=self.machine, events=self.events)
+        self.worker = NatsWorker(
+            bus, self.models, own.worker, pool=own.pool, machine=self.machine, events=self.events, traces=traces
+        )
         rules = Rules(self.models.files, own.sources.allow, own.sources.remote_code)
         self.registry = Registry(bus, self.models, worker=own.worker, pool=own.pool, rules=rules)
         self.gauges = ModelGauges(self.models, self.machine)
@@ -75,6 +82,8 @@ class Parts:
         self.gauges.unregister()
         self.machine.stop()
         await self.events.stop()
+        if self._traces is not None:
+            await self._traces.stop()
 
     def _on_state(self, model: ServedModel, seconds: float | None) -> None:
         log.info(
@@ -96,7 +105,7 @@ def build_app(settings: Settings) -> AsgiFastStream:
     own = own_settings.read(settings)
     bus = Bus(settings, SERVICE)
     broker = make_broker(settings, SERVICE)
-    parts = Parts(bus, own)
+    parts = Parts(bus, own, traces=build_traces(SERVICE, settings.telemetry.traces))
     _subscribe(broker, parts.handlers)
     readiness = Readiness()
     readiness.add("bus", bus.missing)

@@ -135,4 +135,7 @@ class BusEdge:
             for name, source in (("x-session-id", "x_session_id"), ("x-user-id", "x_user_id"))
             if name in headers
         }
-        return self._gate.call(route=kind, body=msg.data, principal=principal, units=units, own_id=own_id, host=BUS)
+        return self._gate.call(
+            route=kind, body=msg.data, principal=principal, units=units, own_id=own_id, host=BUS,
+            traceparent=headers.get("traceparent", ""),
+        )  # fmt: skip

@@ -28,6 +28,7 @@ from schemas.v1.inference import (
 from services._runtime.bus import TRANSIENT, Bus
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
+from services._runtime.tracing import Traces
 from services.inference.adapters.beats import group_of, heartbeat
 from services.inference.adapters.job import LOST, STOPPED, Job
 from services.inference.adapters.machine import Machine
@@ -53,7 +54,7 @@ class NatsWorker:
 
     def __init__(
         self, bus: Bus, models: Models, worker: str, *, pool: str = "default", machine: Machine | None = None,
-        events: ModelEvents | None = None,
+        events: ModelEvents | None = None, traces: Traces | None = None,
     ) -> None:  # fmt: skip
         self._bus = bus
         self._models = models
@@ -61,7 +62,7 @@ class NatsWorker:
         self._pool = pool
         self._machine = machine or Machine()
         self._events = events
-        self._server = Server(self._send)
+        self._server = Server(self._send, traces)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._heard: dict[str, float] = {}
         self._names: dict[str, str] = {}

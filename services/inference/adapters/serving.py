@@ -8,9 +8,11 @@ from schemas.v1.common import Outcome
 from schemas.v1.inference import CHUNK, FINAL, HEAD, MAX_PIECE, SINGLE, Final, ReplyHead, SingleHead, pack
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
+from services._runtime.tracing import Traces
 from services.inference.adapters.counts import Counts
 from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest
 from services.inference.adapters.job import LOST, STOPPED, Job
+from services.inference.adapters.tracing import tell
 from services.inference.domain import outcome as outcomes
 from services.inference.domain import requests
 from services.inference.domain.cost import cost_nano
@@ -33,8 +35,9 @@ END_S = 0.5
 class Server:
     """Serves jobs and writes their frames with ``publish(subject, payload)``."""
 
-    def __init__(self, publish: Publish) -> None:
+    def __init__(self, publish: Publish, traces: Traces | None = None) -> None:
         self._publish = publish
+        self._traces = traces
         self.counts = Counts()
 
     async def run(self, job: Job) -> None:
@@ -60,7 +63,7 @@ class Server:
         finally:
             self._free(job)
         final = _final(job, outcome, error)
-        self.counts.add(model.name, final)
+        self._tell(job, final)
         if job.end == LOST:
             return
         try:
@@ -68,6 +71,11 @@ class Server:
         except asyncio.CancelledError:
             if job.end is None:
                 raise
+
+    def _tell(self, job: Job, final: Final) -> None:
+        self.counts.add(job.model.name, final)
+        if self._traces is not None and job.frame.trace:
+            tell(self._traces, job, final)
 
     async def _answer(self, job: Job) -> tuple[Outcome, EngineError | None]:
         model, frame = job.model, job.frame

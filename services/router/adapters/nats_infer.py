@@ -118,15 +118,16 @@ class InferClient:
         return len(self._streams)
 
     async def open(
-        self, worker: Worker, *, route: str, stream: bool, caller: str, body: bytes, timeout_s: float, total_s: float
-    ) -> Stream:
+        self, worker: Worker, *, route: str, stream: bool, caller: str, body: bytes, timeout_s: float, total_s: float,
+        trace: str = "",
+    ) -> Stream:  # fmt: skip
         """Send a request to a worker. Raises NatsError when the connection is away; nothing is buffered then."""
         loop = self._loop
         assert loop is not None, "InferClient.start was not awaited"
         token = f"{self._router}{next(self._numbers):x}"
         head = InferRequest(
             id=token, router=self._router, route=route, stream=stream, caller=caller,
-            deadline_ms=int(timeout_s * 1000), credit=INITIAL_CREDIT,
+            deadline_ms=int(timeout_s * 1000), credit=INITIAL_CREDIT, trace=trace,
         )  # fmt: skip
         opened = Stream(loop, worker, token, loop.time() + total_s)
         self._streams[token] = opened

@@ -1,6 +1,7 @@
 """One inference request while the router has it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from schemas.v1.common import Outcome
 from schemas.v1.inference import Final
@@ -10,22 +11,25 @@ class Call:
     """What is known of a request. Times are monotonic seconds.
 
     ``test`` is the id of the test it is assigned to, "" for none; ``target`` the model that serves it;
-    ``own_id`` says that ``id`` is the caller's own;
+    ``own_id`` says that ``id`` is the caller's own; ``span`` is its trace's, None where it is not sampled;
     ``units`` the possible units of assignment by source; ``gone`` says that its client has left.
     """
 
     __slots__ = (
         "body", "caller", "first_byte", "gone", "hold_until", "id", "limit_s", "model", "overdue", "own_id", "probe",
-        "route", "share_bp", "started", "sticky", "stream", "target", "test", "token", "unit", "units", "variant",
-        "wake",
+        "route", "share_bp", "span", "started", "sticky", "stream", "target", "test", "token", "traceparent", "unit",
+        "units", "variant", "wake",
     )  # fmt: skip
 
     def __init__(
         self, *, request_id: str, route: str, body: bytes, model: str, stream: bool, caller: str,
         units: Mapping[str, bytes], started: float, own_id: bool = False,
+        traceparent: str = "",
     ) -> None:  # fmt: skip
         self.id = request_id
         self.own_id = own_id
+        self.traceparent = traceparent
+        self.span: Any = None
         self.route = route
         self.body = body
         self.model = model

@@ -49,7 +49,7 @@ class Exchange:
     __slots__ = (
         "_chunked", "_gate", "_owner", "_parts", "_size", "announced", "call", "disconnected", "expects", "host",
         "keep_alive", "more_body", "on_response", "own_id", "principal", "refused", "response_complete",
-        "response_started", "route", "turn", "units",
+        "response_started", "route", "traceparent", "turn", "units",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +65,7 @@ class Exchange:
         self.host = host
         self.keep_alive = keep_alive
         self.own_id: bytes | None = None
+        self.traceparent = ""
         self.announced = 0
         self.expects = False
         self.units: dict[str, bytes] = {}
@@ -87,6 +88,8 @@ class Exchange:
                 self.announced = int(value)
             elif name == b"x-request-id":
                 self.own_id = value
+            elif name == b"traceparent":
+                self.traceparent = value.decode("latin-1")
             elif name in _UNIT_HEADERS:
                 self.units[_UNIT_HEADERS[name]] = value.strip()
             elif name == b"expect":
@@ -142,6 +145,7 @@ class Exchange:
                 units=self.units,
                 own_id=self.own_id,
                 host=self.host,
+                traceparent=self.traceparent,
             )
         except Refused as exc:
             self._refuse(exc)

@@ -66,8 +66,9 @@ class Gate:
         return principal
 
     def call(
-        self, *, route: str, body: bytes, principal: Principal, units: dict[str, bytes], own_id: bytes | None, host: str
-    ) -> Call:
+        self, *, route: str, body: bytes, principal: Principal, units: dict[str, bytes], own_id: bytes | None,
+        host: str, traceparent: str = "",
+    ) -> Call:  # fmt: skip
         """The request, assigned to its arm. Raises BadRequest and NotFound."""
         now = monotonic()
         peek = read(body)
@@ -89,8 +90,9 @@ class Gate:
             units["client_address"] = host.encode()
         given = request_id(own_id)
         call = Call(
-            request_id=given or new_id(), own_id=given is not None, route=route, body=body, model=model,
-            stream=bool(peek.stream), caller=principal.name + self._arms.member(units), units=units, started=now,
+            request_id=given or new_id(), own_id=given is not None, traceparent=traceparent, route=route, body=body,
+            model=model, stream=bool(peek.stream), caller=principal.name + self._arms.member(units), units=units,
+            started=now,
         )  # fmt: skip
         self._arms.admit(call, now)
         if call.test:

@@ -14,6 +14,7 @@ from services._runtime.bus import Bus
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.settings_model import Settings
 from services._runtime.telemetry import get_logger
+from services._runtime.tracing import build as build_traces
 from services.router.adapters.facts import FactPublisher
 from services.router.adapters.loads import Loads
 from services.router.adapters.nats_alerts import AlertSink
@@ -32,6 +33,7 @@ from services.router.edge.feedback import FeedbackDesk
 from services.router.edge.gate import Gate
 from services.router.edge.meters import Figure, Meters
 from services.router.edge.serve import Server
+from services.router.edge.tracing import EdgeTraces
 from services.router.ports import ModelInfo
 
 log = get_logger(__name__)
@@ -71,9 +73,11 @@ class InferencePath:
             monitoring_active=lambda: control.monitoring.active, connected_for=self.connected_for,
             raise_alert=self.alerts.raise_alert, answered=self.loads.answered,
         )  # fmt: skip
+        self._traces = build_traces("router", settings.telemetry.traces)
         self.server = Server(
             table=self.table, client=self.client, arms=self.arms, meters=self.meters,
             fallback=settings.policies.fallback_to_stable, want=control.keeper.want,
+            traces=EdgeTraces(self._traces) if self._traces is not None else None,
         )  # fmt: skip
         self.desk = FeedbackDesk(secrets.signing_key, control.experiments, self.facts, control.parts.erasures)
         self.gate = Gate(
@@ -107,6 +111,8 @@ class InferencePath:
         await self.client.stop()
         await self.facts.stop()
         await self.alerts.stop()
+        if self._traces is not None:
+            await self._traces.stop()
 
     def models(self) -> list[ModelInfo]:
         """Every model that a worker or the configuration knows."""

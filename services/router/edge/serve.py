@@ -10,6 +10,7 @@ from schemas.v1.common import ERRORS, Outcome
 from schemas.v1.inference import CHUNK, FINAL, HEAD, SINGLE, Final, FrameError, ReplyHead, SingleHead, unpack
 from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
+from services._runtime.tracing import header
 from services.router.adapters.nats_infer import InferClient, Stream
 from services.router.adapters.workers import Worker, WorkerTable
 from services.router.domain import errors
@@ -17,6 +18,7 @@ from services.router.domain.call import Call, Ended, Reply
 from services.router.domain.outcome import broken_off, of_status, of_stream_end
 from services.router.edge.arms import Arms
 from services.router.edge.meters import Meters
+from services.router.edge.tracing import EdgeTraces
 
 log = get_logger(__name__)
 
@@ -62,9 +64,10 @@ class Server:
 
     def __init__(
         self, *, table: WorkerTable, client: InferClient, arms: Arms, meters: Meters, fallback: bool,
-        want: Callable[[str], str | None],
+        want: Callable[[str], str | None], traces: EdgeTraces | None = None,
     ) -> None:  # fmt: skip
         self._want = want
+        self._traces = traces
         self._table = table
         self._client = client
         self._arms = arms
@@ -79,6 +82,8 @@ class Server:
         """Assign, serve, answer and account for one request; never raises but when cancelled."""
         self._meters.in_flight += 1
         status = 500
+        if self._traces is not None:
+            self._traces.begin(call)
         try:
             status = await self._serve(call, sink)
         except asyncio.CancelledError:
@@ -93,6 +98,8 @@ class Server:
             self._meters.done(
                 call.route, call.variant, status, monotonic() - call.started, "" if call.own_id else call.id
             )
+            if self._traces is not None:
+                self._traces.end(call, status)
 
     async def _serve(self, call: Call, sink: Sink) -> int:
         if call.test:
@@ -140,7 +147,7 @@ class Server:
             first_s = worker.beat.timeout_ms / 1000 - (now - began)
             if last is not None and first_s < LEAST_S:
                 return last  # it has waited in queues for as long as a first byte may take
-            ended = await self._by_worker(call, worker, sink, first_s)
+            ended = await (self._by_worker if call.span is None else self._traced)(call, worker, sink, first_s)
             if not ended.retry:
                 return ended
             tried.add(worker.id)
@@ -183,11 +190,21 @@ class Server:
             call.wake = None
         return None
 
-    async def _by_worker(self, call: Call, worker: Worker, sink: Sink, first_s: float) -> Ended:
+    async def _traced(self, call: Call, worker: Worker, sink: Sink, first_s: float) -> Ended:
+        assert self._traces is not None
+        span = self._traces.dispatch(call, worker.id)
+        ended: Ended | None = None
+        try:
+            ended = await self._by_worker(call, worker, sink, first_s, header(span))
+        finally:
+            self._traces.dispatched(call, span, ended)
+        return ended
+
+    async def _by_worker(self, call: Call, worker: Worker, sink: Sink, first_s: float, trace: str = "") -> Ended:
         try:
             stream = await self._client.open(
                 worker, route=call.route, stream=call.stream, caller=call.caller, body=call.body,
-                timeout_s=first_s, total_s=worker.beat.total_timeout_ms / 1000,
+                timeout_s=first_s, total_s=worker.beat.total_timeout_ms / 1000, trace=trace,
             )  # fmt: skip
         except NatsError:
             reply = errors.bus_away()

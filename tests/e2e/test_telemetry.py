@@ -1,11 +1,14 @@
-"""`/metrics` of a running system: by promtool, by the reference, by how many series there are, by a real Prometheus."""
+"""What a running system tells of itself: `/metrics` by promtool, by the reference, by how many series there are and by a
+real Prometheus; traces from the edge to the engine, as a collector gets them; and a collector that dies.
+"""
 
 import asyncio
 import json
 import re
+import secrets
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import yaml
 
 from infra.metrics_reference import SERVICES, described
 from services._runtime.nats_server import free_port
-from tests.e2e.product import Product, running_product
+from tests.e2e.product import Product, bus_caller, running_product
+from tests.fakes.collector import Collector
+from tests.fakes.openai_server import Behaviour
 from tests.harness import eventually
 from tests.system import ROOT
 
@@ -25,9 +30,17 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FOLDER = ROOT / "infra" / "prometheus"
 
 
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def product(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Product]:
-    async with running_product(tmp_path_factory.mktemp("prometheus")) as product:
+async def product(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> AsyncIterator[Product]:
+    # nothing but what a caller has decided to trace: the ratio of our own is 0
+    traces = {"endpoint": collector.endpoint, "sample_ratio": 0}
+    async with running_product(tmp_path_factory.mktemp("telemetry"), telemetry={"traces": traces}) as product:
         async with product.test(traffic_split_percent=50):
             for stream in (False, True):
                 await product.chat(stream=stream)
@@ -184,3 +197,77 @@ async def test_prometheus_scrapes_all_five_services_and_its_rules_and_exemplars_
 
 async def _is(read: Any, wanted: Any) -> bool:
     return bool(await read() == wanted)
+
+
+def caller(*, sampled: bool = True) -> tuple[str, str, str]:
+    """(trace id, span id, traceparent) of a caller."""
+    trace, span = secrets.token_hex(16), secrets.token_hex(8)
+    return trace, span, f"00-{trace}-{span}-{'01' if sampled else '00'}"
+
+
+async def test_a_callers_trace_goes_on_through_router_and_worker_to_the_engine(
+    product: Product, collector: Collector,
+) -> None:  # fmt: skip
+    for path, stream, model in (("edge", True, "stable"), ("edge", False, "canary"), ("bus", False, "stable")):
+        trace, span, traceparent = caller()
+        async with product.test(traffic_split_percent=100 if model == "canary" else 0) as test_id:
+            if path == "edge":
+                reply = await product.chat(stream=stream, headers={"traceparent": traceparent, "X-User-ID": "USERMARK"})
+                assert reply.status_code == 200
+            else:
+                body = {"model": "stable", "messages": [{"role": "user", "content": "PROMPTMARK"}], "user": "USERMARK"}
+                async with bus_caller(product.system) as outside:
+                    assert await outside.ask("cypria.request.chat", json.dumps(body).encode(), traceparent=traceparent)
+        wanted = {
+            "cypria-router request", "cypria-router assign", "cypria-router dispatch",
+            "cypria-inference chat", "cypria-inference queue", "cypria-inference engine",
+        }  # fmt: skip
+        await eventually(lambda trace=trace, wanted=wanted: set(collector.of(trace)) == wanted, 30)
+        spans = collector.of(trace)
+        root, dispatch, work = (spans[name] for name in ("cypria-router request", "cypria-router dispatch", "cypria-inference chat"))
+        assert root.parent == span
+        assert spans["cypria-router assign"].parent == dispatch.parent == root.id
+        assert work.parent == dispatch.id
+        assert spans["cypria-inference queue"].parent == spans["cypria-inference engine"].parent == work.id
+        about = root.attributes
+        assert about["cypria.test_id"] == test_id
+        assert about["cypria.variant"] == ("b" if model == "canary" else "a")
+        assert (about["gen_ai.operation.name"], about["gen_ai.request.model"]) == ("chat", "stable")
+        assert (about["gen_ai.response.model"], about["cypria.outcome"]) == (model, "length")
+        assert about["http.response.status_code"] == 200
+        assert work.name == f"chat {model}"
+        assert about["gen_ai.usage.output_tokens"] == work.attributes["gen_ai.usage.output_tokens"] > 0
+        assert spans["cypria-inference engine"].events == (["first_token"] if stream else [])
+        for one in spans.values():
+            assert root.began_ns - 50_000_000 <= one.began_ns <= one.ended_ns <= root.ended_ns + 50_000_000
+    sent = b"".join(collector.raw)
+    for secret in (b"PROMPTMARK", b"USERMARK", b"SECRETMARK", b"127.0.0.1"):
+        assert secret not in sent
+
+
+async def test_a_failure_is_told_as_one_and_what_nobody_traces_is_not_told_at_all(
+    product: Product, collector: Collector,
+) -> None:  # fmt: skip
+    quiet, _, unsampled = caller(sampled=False)
+    before = len(collector.spans)
+    for traceparent in (unsampled, "", "00-nonsense", f"00-{'0' * 32}-{'0' * 16}-01"):
+        assert (await product.chat(headers={"traceparent": traceparent})).status_code == 200
+    trace, _, traceparent = caller()
+    with product.behaving(stable=Behaviour(status=500)):
+        assert (await product.chat(headers={"traceparent": traceparent, "X-Request-ID": "OWNMARK"})).status_code == 500
+    await eventually(lambda: len(collector.of(trace)) == 6, 30)
+    assert len(collector.spans) == before + 6
+    assert collector.of(quiet) == {}
+    spans = collector.of(trace)
+    assert spans["cypria-inference engine"].attributes["error.type"] == spans["cypria-router dispatch"].attributes["error.type"]
+    assert spans["cypria-router request"].attributes["error.type"] == "500"
+    assert b"OWNMARK" not in b"".join(collector.raw)
+
+
+async def test_a_collector_that_dies_harms_nothing(product: Product, collector: Collector) -> None:
+    await asyncio.to_thread(collector.die)
+    for _ in range(20):
+        assert (await product.chat(headers={"traceparent": caller()[2]})).status_code == 200
+    began = time.monotonic()
+    assert await asyncio.to_thread(product.system.stop) == 0
+    assert time.monotonic() - began < 20
