@@ -51,7 +51,7 @@ def live(test: Experiment, *guardrails: GuardrailStatus, effective: int | None =
     ({"effect_high": 1150.0}, "open", "plain", "B is between 40 % less and 12 times as much as A."),
     ({"effect": None, "effect_low": None, "effect_high": None}, "open", "plain", "Too few requests to say how B compares."),
     ({"value_a": 0.0, "value_b": 0.0}, "open", "plain", "Neither A nor B has had any."),
-    ({"n_b": 0}, "no_data", "plain", "No request of B has finished yet."),
+    ({"n_b": 0}, "no_data", "plain", "Nothing of B could be measured yet."),
     ({"log_e": 5.2}, "near", "wait", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"log_e": 7.4}, "over", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"fired": True, "log_e": 9.0}, "fired", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),

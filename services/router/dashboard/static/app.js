@@ -137,6 +137,7 @@ function changes(before, now) {
 
 async function ended(test) {
   const id = test.test_id;
+  state.notice = null; // it told of a start
   await loadSummary(id);
   const told = state.views.get(id)?.summary;
   announce(told && !told.live ? `${told.status_text}: ${told.headline} ${told.why?.text || ""}` : `The test of ${test.model_b} has ended.`);

@@ -103,7 +103,7 @@ def _limit(status: GuardrailStatus, unit: str) -> str:
 
 def _told(status: GuardrailStatus, warning: GuardrailStatus | None, state: State, unit: str) -> str:
     if state == "no_data":
-        return "No request of B has finished yet."
+        return "Nothing of B could be measured yet."
     if state in {"fired", "over", "near"} and status.text:
         return plain(status.text)
     said = plain(extent(status, unit))
