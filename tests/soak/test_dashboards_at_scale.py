@@ -22,7 +22,7 @@ DAY = 86_400
 TEST = "ab_test_live_1"
 CHOSEN = {"test": [TEST], "model": []}
 SPANS = {"6 h": 6 * 3600, "24 h": DAY, "4 days": 4 * DAY}
-"""Time ranges; the first two are those that the dashboards open with."""
+"""Time ranges: those that the dashboards open with, and all that a running test has."""
 
 # 25 tests of two days that have ended, and two that run for four days: ten seconds of an arm are a row, with bins of latency as
 # wide as real ones.
@@ -90,7 +90,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
 
 def test_every_question_of_the_dashboards_is_quick(engine: ClickHouse) -> None:
     asked = [one for board in boards() for one in questions(board) if one.uid == CLICKHOUSE]
-    opens = {board["uid"]: int(board["time"]["from"].removeprefix("now-").removesuffix("h")) * 3600 for board in boards()}
     now = int(time.time()) // 10 * 10
 
     def measure(client: Any) -> dict[str, dict[str, tuple[float, float]]]:
@@ -107,10 +106,7 @@ def test_every_question_of_the_dashboards_is_quick(engine: ClickHouse) -> None:
     lines = [f"{'processor / wall, ms':52s} " + " ".join(f"{span:>13s}" for span in SPANS)]
     lines += [f"{name:52s} " + " ".join(f"{cpu:6.0f}/{wall:6.0f}" for cpu, wall in row.values()) for name, row in found.items()]
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
-    slow = {
-        f"{one}, {span}": found[str(one)][span] for one in asked for span, seconds in SPANS.items()
-        if seconds <= opens[one.board] and found[str(one)][span][0] >= LIMIT_MS
-    }  # fmt: skip
+    slow = {(name, span): cpu for name, row in found.items() for span, (cpu, _) in row.items() if cpu >= LIMIT_MS}
     assert not slow
 
 
