@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 _KEPT = "/%:@!$&'()*+,;=~"
+_LONGEST_LINE = 8 << 20
 """What a path may hold as it is: callers have quoted what needs it."""
 Secured = ssl.SSLContext | bool
 
@@ -138,7 +139,7 @@ async def alines(
     import aiohttp
 
     patience = aiohttp.ClientTimeout(total=None, connect=timeout, sock_read=timeout)
-    async with _aopened(query, through, context, timeout=patience) as response:
+    async with _aopened(query, through, context, timeout=patience, read_bufsize=_LONGEST_LINE) as response:
         if response.status >= 300 or response.content_type != query.accept:
             text = (await response.read()).decode("utf-8", "replace")
             yield _answer(response.status, response.content_type, text, response.headers), _none()

@@ -82,7 +82,7 @@ class Operations:
         """One test, with its result once it has ended."""
 
     @operation("GET", "/history", make(t.HistoryPage))
-    def history_page(self, *, limit: int | None = None, offset: int | None = None) -> None:
+    def history_page(self, *, limit: int | None = None, offset: int | None = None, words: bool | None = None) -> None:
         """One page of ended tests, newest first; `history` goes through all of them."""
 
     @operation("GET", "/tests/{test_id}/report", make(t.Report))

@@ -33,6 +33,8 @@ def settings(
 ) -> Settings:
     """Raises SettingsError naming what cannot be used, and the remedy."""
     address = (url or environ.get("CYPRIA_URL") or DEFAULT_URL).rstrip("/")
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise SettingsError("url (CYPRIA_URL) holds a user or password: give the address alone, and the key as api_key")
     if not is_address(address):
         raise SettingsError(f"url (CYPRIA_URL) is '{address}': give an address such as {DEFAULT_URL}")
     key = _key(api_key, environ)

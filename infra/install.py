@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TORCH = "2.13.0"
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEX = "TORCH_INDEX"
+"""The variable that may name an index with torch's CPU builds, for where pip's own sources have none."""
+
 EXTRAS = "embedded,torch,dev"
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,17 +153,18 @@ def install_torch(venv: Path, progress: Progress) -> None:
     """Put in torch's CPU build; the default build if no source has it."""
     if installed(venv, "torch") or install_torch_cpu(venv, progress):
         return
-    progress.say(f"no CPU build of torch {TORCH} was found; taking the default one, which may be several GB")
+    progress.say(
+        f"no CPU build of torch {TORCH} was found; taking the default one, which may be several GB "
+        f"(set {TORCH_INDEX} to an index that has CPU builds to be spared it)"
+    )
     must(pip(venv, progress, [*INSTALL, f"torch=={TORCH}"]))
 
 
 def install_torch_cpu(venv: Path, progress: Progress) -> bool:
-    """Put in torch's CPU build, from pip's own sources or else PyTorch's index; whether one had it."""
+    """Put in torch's CPU build, from pip's own sources or else the index that TORCH_INDEX names; whether one had it."""
     progress.doing = "looking for torch's CPU build"
-    return any(
-        pip(venv, progress, [*INSTALL, f"torch=={TORCH}+cpu", *where])[0] == 0
-        for where in ([], ["--index-url", TORCH_CPU_INDEX])
-    )
+    places = [[], ["--index-url", os.environ[TORCH_INDEX]]] if os.environ.get(TORCH_INDEX) else [[]]
+    return any(pip(venv, progress, [*INSTALL, f"torch=={TORCH}+cpu", *where])[0] == 0 for where in places)
 
 
 def install_project(venv: Path, progress: Progress) -> None:

@@ -34,8 +34,11 @@ or `NO_COLOR` is set; tables are as wide as the terminal, or as `COLUMNS` says. 
 should), `doctor` (a check failed), `replay` (another verdict), `audit verify` (does not fit), `alerts test` and \
 `integrations test` (one failed), `models` (an order failed, or it does not fit) |
 | 2 | called wrongly, or a variable is no good; `replay`: the verdict cannot be derived |
+| 3, 4, 5 | `wait`, `start --wait`: the verdict is `rollback`, `keep_a`, `inconclusive` (0: `promote_b`) |
 | 78 | a configuration that cannot be used |
-| 130 | Ctrl-C: `models` (what was ordered goes on), a rehearsal (it has cleaned up) |
+| 124 | `wait`, `start --wait`: no verdict within `--timeout`; the test goes on |
+| 130 | Ctrl-C: `models` (what was ordered goes on), `wait` and `start --wait` (the test goes on), a rehearsal (it has \
+cleaned up) |
 
 What goes wrong is one line on the standard error that says what to do next.
 

@@ -88,8 +88,8 @@ def status(data: dict[str, Any]) -> None:
     figures += f" (in force {number(split, 2)} %)" if split is not None else ""
     figures += f"  {number(data.get('elapsed_minutes'))} min"
     console.print(Text.assemble((data["test_id"], "bold"), "  ", styled(data.get("status")), figures))
-    if ramp := data.get("ramp"):
-        console.print(styled(_ramp(ramp)))
+    if stands := data.get("ramp"):
+        console.print(styled(ramp(stands)))
     if retry_at := data.get("retry_at"):
         console.print(styled(f"stepped down; goes back up at {retry_at}"))
     if waiting := data.get("waiting_for"):
@@ -99,15 +99,15 @@ def status(data: dict[str, Any]) -> None:
         console.print(styled(summary))
 
 
-def _ramp(ramp: dict[str, Any]) -> str:
+def ramp(stands: dict[str, Any]) -> str:
     """Where a ramp stands, in a line; its present step stands in brackets."""
-    shares = [number(share, 2) if share % 1 else f"{share:.0f}" for share in ramp["shares"]]
-    shares[ramp["step"] - 1] = f"[{shares[ramp['step'] - 1]}]"
-    line = f"ramp step {ramp['step']} of {ramp['of']}: {' '.join(shares)} %"
-    if ramp.get("held"):
-        return f"{line}, held: {ramp['held']}"
-    gate = f"gate {ramp['gate']}" + (" (approved)" if ramp.get("approved") and ramp["gate"] == "manual" else "")
-    return f"{line}, {gate}, soaks {number(ramp.get('soak_left_minutes'))} min more"
+    shares = [number(share, 2) if share % 1 else f"{share:.0f}" for share in stands["shares"]]
+    shares[stands["step"] - 1] = f"[{shares[stands['step'] - 1]}]"
+    line = f"ramp step {stands['step']} of {stands['of']}: {' '.join(shares)} %"
+    if stands.get("held"):
+        return f"{line}, held: {stands['held']}"
+    gate = f"gate {stands['gate']}" + (" (approved)" if stands.get("approved") and stands["gate"] == "manual" else "")
+    return f"{line}, {gate}, soaks {number(stands.get('soak_left_minutes'))} min more"
 
 
 def result(data: dict[str, Any]) -> None:

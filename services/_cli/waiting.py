@@ -21,8 +21,8 @@ The exit status is the verdict: 0 promote_b, 3 rollback, 4 keep_a, 5 inconclusiv
 --timeout (the test goes on), 130 interrupted (likewise). Examples:
 
 \b
-  cypria wait ab_test_0123456789abcdef
-  cypria wait ab_test_0123456789abcdef --timeout 2h --json
+  cypria wait ab_test_01a216392387b1f58787
+  cypria wait ab_test_01a216392387b1f58787 --timeout 2h --json
 """
 _TIMES = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?")
 _UNITS = (86_400, 3600, 60, 1)

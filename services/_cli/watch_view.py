@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from services._cli import watch_words as words
-from services._cli.show import number, styled
+from services._cli.show import number, ramp, styled
 from services._cli.watch_words import Happening
 
 BAR = 10
@@ -110,10 +110,8 @@ def _share(percent: Any) -> str:
 def _notes(status: dict[str, Any]) -> list[str]:
     """Lines only where there is something to say."""
     found = []
-    if ramp := status.get("ramp"):
-        shares = " ".join(f"[{s:g}]" if i == ramp["step"] - 1 else f"{s:g}" for i, s in enumerate(ramp["shares"]))
-        found.append(f"ramp step {ramp['step']} of {ramp['of']}: {shares} %, gate {ramp['gate']}, "
-                     f"soaks {number(ramp.get('soak_left_minutes'))} min more")  # fmt: skip
+    if stands := status.get("ramp"):
+        found.append(ramp(stands))
     if waiting := status.get("waiting_for"):
         found.append(f"waiting for: {waiting}")
     if retry := status.get("retry_at"):

@@ -83,13 +83,21 @@ def _danger(status: dict[str, Any], a: str, b: str) -> tuple[str, str] | None:
         return CAREFUL, f"{b} is held back: {a} answers everything at present (breaker or lease)."
     if not status.get("verdict"):
         return CAREFUL, f"Cannot tell: there is no verdict on {b} yet."
-    if warned := next((one for one in found if one.get("warned")), None):
-        return CAREFUL, f"Careful: {b} is shown to be worse in {warned['name'].removesuffix('_warning')}."
+    if warned := next((one for one in found if one.get("warned") and not _both(one)), None):
+        how = "shown to be worse in" if warned.get("relative", True) else "above the warning level of"
+        return CAREFUL, f"Careful: {b} is {how} {warned['name'].removesuffix('_warning')}."
     nearest = next((one for one in found if one.get("action") != "warn"), None)
     if nearest is not None and evidence(nearest) >= NEAR:
         share = f"{100 * evidence(nearest):.0f} %"
         return CAREFUL, f"Careful: {nearest['name']} is at {share} of the evidence that acts on {b}."
     return None
+
+
+def _both(guardrail: dict[str, Any]) -> bool:
+    """Whether an absolute warning says of A what it says of B."""
+    if guardrail.get("relative", True) or guardrail.get("threshold") is None:
+        return False
+    return float(guardrail.get("value_a") or 0.0) >= float(guardrail["threshold"])
 
 
 def _progress(status: dict[str, Any], b: str) -> tuple[str, str]:

@@ -110,8 +110,6 @@ class Users:
 def published(user: str, worker: str) -> list[str]:
     """Every subject of the product's own that a user may publish to, and every bucket's key."""
     found = [s for pattern in users.permissions(user).publish if pattern.startswith("cypria.") for s in concrete(pattern, worker)]
-    # What metrics finds in WINDOWS it takes for its own position, and goes no further than what it cannot read.
-    found = [subject for subject in found if not subject.startswith("cypria.window.")]
     found += [f"$KV.{bucket.name}.noise" for bucket in streams.BUCKETS if user in bucket.writers]
     return list(dict.fromkeys(found))
 

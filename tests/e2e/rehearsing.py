@@ -1,6 +1,8 @@
 """`cypria load --scenario`: what a rehearsal shows and leaves, and what it says where it cannot be."""
 
+import contextlib
 import json
+import socket
 
 from services._runtime.nats_server import free_port
 from tests.e2e.product import KEYS, Product, cypria
@@ -8,8 +10,11 @@ from tests.e2e.product import KEYS, Product, cypria
 
 def _two() -> tuple[int, int]:
     """Two free ports beside each other."""
-    port = free_port()
-    return port, port + 1
+    while True:
+        port = free_port()
+        with socket.socket() as other, contextlib.suppress(OSError, OverflowError):
+            other.bind(("127.0.0.1", port + 1))
+            return port, port + 1
 
 
 PORTS = _two()

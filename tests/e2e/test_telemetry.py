@@ -268,6 +268,4 @@ async def test_a_collector_that_dies_harms_nothing(product: Product, collector: 
     await asyncio.to_thread(collector.die)
     for _ in range(20):
         assert (await product.chat(headers={"traceparent": caller()[2]})).status_code == 200
-    began = time.monotonic()
     assert await asyncio.to_thread(product.system.stop) == 0
-    assert time.monotonic() - began < 20

@@ -41,6 +41,8 @@ def status(rails: Any = (), **fields: Any) -> dict[str, Any]:
         (status([guardrail(log_e=9.0, fired=True)]), words.BAD, "Not safe: canary has passed the limit of ttft_increase; it is taken out"),
         (status([guardrail(log_e=9.0, fired=True, action="pause")]), words.BAD, "the test pauses"),
         (status([guardrail("ttft_increase_warning", 9.0, action="warn", warned=True)]), words.CAREFUL, "shown to be worse in ttft_increase."),
+        (status([guardrail("error_rate_warning", 9.0, action="warn", warned=True) | {"relative": False, "threshold": 500.0}]), words.CAREFUL, "above the warning level of error_rate."),
+        (status([guardrail("error_rate_warning", 9.0, action="warn", warned=True) | {"relative": False, "threshold": 300.0}]), words.GOOD, "Safe so far"),
         (status([guardrail("ttft_increase_warning", 7.9, action="warn")]), words.GOOD, "Safe so far"),
         (status(effective_split_percent=0.0), words.CAREFUL, "canary is held back"),
         (status(verdict=None), words.CAREFUL, "Cannot tell"),

@@ -335,6 +335,13 @@ async def test_events_are_taken_up_again_and_say_that_some_were_missed(server: E
             await ask("events")
 
 
+async def test_an_event_may_be_long(server: Edge, ask: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    server.answer(head + b'event: live\ndata: {"a": "' + 300_000 * b"x" + b'"}\n\n')
+    (event,) = await ask("events", take=1, live=True)
+    assert len(event.data["a"]) == 300_000
+
+
 async def test_an_edge_over_tls_is_checked_and_shown_a_certificate(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     mine, other = authority.issue("app", purpose=CLIENT), Authority(tmp_path / "other", "other")

@@ -79,10 +79,15 @@ def test_without_a_cpu_build_of_torch_the_default_one_is_taken_and_said(
         return int("+cpu" in arguments[2]), ["no matching distribution"]
 
     monkeypatch.setattr(install, "pip", pip)
-    install.install_torch(venv, install.Progress(install.site(venv)))
     cpu = f"torch=={install.TORCH}+cpu"
-    assert asked == [cpu, f"{cpu} --index-url {install.TORCH_CPU_INDEX}", f"torch=={install.TORCH}"]
-    assert "may be several GB" in capsys.readouterr().out
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    install.install_torch(venv, install.Progress(install.site(venv)))
+    assert asked == [cpu, f"torch=={install.TORCH}"]
+    assert "may be several GB (set TORCH_INDEX" in capsys.readouterr().out
+    asked.clear()
+    monkeypatch.setenv("TORCH_INDEX", "https://index.example/cpu")
+    install.install_torch(venv, install.Progress(install.site(venv)))
+    assert asked == [cpu, f"{cpu} --index-url https://index.example/cpu", f"torch=={install.TORCH}"]
 
 
 def test_pips_own_words_are_shown_when_it_fails(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ latency (`docs/statistics.md`, "What decides what"). All conditions must hold, s
 import math
 from dataclasses import dataclass
 
+from schemas.v1.common import Outcome
 from services.monitor.domain.checks import number
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
@@ -33,6 +34,11 @@ NEAR = math.log(10.0)
 MIN_ERRORS = 20
 """Errors of each arm before their difference may be taken as normal."""
 
+FEW_HANG_UPS = 0.001
+"""Share of requests by which callers may always hang up more often on B."""
+
+_NOISE = 3.0
+_CANCEL = Outcome.CLIENT_CANCEL.value
 MAX_LOG = math.log(1e9)
 _MICRO = 1e6
 
@@ -65,6 +71,7 @@ def conditions(evaluator: TestEvaluator) -> list[Condition]:
         _split(evaluator),
         _quiet(evaluator),
         _errors(evaluator),
+        *_hung_up(evaluator),
         _latency(evaluator),
         _improvement(evaluator),
     ]
@@ -144,7 +151,10 @@ def _errors(evaluator: TestEvaluator) -> Condition:
     success, process = evaluator.experiment.success_criteria, evaluator.non_inferiority
     margin, negligible = success.max_error_rate_increase_percent, success.negligible_error_rate_percent
     log_e, rate, own = process.log_e(), process.rate, process.negligible
-    met = log_e >= LIMIT
+    b = evaluator.totals.of("b")
+    # A few units that ask again and again may be of many requests: then only the comparison with A counts.
+    many = own is not None and 100.0 * b.errors > negligible * max(1, b.done)
+    met = log_e >= LIMIT and (not many or rate.log_e() >= LIMIT)
     asked = f"errors of B not above A's by {margin:g} %"
     found = f"{rate.events_b} units of B and {rate.events_a} of A had errors"
     ends = ""
@@ -152,7 +162,9 @@ def _errors(evaluator: TestEvaluator) -> Condition:
         asked += f", or at most {negligible:g} %"
         found = f"{own.failed or 'none'} of {own.units} units of B and {rate.events_a} of A's had errors"
         more = process.clean_units_needed(LIMIT)
-        if process.by_negligible and met:
+        if many:
+            ends = f"; {100.0 * b.errors / max(1, b.done):.2f} % of B's requests failed, which is not negligible"
+        elif process.by_negligible and met:
             ends = f"; at most {negligible:g} % of B's is shown"
         elif more:
             ends = f"; about {more} more units of B without an error show it"
@@ -164,6 +176,22 @@ def _errors(evaluator: TestEvaluator) -> Condition:
         needs_requests=requests_needed(process, evaluator.totals.requests(), LIMIT),
         at_least=not met and process.by_negligible and _returning(evaluator),
     )  # fmt: skip
+
+
+def _hung_up(evaluator: TestEvaluator) -> list[Condition]:
+    """Callers who hang up more often on B than on A, where errors alone may be negligible.
+
+    A canary that hangs until callers give up leaves no error, no latency and nothing overdue.
+    """
+    if evaluator.non_inferiority.negligible is None:
+        return []
+    a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
+    (of_a, done_a), (of_b, done_b) = ((arm.outcomes[_CANCEL], max(1, arm.done)) for arm in (a, b))
+    pooled = (of_a + of_b) / (done_a + done_b)
+    noise = _NOISE * math.sqrt(pooled * (1.0 - pooled) * (1.0 / done_a + 1.0 / done_b))
+    met = of_b / done_b - of_a / done_a <= max(noise, FEW_HANG_UPS)
+    text = f"callers hung up on {100 * of_b / done_b:.2f} % of B's requests and {100 * of_a / done_a:.2f} % of A's"
+    return [Condition(name="hung_up", met=met, text=text, needs_requests=0 if met else None)]
 
 
 def _returning(evaluator: TestEvaluator) -> bool:

@@ -130,7 +130,7 @@ async def _call(request: Request, max_body: int | None) -> Call:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_body:
-                            raise _too_large(max_body)
+                    raise _too_large(max_body)
         except ClientDisconnect:
             raise BadRequest("the body ended before its announced length: send all of it") from None
     return Call(

@@ -54,6 +54,7 @@ class HistoryParams(Command):
 
     limit: int = Field(default=50, ge=1, le=1000)
     offset: int = Field(default=0, ge=0, le=1_000_000)
+    words: bool = Field(default=False, description="say in words, too, why each test ended as it did")
 
 
 class AlertsParams(Command):
@@ -167,7 +168,7 @@ class UnitsErased(BaseModel):
 
 
 class HistoryShown(HistoryReply):
-    """A page of results; ``why`` says in words why each test ended as it did, by its id."""
+    """A page of results; ``why``, where words were asked for, says why each test ended as it did, by its id."""
 
     why: dict[str, str] = Field(default_factory=dict)
 

@@ -52,8 +52,11 @@ class Reads:
             tests, total = views.merge_history(
                 self._parts.experiments.results(), reply.tests, reply.total_tests, params.limit, params.offset
             )
+        shown = await self._with_totals(tests)
+        if not params.words:
+            return Done(q.HistoryReply(tests=shown, total_tests=total))
         told = {result.test_id: account.why(result) for result in tests}
-        return Done(p.HistoryShown(tests=await self._with_totals(tests), total_tests=total, why=told))
+        return Done(p.HistoryShown(tests=shown, total_tests=total, why=told))
 
     async def tests(self, _who: Principal, params: p.TestParams) -> Done:
         """One test, live or ended, in the shape of a result."""

@@ -21,6 +21,7 @@ from services.router.control.audited import bounded
 from services.router.control.base import BUS, Call, Done
 from services.router.control.verbs import Verb
 from services.router.domain.auth import Principal, Role
+from services.router.domain.door import network
 from services.router.domain.further import Further
 from services.router.domain.ratelimit import RateLimiter
 
@@ -82,7 +83,7 @@ class Recorder:
         At once where it is counted, or where too many wait already on the bus.
         """
         # Whoever has no key, or sends more than a key may, must not push other records out of the stream.
-        limited = self._source(call.peer) if who is None else f"key {who.name}" if status == 429 else None
+        limited = self._source(network(call.peer)) if who is None else f"key {who.name}" if status == 429 else None
         too_fast = limited is not None and self._limit.take(limited, monotonic()) is not None
         if too_fast or self._unstored >= MAX_UNSTORED:
             self._count(status, call.peer)

@@ -288,3 +288,22 @@ def test_a_canary_whose_errors_are_above_the_negligible_rate_is_compared_with_co
     assert not condition.met
     assert condition.log_e is not None
     assert condition.log_e < 0
+
+
+def test_callers_who_hang_up_more_often_on_the_canary_hold_its_promotion() -> None:
+    evaluator = _fast_and_faultless(22, negligible_error_rate_percent=0.5)
+    evaluator.totals.of("b").outcomes["client_cancel"] += evaluator.totals.of("b").done // 10
+    record = verdict.decide(evaluator)
+    assert (record.decision, record.rule) == (Decision.INCONCLUSIVE, "hung_up"), record.reason
+    assert "of B's requests and 0.00 % of A's" in record.reason
+    evaluator.totals.of("a").outcomes["client_cancel"] += evaluator.totals.of("a").done // 10
+    assert verdict.decide(evaluator).decision is Decision.PROMOTE_B, "as often on A: nothing to do with B"
+
+
+def test_a_few_units_of_many_failed_requests_are_not_negligible() -> None:
+    evaluator = _fast_and_faultless(22, negligible_error_rate_percent=0.5)
+    evaluator.totals.of("b").outcomes["timeout"] += evaluator.totals.of("b").done // 10
+    condition = _errors_of(evaluator)
+    assert not condition.met
+    assert condition.text.endswith("% of B's requests failed, which is not negligible")
+    assert verdict.decide(evaluator).decision is not Decision.PROMOTE_B

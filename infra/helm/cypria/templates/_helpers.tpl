@@ -280,7 +280,9 @@ tls {
 {{/* Parts of network policies: the cluster's name servers, ports, and pods of this release by component. */}}
 {{- define "cypria.dns" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
-  to: [{namespaceSelector: {}}]
+  to:
+    - namespaceSelector: {}
+    - ipBlock: {cidr: 169.254.0.0/16, except: [169.254.169.254/32]} # a node's own cache of names
 {{- end -}}
 
 {{- define "cypria.ports" -}}

@@ -142,7 +142,12 @@ export class Stream {
           const event = parse(block);
           if (event === null) continue;
           this.failures = 0;
-          this.on.event(event.name, JSON.parse(event.data));
+          const told = JSON.parse(event.data);
+          try {
+            this.on.event(event.name, told);
+          } catch (error) {
+            console.error(error); // a fault in showing it is none of the line
+          }
         }
       }
     } finally {

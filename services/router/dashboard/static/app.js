@@ -23,7 +23,12 @@ const $ = (id) => document.getElementById(id);
 
 function route() {
   const found = /^#\/tests\/(.+)$/.exec(location.hash);
-  return found ? decodeURIComponent(found[1]) : null;
+  if (!found) return null;
+  try {
+    return decodeURIComponent(found[1]);
+  } catch {
+    return found[1];
+  }
 }
 
 /** What was fetched of a test beside the live picture. */
@@ -88,7 +93,7 @@ function poll(id) {
 
 async function loadHistory() {
   try {
-    state.history = await state.api.json(`/history?limit=${state.shown}`);
+    state.history = await state.api.json(`/history?limit=${state.shown}&words=true`);
     state.historyError = null;
   } catch (error) {
     refusedOr(error, () => { state.historyError = error; });

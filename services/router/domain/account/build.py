@@ -255,5 +255,3 @@ def _minutes(result: TestResult) -> float | None:
         return None
     took = datetime.fromisoformat(result.end_time) - datetime.fromisoformat(result.start_time)
     return round(took.total_seconds() / 60, 3)
-
-

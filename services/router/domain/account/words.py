@@ -27,6 +27,7 @@ PRIMARY = {
 _CONDITIONS = {
     "min_duration": "Minimum duration", "sample_size": "Enough requests", "sample_ratio": "Split as configured",
     "guardrails": "No guardrail near firing", "errors_not_worse": "Errors not worse",
+    "hung_up": "Callers wait for the answer",
     "latency_not_worse": "Latency not worse", "primary_metric": "Primary metric better", "running": "Running",
     "soak": "Time at this step", "approval": "Approval", "backoff": "Time to the retry",
     "rested": "Nothing fired since",
@@ -145,12 +146,3 @@ def change(kind: str) -> tuple[str, Tone]:
 def level(name: str) -> Tone:
     """An alert's tone."""
     return _LEVELS.get(name, "plain")
-
-
-def duration(minutes: float) -> str:
-    """So many minutes in the unit that suits them."""
-    seconds = minutes * 60
-    for limit, size, unit in ((90, 1, "seconds"), (5400, 60, "minutes"), (129_600, 3600, "hours")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
