@@ -98,7 +98,7 @@ async def test_one_page_says_what_runs_whether_it_is_safe_and_what_is_missing(pr
             await expect(safe).to_contain_text("No evidence of harm: none of 8 guardrails has fired or is close to it")
             await expect(safe).to_contain_text(re.compile(r"Errors of the canary: 0\s% so far, at most [\d.]+\s% \(limit 5\s%\)"))
             needs = seen.page.locator(".answer", has_text="What would a promotion still need?")
-            await expect(needs).to_contain_text(re.compile(r"Not yet: \d of 6 conditions are met."))
+            await expect(needs).to_contain_text(re.compile(r"Not yet: \d of 7 conditions are met."))
             rows = seen.page.locator(".guardrails tbody tr")
             await expect(rows).to_have_count(8)
             await expect(rows.filter(has_text="Time to first token")).to_contain_text("of 1.6K")
