@@ -224,7 +224,8 @@ async def test_a_unit_is_exported_and_erased_by_its_value_alone(product: Product
 
         async def whole() -> dict[str, Any]:
             found = await told(system, "export", unit, test_id)
-            return found if len([f for f in found["facts"] if f["kind"] == "final"]) == 6 and found["held"] else {}
+            finals = [fact for fact in found["facts"] if fact["kind"] == "final"]
+            return found if len(finals) == 6 and "feedback_units" in found["held"] else {}
 
         held = await eventually(whole, 30, 0.2)
         assert (held["variant"], held["erased_at"]) == (arm, None)
