@@ -1,7 +1,6 @@
 """Images and compose.yaml as the tests read them, and what a container runs as a plain process of this machine."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -96,7 +95,27 @@ def here(value: str, files: Mapping[str, Path]) -> str:
     return str(files[value]) if value in files else value
 
 
-class Container:
+class Program:
+    """A command of a container as a process, whose output goes to ``log``. It is killed with the test."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self.command, self.env, self.log = command, env, log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                self.command, env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(15)
+
+
+class Container(Program):
     """A service of compose.yaml as a process: the image's and its own environment, with ``instead`` over both."""
 
     def __init__(self, service: str, folder: Path, secrets: Path, instead: Mapping[str, str]) -> None:
@@ -107,18 +126,12 @@ class Container:
         del env["PATH"]
         self.service = service
         self.data_dir = folder / service
-        self.env = environment(PYTHONPATH=str(ROOT), **{**env, "CYPRIA_DATA_DIR": str(self.data_dir), **instead})
-        self.command = program([*image.entrypoint, *own["command"]])
         self.health = program(image.health)
-        self.log = folder / f"{service}.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                self.command, env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
-            )  # fmt: skip
+        super().__init__(
+            program([*image.entrypoint, *own["command"]]),
+            environment(PYTHONPATH=str(ROOT), **{**env, "CYPRIA_DATA_DIR": str(self.data_dir), **instead}),
+            folder / f"{service}.log",
+        )
 
     def healthy(self) -> bool:
         """Whether the image's own health check says so."""
@@ -130,8 +143,3 @@ class Container:
         """Where it listens, as it says itself."""
         assert self.process
         return dict(json.loads((self.data_dir / "run" / f"{self.service}.{self.process.pid}.json").read_text()))
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import signal
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,33 +13,19 @@ import nats
 
 from infra import make_secrets
 from services._runtime.nats_server import find_binary, free_port
-from services._runtime.server import die_with_parent
 from tests.charts import NAMESPACE, RELEASE, Pod, pods, render
-from tests.containers import program, stages
+from tests.containers import Program, program, stages
 from tests.harness import environment, eventually
 from tests.system import ROOT
 
 
-class Running:
-    """A pod's process. It is killed with the test."""
+class Running(Program):
+    """A pod's process."""
 
     def __init__(self, name: str, command: list[str], env: dict[str, str], folder: Path) -> None:
-        self.name, self.command, self.env, self.folder = name, command, env, folder
+        super().__init__(command, env, folder / f"{name}.log")
+        self.name, self.folder = name, folder
         self.port = 0
-        self.log = folder / f"{name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                self.command, env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
-            )  # fmt: skip
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(15)
 
     @property
     def url(self) -> str:
