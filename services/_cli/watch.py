@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rich.live import Live
 
+from cypria.types import ENDED
 from services._cli import api, show, watch_feed, watch_view
 from services._cli import watch_words as words
 from services._cli.watch_view import Known
@@ -222,7 +223,7 @@ class Watch:
             if self._told.get(test_id) != (now := words.tells(status)):
                 self._told[test_id] = now
                 self._view.changed(self._known, status)
-        ended = [one for one, status in found.items() if status.get("status") in words.ENDED]
+        ended = [one for one, status in found.items() if status.get("status") in ENDED]
         for test_id in (*gone, *ended):
             await self._end(test_id)
 

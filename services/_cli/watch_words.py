@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cypria.types import ENDED
 from services._cli.show import number
 
 GOOD, CAREFUL, BAD, CALM = "green", "yellow", "red", "cyan"
-ENDED = frozenset({"completed", "rolled_back", "failed"})
 NEAR = 0.5
 """From so much of a guardrail's limit on, its evidence is worth a word."""
 
