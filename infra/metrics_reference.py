@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from services._runtime.generated import bring_up_to_date
 from services._runtime.settings_model import Settings
 from services._runtime.vitals import Certificates, Ready
 
@@ -95,17 +96,10 @@ def render() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Write the page, or say whether it is as the code has it; the exit status."""
-    if argv == ["--check"]:
-        if TARGET.exists() and TARGET.read_text() == render():
-            return 0
-        sys.stderr.write("docs/metrics.md is not what the code has: run python -m infra.metrics_reference\n")
-        return 1
-    TARGET.write_text(render())
-    sys.stdout.write(f"wrote {TARGET}\n")
-    return 0
+    return bring_up_to_date(arguments, "python -m infra.metrics_reference", {TARGET: render()})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from infra.grafana import fleet, in_depth, models, pipeline
+from services._runtime.generated import bring_up_to_date
 
 FOLDER = Path(__file__).resolve().parent / "dashboards"
 
@@ -18,21 +19,16 @@ def files() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check; the exit status."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m infra.grafana [--check]", file=sys.stderr)
-        return 2
+    """Write or check, and so with dashboards that are made no more; the exit status."""
     made = files()
-    wrong = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
-    wrong += [path for path in FOLDER.glob("*.json") if path not in made]
-    for path in wrong:
+    status = bring_up_to_date(arguments, "python -m infra.grafana", made)
+    gone = [path for path in FOLDER.glob("*.json") if path not in made]
+    for path in gone if status != 2 else ():
         if arguments:
-            print(f"{path} is not what infra/grafana says: run `python -m infra.grafana`")
-        elif path in made:
-            path.write_text(made[path])
+            print(f"{path} is made no more: run python -m infra.grafana", file=sys.stderr)
         else:
             path.unlink()
-    return int(bool(wrong) and bool(arguments))
+    return status or int(bool(gone and arguments))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from infra.nats.users import LIMITS, authorization, variable
+from services._runtime.generated import bring_up_to_date
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "# Made from infra/nats/users.py by `python -m infra.nats.render`: change it there."
@@ -40,14 +41,7 @@ def files() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write or check; the exit status."""
-    stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        if arguments == ["--check"]:
-            print(f"{path} is not what infra/nats/users.py says: run `python -m infra.nats.render`")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files()[path])
-    return int(bool(stale) and arguments == ["--check"])
+    return bring_up_to_date(arguments, "python -m infra.nats.render", files())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 from typer.main import get_command
 
+from services._runtime.generated import bring_up_to_date
+
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 
 HEAD = """# Command line
@@ -143,9 +145,4 @@ def _default(parameter: Any) -> str:
 
 
 if __name__ == "__main__":
-    page = render()
-    if "--check" in sys.argv:
-        same = TARGET.exists() and TARGET.read_text(encoding="utf-8") == page
-        sys.exit(0 if same else f"{TARGET} is old: run python -m services._cli.reference")
-    TARGET.write_text(page, encoding="utf-8")
-    sys.stdout.write(f"wrote {TARGET}\n")
+    sys.exit(bring_up_to_date(sys.argv[1:], "python -m services._cli.reference", {TARGET: render()}))

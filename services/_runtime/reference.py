@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from services._runtime.generated import bring_up_to_date
 from services._runtime.settings import SPEC_ENVIRONMENT
 from services._runtime.settings_model import Settings
 
@@ -93,8 +94,4 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        current = TARGET.read_text() == render()
-        sys.exit(None if current else f"{TARGET} is not as the code has it: run python -m services._runtime.reference")
-    TARGET.write_text(render())
-    sys.stdout.write(f"wrote {TARGET}\n")
+    sys.exit(bring_up_to_date(sys.argv[1:], "python -m services._runtime.reference", {TARGET: render()}))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from services._runtime.generated import bring_up_to_date
 from services.router.control import asyncapi
 from services.router.control.http import build_app
 from services.router.control.openapi import ALWAYS, ERROR, STATUSES
@@ -191,17 +192,7 @@ def _lower(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or say which are not current; the exit status."""
-    if arguments not in ([], ["--check"]):
-        sys.stderr.write(f"usage: {COMMAND} [--check]\n")
-        return 2
-    old = [name for name, make in PAGES.items() if not (p := FOLDER / name).exists() or p.read_text() != make()]
-    if arguments:
-        sys.stderr.write("".join(f"{FOLDER / name} is not as the code has it: run {COMMAND}\n" for name in old))
-        return 1 if old else 0
-    for name in old:
-        (FOLDER / name).write_text(PAGES[name]())
-    sys.stdout.write(f"wrote {', '.join(old) or 'nothing: all is current'}\n")
-    return 0
+    return bring_up_to_date(arguments, COMMAND, {FOLDER / name: make() for name, make in PAGES.items()})
 
 
 if __name__ == "__main__":
