@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import logging
 import math
 import os
 import resource
@@ -156,7 +157,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
     log.info("starting", host=host, port=port, pid=os.getpid())
     _write_run_file(settings, service, host, port, served.cert_file if served else None)
     with asyncio.Runner(loop_factory=_uvloop) as runner:
-        runner.run(server.serve(sockets=[sock]))
+        runner.run(_serve(server, sock))
     log.info("stopped")
     if not server.started and not server.should_exit:
         raise SystemExit(1)
@@ -188,6 +189,8 @@ class _Server(uvicorn.Server):
         while not starting.done() and not self.should_exit:
             await asyncio.wait({starting}, timeout=0.1)
         if not starting.done():
+            # What it then says of an application that did not start is no error.
+            logging.getLogger("uvicorn.error").disabled = True
             starting.cancel()
             return
         await starting
@@ -197,6 +200,17 @@ class _Server(uvicorn.Server):
         gc.freeze()
         if self._secured:
             self._renewing = asyncio.create_task(_renew(self._secured))
+
+
+async def _serve(server: _Server, sock: socket.socket) -> None:
+    """Serve until the end, which is the end of every task: a stop while the application starts leaves some."""
+    await server.serve(sockets=[sock])
+    own = asyncio.current_task()
+    # wait_for of Python 3.11, inside nats-py, can swallow a cancellation: cancel until they are gone.
+    while left := asyncio.all_tasks() - {own}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.5)
 
 
 async def _renew(secured: tls.Serving) -> None:

@@ -29,10 +29,20 @@ async def rolled_back(system: System, canary: FakeOpenAI) -> str:
         # the evidence is to decide here, not a router's own breaker
         failure_criteria={"max_consecutive_errors": 100_000},
     )  # fmt: skip
-    await drive(Load(system.url, system.key, "stable", 60), requests=180)
+    state: dict[str, Any] = {}
+    load = asyncio.create_task(
+        drive(Load(system.url, system.key, "stable", 60), seconds=30, stop=lambda: bool(state.get("compared")))
+    )
+
+    async def compared() -> bool:
+        series = (await system.api("GET", f"tests/{test_id}/series"))["series"] or {"effect": []}
+        state["compared"] = len([value for value in series["effect"] if value is not None]) > 1
+        return bool(state["compared"])
+
+    await eventually(compared, 30, 0.3)
+    await load
     await system.api("PATCH", "traffic-split", {"traffic_split_percent": 30})
     canary.behaviour.status = 500
-    state: dict[str, Any] = {}
     tally = Tally()
     load = asyncio.create_task(
         drive(
