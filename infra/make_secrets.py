@@ -19,7 +19,8 @@ from infra.nats.users import USERS, variable
 DATABASE = "cypria"
 KEYS = ("admin-key", "app-key", "signing-key", "unit-salt")
 """Values of CYPRIA_ADMIN_KEY and so on: API keys of both roles, what signs feedback tokens, what salts units."""
-_OTHERS = ("clickhouse-interserver-secret", "grafana-admin-password")
+_OTHERS = ("nats-routes", "clickhouse-interserver-secret", "grafana-admin-password")
+"""Among them what nats-servers of a cluster show one another."""
 CLICKHOUSE_USERS = ("clickhouse-password", "grafana-clickhouse-password")
 
 

@@ -53,8 +53,9 @@ class Cluster:
         by_component = {pod.component: pod for pod in pods(self.objects)}
         bus = by_component.pop("nats")
         self.nats_ports = [free_port() for _ in range(bus.replicas)]
-        routes = [free_port() for _ in range(bus.replicas)]
-        self.nats = [self._nats(bus, index, routes) for index in range(bus.replicas)]
+        self.routes = [free_port() for _ in range(bus.replicas)]
+        self.monitoring = [free_port() for _ in range(bus.replicas)]
+        self.nats = [self._nats(bus, index) for index in range(bus.replicas)]
         self.provision = self._service(by_component.pop("provision"), 0)
         self.parts = {c: [self._service(pod, i) for i in range(pod.replicas)] for c, pod in by_component.items()}
 
@@ -74,17 +75,15 @@ class Cluster:
         env = {name: re.sub(r"secret:([\w-]+)", lambda key: (self.secrets / key[1]).read_text(), value) for name, value in env.items()}
         return environment(PYTHONPATH=str(ROOT), **{**env, **instead})
 
-    def _nats(self, pod: Pod, index: int, routes: list[int]) -> Running:
+    def _nats(self, pod: Pod, index: int) -> Running:
         name = f"{RELEASE}-nats-{index}"
         files = self._files(pod, name)
         config = Path(files["/etc/nats/nats.conf"])
         text = config.read_text()
-        hosts = [f"{RELEASE}-nats-{i}.{RELEASE}-nats.{NAMESPACE}.svc:6222" for i in range(len(routes))]
         for there, here in {
-            "0.0.0.0:4222": f"127.0.0.1:{self.nats_ports[index]}", "0.0.0.0:6222": f"127.0.0.1:{routes[index]}",
-            "http: 0.0.0.0:8222": "http: 127.0.0.1:-1", "store_dir: /data": f"store_dir: {self.folder / name / 'store'}",
+            "0.0.0.0:4222": f"127.0.0.1:{self.nats_ports[index]}", "0.0.0.0:6222": f"127.0.0.1:{self.routes[index]}",
+            "http: 0.0.0.0:8222": f"http: 127.0.0.1:{self.monitoring[index]}", "store_dir: /data": f"store_dir: {self.folder / name / 'store'}",
             "/tmp/nats.pid": str(self.folder / name / "nats.pid"),
-            **{host: f"127.0.0.1:{port}" for host, port in zip(hosts, routes, strict=True)},
         }.items():  # fmt: skip
             assert there in text, there
             text = text.replace(there, here)
@@ -92,7 +91,12 @@ class Cluster:
         container = pod.container
         assert container["command"] == ["nats-server"]
         command = [find_binary(), *(files.get(argument, argument) for argument in container["args"])]
-        return Running(name, command, self._environment(pod, index, files), self.folder)
+        env = self._environment(pod, index, files)
+        for i, port in enumerate(self.routes):
+            host = f"{RELEASE}-nats-{i}.{RELEASE}-nats.{NAMESPACE}.svc:6222"
+            assert host in env["CYPRIA_ROUTE_URLS"], host
+            env["CYPRIA_ROUTE_URLS"] = env["CYPRIA_ROUTE_URLS"].replace(host, f"127.0.0.1:{port}")
+        return Running(name, command, env, self.folder)
 
     def _service(self, pod: Pod, index: int) -> Running:
         name = f"{pod.owner['metadata']['name']}-{index}"

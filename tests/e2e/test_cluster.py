@@ -16,10 +16,11 @@ import httpx
 import pytest
 
 from infra.make_secrets import DATABASE
+from services._runtime.nats_server import find_binary, free_port
 from services.metrics.adapters.clickhouse_http import Front
 from tests.e2e.cluster import Cluster, Running, released
 from tests.fakes.openai_server import FakeOpenAI
-from tests.harness import eventually
+from tests.harness import environment, eventually
 
 RATE = 20
 SLACK_S = 1.0
@@ -159,3 +160,70 @@ async def test_users_notice_nothing_while_one_of_each_is_killed_and_a_canary_goe
             assert result["decision"] == "rollback"
             alerts = (await client.get(f"{left.url}/v1/ab-testing/monitoring/alerts?limit=1000", headers=admin)).json()["alerts"]
             assert len({alert["id"] for alert in alerts}) == len(alerts)
+
+
+async def peers(client: httpx.AsyncClient, port: int) -> set[str]:
+    """Names of the servers that the one monitored at the port has routes to; nothing while it does not answer."""
+    try:
+        routes = (await client.get(f"http://127.0.0.1:{port}/routez")).json()["routes"] or []
+    except httpx.TransportError:
+        return set()
+    return {route["remote_name"] for route in routes}
+
+
+def intruder(cluster: Cluster, folder: Path, userinfo: str) -> Running:
+    """A nats-server that wants to be one of the cluster's, showing ``userinfo`` to them."""
+    one = Running("intruder", [find_binary(), "--config", str(folder / "intruder.conf")], environment(), folder)
+    one.port = free_port()
+    routes = ", ".join(f'"nats-route://{userinfo}127.0.0.1:{port}"' for port in cluster.routes)
+    (folder / "intruder.conf").write_text(
+        f"server_name: intruder\nlisten: 127.0.0.1:{free_port()}\nhttp: 127.0.0.1:{one.port}\n"
+        f"cluster {{ name: prod-nats, listen: 127.0.0.1:{free_port()}, routes: [{routes}] }}\n"
+    )
+    one.log.unlink(missing_ok=True)
+    return one
+
+
+async def test_servers_join_the_bus_with_the_password_of_its_routes_alone(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, {}, free_port())
+    names = {one.name for one in cluster.nats}
+    first = cluster.nats[0]
+    config = tmp_path / first.name / "nats.conf"
+    new, env = config.read_text(), first.env
+    # a release whose routes had no password is upgraded: one of its servers is still as it was
+    [line] = [line for line in new.splitlines() if line.strip().startswith("authorization { user: routes")]
+    config.write_text(new.replace(line, ""))
+    password = cluster.secret("nats-routes")
+    first.env = {**env, "CYPRIA_ROUTE_URLS": env["CYPRIA_ROUTE_URLS"].replace(f"routes:{password}@", "")}
+    assert first.env != env
+
+    async with httpx.AsyncClient(timeout=10) as client:
+
+        async def formed(others: set[str]) -> bool:
+            seen = [await peers(client, port) for port in cluster.monitoring]
+            return all(some == (names | others) - {one.name} for one, some in zip(cluster.nats, seen, strict=True))
+
+        other = first
+        try:
+            for one in cluster.nats:
+                one.start()
+            await eventually(lambda: formed(set()), 60, 0.1)
+            first.kill()
+            config.write_text(new)
+            first.env = env
+            first.start()
+            await eventually(lambda: formed(set()), 60, 0.1)
+
+            for userinfo in ("", "routes:wrong@"):
+                other = intruder(cluster, tmp_path, userinfo)
+                other.start()
+                await eventually(lambda o=other: o.log.read_text().count("Authorization Violation") >= len(names), 60, 0.1)
+                # the refused one takes a route for made until it is told; those who refuse do not
+                assert "intruder" not in set().union(*[await peers(client, port) for port in cluster.monitoring])
+                other.kill()
+            other = intruder(cluster, tmp_path, f"routes:{password}@")
+            other.start()
+            await eventually(lambda: formed({"intruder"}), 60, 0.1)
+        finally:
+            for one in (other, *cluster.nats):
+                one.kill()

@@ -162,10 +162,8 @@ def connections(objects: list[dict[str, Any]], secrets: Path, tmp_path: Path) ->
             own = settings(pod, objects, secrets, tmp_path)
             told = " ".join([*(own.nats.servers or []), own.clickhouse_dsn()])
             needed |= {(pod.component, to, int(port)) for to, port in host.findall(told)}
-        else:
-            for text in pod.files(objects, secrets).values():
-                if isinstance(text, str) and pod.component == "nats":
-                    needed |= {("nats", to, int(port)) for to, port in host.findall(text)}
+        elif pod.component == "nats":
+            needed |= {("nats", to, int(port)) for to, port in host.findall(pod.environment()["CYPRIA_ROUTE_URLS"])}
     if "clickhouse" in components:
         [config] = [one["data"] for one in of(objects, "ConfigMap") if "server.xml" in one["data"]]
         server, keeper = (ET.fromstring(config[key]) for key in ("server.xml", "keeper.xml"))
@@ -238,6 +236,10 @@ def test_nats_server_takes_its_configuration(name: str, secrets: Path, tmp_path:
         text = text.replace(there, str(here))
     (tmp_path / "nats.conf").write_text(text)
     env = {key: value.replace("secret:", "9$") for key, value in pod.environment().items()}
+    urls = json.loads(env["CYPRIA_ROUTE_URLS"])
+    assert len(urls) == pod.replicas
+    assert all(url.startswith("nats-route://routes:9$nats-routes@") for url in urls)
+    assert "authorization { user: routes, password: $CYPRIA_ROUTES" in text
     done = subprocess.run([find_binary(), "-t", "-c", tmp_path / "nats.conf"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

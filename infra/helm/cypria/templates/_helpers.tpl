@@ -265,6 +265,46 @@ spec:
     {{- end }}
 {{- end -}}
 
+{{- define "cypria.natsConfig" -}}
+{{- $name := printf "%s-nats" (include "cypria.name" .) -}}
+{{- $tls := .Values.nats.tls.existingSecret -}}
+listen: 0.0.0.0:4222
+http: 0.0.0.0:8222
+server_name: $POD_NAME
+pid_file: /tmp/nats.pid
+max_payload: 12582912
+max_pending: 268435456
+ping_interval: "20s"
+write_deadline: "10s"
+lame_duck_grace_period: "5s"
+lame_duck_duration: "30s"
+jetstream {
+  store_dir: /data
+  max_file_store: {{ .Values.nats.storage.maxFileStore }}
+  {{- if .Values.nats.powerSafe }}
+  sync_interval: always
+  {{- end }}
+}
+{{- if $tls }}
+{{ include "cypria.natsTls" (dict "verify" .Values.nats.tls.clientCertificates) }}
+{{- end }}
+{{- if gt (int .Values.nats.replicas) 1 }}
+cluster {
+  name: {{ $name }}
+  listen: 0.0.0.0:6222
+  # clients have all addresses, and those of pods are in no certificate
+  no_advertise: true
+  authorization { user: routes, password: $CYPRIA_ROUTES, timeout: 3 }
+  # all servers' addresses, with that password
+  routes: $CYPRIA_ROUTE_URLS
+  {{- if $tls }}
+  {{- include "cypria.natsTls" (dict "verify" true) | nindent 2 }}
+  {{- end }}
+}
+{{- end }}
+{{ .Files.Get "files/users.conf" }}
+{{- end -}}
+
 {{- define "cypria.natsTls" -}}
 tls {
   cert_file: /etc/nats-tls/tls.crt
