@@ -134,6 +134,17 @@ def test_no_traffic_is_told() -> None:
     assert live(experiment(), errors(n_b=0), requests=0).subline == "No request for stable has come since the test began."
 
 
+@pytest.mark.parametrize(("failed", "rescued", "told"), [
+    (0, 0, "0 requests of A and 9 of B have finished."),
+    (1, 1, "0 requests of A and 9 of B have finished. The one that B failed got A's answer instead."),
+    (9, 9, "0 requests of A and 9 of B have finished. All 9 that B failed got A's answer instead."),
+    (9, 7, "0 requests of A and 9 of B have finished. 7 of the 9 that B failed got A's answer instead: the others failed for their callers."),
+])  # fmt: skip
+def test_what_callers_saw_of_the_canarys_failures_is_told(failed: int, rescued: int, told: str) -> None:
+    arm = VariantSummary(request_count=9, error_count=failed, fallback_count=rescued)
+    assert ended(metrics_summary={"variant_b": arm}).subline == told
+
+
 def ended(**fields: Any) -> account.TestAccount:
     verdict = VerdictRecord(decision=Decision.ROLLBACK, reason="r", rule="error_rate_increase", at_ms=T0, tick=T0 // 1000)
     base = {"test_id": "t1", "status": TestStatus.ROLLED_BACK, "decision": Decision.ROLLBACK, "verdict": verdict,

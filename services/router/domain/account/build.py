@@ -186,7 +186,17 @@ def _seen(arms: Mapping[str, VariantSummary], test: Experiment | None) -> str:
         if test is None:
             return "No request came while it ran."
         return f"No request for {test.model_a} has come since the test began."
-    return f"{a.request_count:,} requests of A and {b.request_count:,} of B have finished."
+    return f"{a.request_count:,} requests of A and {b.request_count:,} of B have finished.{_rescued(b)}"
+
+
+def _rescued(b: VariantSummary) -> str:
+    """What callers saw of the canary's failures."""
+    failed, rescued = b.error_count, min(b.fallback_count, b.error_count)
+    if not failed:
+        return ""
+    if rescued == failed:
+        return f" {'The one' if failed == 1 else f'All {failed:,}'} that B failed got A's answer instead."
+    return f" {rescued:,} of the {failed:,} that B failed got A's answer instead: the others failed for their callers."
 
 
 def _ending(result: TestResult) -> str:
