@@ -20,15 +20,7 @@ def files() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write or check, and so with dashboards that are made no more; the exit status."""
-    made = files()
-    status = bring_up_to_date(arguments, "python -m infra.grafana", made)
-    gone = [path for path in FOLDER.glob("*.json") if path not in made]
-    for path in gone if status != 2 else ():
-        if arguments:
-            print(f"{path} is made no more: run python -m infra.grafana", file=sys.stderr)
-        else:
-            path.unlink()
-    return status or int(bool(gone and arguments))
+    return bring_up_to_date(arguments, "python -m infra.grafana", files(), whole=[FOLDER])
 
 
 if __name__ == "__main__":

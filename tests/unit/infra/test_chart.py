@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-from infra import make_secrets
+from infra import chart_files, make_secrets
 from schemas.streams import BUCKETS, SERVICES, STREAMS
 from services._runtime.nats_server import find_binary
 from services._runtime.settings import load
@@ -26,11 +27,10 @@ from services.alerts.adapters.nats_links import DERIVING
 from services.inference.adapters.gauges import _FIGURES
 from tests.certificates import Authority
 from tests.charts import CHART, EXAMPLES, NAMESPACE, OURS, RELEASE, Pod, example, pods, render
+from tests.system import ROOT
+from tests.unit.infra import crds
 
 ALL = ("default", *EXAMPLES)
-OTHERS = {"ScaledObject", "PodMonitor"}
-"""Kinds that are not Kubernetes' own."""
-
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -71,7 +71,9 @@ def test_kubernetes_takes_every_object(name: str) -> None:
     objects = example(name)
     for version in ("1.28", kubernetes_validate.latest_version()):
         for one in objects:
-            if one["kind"] not in OTHERS:
+            if one["kind"] in crds.KINDS:
+                jsonschema.validate(one, crds.schema(one))
+            else:
                 kubernetes_validate.validate(one, version, strict=True)
     names = [(one["kind"], one["metadata"]["name"]) for one in objects]
     assert len(names) == len(set(names))
@@ -181,7 +183,7 @@ def connections(objects: list[dict[str, Any]], secrets: Path, tmp_path: Path) ->
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     expressions = selector.get("matchExpressions", [])
     return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        labels.get(one["key"]) in one["values"] for one in expressions
+        (labels.get(one["key"]) in one["values"]) == (one["operator"] == "In") for one in expressions
     )
 
 
@@ -222,6 +224,48 @@ def test_network_policies_allow_what_is_needed_and_nothing_else(name: str, secre
             told = [*(own.nats.servers or []), *([own.clickhouse_dsn()] if own.clickhouse.dsn else [])]
             used = {int(port) for port in re.findall(r":(\d+)(?=/|,|$)", " ".join(told), re.MULTILINE)}
             assert used <= {one["port"] for rule in others for one in rule["ports"]}, component
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [(None, None), ("http://traces.company.com:4318/v1/traces", 4318), ("https://traces.company.com/v1/traces", 443), ("http://traces.company.com/", 80)],
+)
+def test_who_makes_spans_reaches_the_collector(endpoint: str | None, port: int | None) -> None:
+    where = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tracing"}}}
+    told = {} if endpoint is None else {"telemetry": {"traces": {"endpoint": endpoint}}}
+    objects = render({"config": told, "networkPolicies": {"traces": {"to": [where]}}})
+    reach = {
+        policy["metadata"]["labels"]["app.kubernetes.io/component"]: [one["port"] for one in rule["ports"]]
+        for policy in of(objects, "NetworkPolicy") for rule in policy["spec"]["egress"] if rule.get("to") == [where]
+    }  # fmt: skip
+    assert reach == ({} if port is None else {"router": [port], "inference-default": [port]})
+
+
+def test_prometheus_asks_our_pods_alone_as_the_job_that_alerts_watch() -> None:
+    objects = example("everything")
+    [monitor] = of(objects, "PodMonitor")
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    asked = {pod.component: pod for pod in pods(objects) if matches(monitor["spec"]["selector"], pod.labels)}
+    assert {component.split("-")[0] for component in asked} == set(SERVICES)
+    [up] = [rule["expr"] for group in of(objects, "PrometheusRule")[0]["spec"]["groups"] for rule in group["rules"] if rule.get("alert") == "CypriaTargetDown"]
+    for pod in asked.values():
+        assert endpoint["port"] in {one["name"] for one in pod.container["ports"]}
+        assert re.fullmatch(re.search(r'job=~"([^"]+)"', up)[1], pod.labels[monitor["spec"]["jobLabel"]])
+
+
+def test_rules_and_dashboards_are_those_of_prometheus_and_grafana() -> None:
+    assert chart_files.main(["--check"]) == 0
+    objects = example("everything")
+    [rules] = of(objects, "PrometheusRule")
+    groups = [group for file in (ROOT / "infra" / "prometheus").glob("*.rules.yml") for group in yaml.safe_load(file.read_text())["groups"]]
+    assert sorted(rules["spec"]["groups"], key=str) == sorted(groups, key=str)
+    shown = {
+        name: json.loads(text) for one in of(objects, "ConfigMap") if one["metadata"]["labels"].get("grafana_dashboard") == "1"
+        for name, text in one["data"].items()
+    }  # fmt: skip
+    assert shown == {file.name: json.loads(file.read_text()) for file in (ROOT / "infra" / "grafana" / "dashboards").glob("*.json")}
+    assert len(shown) == 4
+    assert not [one for one in example("default") if one["kind"] == "PrometheusRule" or "grafana_dashboard" in one["metadata"]["labels"]]
 
 
 @pytest.mark.parametrize("name", ["default", "production", "everything"])
