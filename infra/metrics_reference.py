@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services._runtime.generated import bring_up_to_date
 from services._runtime.settings_model import Settings
-from services._runtime.vitals import Certificates, Ready
+from services._runtime.vitals import Build, Certificates, Ready
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 
@@ -71,7 +71,8 @@ def _made_by_collectors() -> Iterator[Described]:
     families: list[Any] = [*Meters().collect(), *ModelGauges(stand_in, stand_in).collect()]
     families += [figure.family() for figure in figures(stand_in, stand_in)]
     for service in SERVICES:
-        families += [*Ready(service, tuple).collect(), *Certificates(service, Settings.model_construct()).collect()]
+        certificates = Certificates(service, Settings.model_construct())
+        families += [*Build(service).collect(), *Ready(service, tuple).collect(), *certificates.collect()]
     for family in families:
         yield _described(family, family)
 

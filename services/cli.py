@@ -49,6 +49,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the API's JSON."
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept in the record.")]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from services._runtime.version import version
+
+        typer.echo(f"cypria {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that are no command's."""
+
+
 def _config(option: Path | None) -> Path | None:
     if option is None and os.environ.get("APHRODITE_AB_TESTING_CONFIG_PATH"):
         return Path(os.environ["APHRODITE_AB_TESTING_CONFIG_PATH"])

@@ -16,8 +16,8 @@ HEAD = """# Command line
 
 `cypria` runs the processes, and asks the control API of a running edge. `cypria COMMAND --help` says all of this in the
 terminal; `--json`, where there is one, prints what a program can read. Colours are off where the output is no terminal
-or `NO_COLOR` is set; tables are as wide as the terminal, or as `COLUMNS` says. This page is made from the code:
-`python -m services._cli.reference`.
+or `NO_COLOR` is set; tables are as wide as the terminal, or as `COLUMNS` says. `cypria --version` tells the version.
+This page is made from the code: `python -m services._cli.reference`.
 
 | variable | meaning |
 | --- | --- |

@@ -27,7 +27,7 @@ from services._runtime.bus import Bus
 from services._runtime.settings import ConfigError, load
 from services._runtime.settings_model import Settings, bare
 from services._runtime.telemetry import get_logger, setup_logging
-from services._runtime.vitals import Certificates
+from services._runtime.vitals import Build, Certificates
 
 EXIT_CONFIG = 78
 """sysexits.h EX_CONFIG: the supervisor does not restart a service that cannot read its configuration."""
@@ -153,6 +153,7 @@ def run(service: str, build_app: Callable[[Settings], Any], config: Path | None,
         # Until uvicorn's own handlers stand, and after them: uvicorn raises the signal again once it has drained, and a
         # clean stop is not a death by signal.
         signal.signal(number, server.handle_exit)
+    REGISTRY.register(Build(service))
     REGISTRY.register(Certificates(service, settings))
     log.info("starting", host=host, port=port, pid=os.getpid())
     _write_run_file(settings, service, host, port, served.cert_file if served else None)

@@ -1,4 +1,4 @@
-"""What services have alike on `/metrics`: whether they are ready, how long certificates are good, dead letters."""
+"""What services have alike on `/metrics`: version, readiness, how long certificates are good, dead letters."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from schemas import streams
 from services._runtime import tls
 from services._runtime.settings_base import ConfigError
 from services._runtime.settings_model import Settings
+from services._runtime.version import version
 
 
 def dead_letters(service: str, *more: str) -> Counter:
@@ -34,6 +35,20 @@ class Ready(Collector):
     def collect(self) -> Iterator[Metric]:
         """One family."""
         yield GaugeMetricFamily(self._name, "1 where /ready answers 200, else 0", 0.0 if self._missing() else 1.0)
+
+
+class Build(Collector):
+    """Which version runs, to be joined with what else a service shows while a fleet is upgraded."""
+
+    def __init__(self, service: str) -> None:
+        self._name = f"cypria_{service}_build_info"
+        self._version = version()
+
+    def collect(self) -> Iterator[Metric]:
+        """One family."""
+        family = GaugeMetricFamily(self._name, "Always 1; the version of Cypria is a label", labels=["version"])
+        family.add_metric([self._version], 1.0)
+        yield family
 
 
 class Certificates(Collector):

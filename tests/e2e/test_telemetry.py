@@ -19,6 +19,7 @@ import yaml
 
 from infra.metrics_reference import SERVICES, described
 from services._runtime.nats_server import free_port
+from services._runtime.version import version
 from tests.e2e.product import Product, bus_caller, running_product
 from tests.fakes.collector import Collector
 from tests.fakes.openai_server import Behaviour
@@ -84,6 +85,7 @@ async def test_the_reference_has_every_metric_and_no_other(product: Product) -> 
         for name, labels in re.findall(r"^(cypria_\w+)\{(.*)\} ", text, re.MULTILINE):
             family = name if name in shown else re.sub("_(bucket|sum|count)$", "", name)
             shown[family] |= set(re.findall(r'(\w+)="', labels)) - {"le"}
+        assert f'cypria_{service}_build_info{{version="{version()}"}} 1.0' in text
     reference = {one.name: set(one.labels) for one in described()}
     assert set(shown) == set(reference)
     assert {name: labels for name, labels in shown.items() if labels and labels != reference[name]} == {}

@@ -1,6 +1,7 @@
 """The page of the command line, what each command says of itself, and what a shell completes."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def test_the_overview_is_grouped_and_a_slip_is_answered_with_what_was_meant() ->
     for slip, meant in ((["statsu"], "status"), (["status", "--jsno"], "--json")):
         done = runner.invoke(cli.app, slip)
         assert (done.exit_code, meant in done.output) == (2, True), done.output
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    declared = tomllib.loads((TARGET.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"cypria {declared}\n"
 
 
 def test_names_are_completed_from_the_edge_and_its_silence_is_no_error(
