@@ -68,12 +68,14 @@ class RecordQuery(Message):
     """`cypria.verdict.record`: read a test's evidence from its start.
 
     ``until`` is the WINDOWS sequence that its verdict rests on; without it the evidence ends with the test.
-    ``wait_ms`` is how long the monitor may take before it says that it is still reading.
+    ``wait_ms`` is how long the monitor may take before it says that it is still reading. With ``evidence`` false
+    nothing is read: the reply holds the configuration and the changes alone.
     """
 
     test_id: str
     until: int | None = Field(default=None, ge=0)
     wait_ms: int = Field(default=10_000, ge=0, le=60_000)
+    evidence: bool = True
 
 
 class RecordReply(Message):

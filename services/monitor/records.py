@@ -23,7 +23,8 @@ from services.monitor.domain.reading import Pager, Reading, Span, schedule
 
 log = get_logger(__name__)
 
-KEPT = 8
+KEPT = 32
+"""Readings, of about 5 MB each: pages look at several running tests, and a dropped one is read from its start."""
 _CREATED_SLACK_MS = 5000
 _QUIET = 20
 """Reads in a row without any window, while there should be some, after which the bus is taken to be away."""
@@ -78,6 +79,8 @@ class Records:
         if configuration is None:
             return _unknown(query.test_id)
         reply = RecordReply(test_id=query.test_id, configuration=configuration, changes=history.changes)
+        if not query.evidence:
+            return reply
         try:
             job = await self._job(query, history, configuration)
         except GoneError as exc:
@@ -171,10 +174,10 @@ class Records:
         if not job.reading.closed and (job.task is None or job.task.done()):
             job.read = False
             job.task = asyncio.create_task(self._read(key, job), name=f"record-{query.test_id}")
-        while len(self._jobs) > KEPT:
-            _, old = self._jobs.popitem(last=False)
-            if old.task is not None:
-                old.task.cancel()
+        # The longest unused ones go, but none that somebody waits for: it would be begun again, and never be finished.
+        idle = [other for other, held in self._jobs.items() if held.task is None or held.task.done()]
+        for old in idle[: max(0, len(self._jobs) - KEPT)]:
+            del self._jobs[old]
         return job
 
     async def _read(self, key: tuple[str, int | None], job: _Job) -> None:

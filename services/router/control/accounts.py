@@ -1,19 +1,16 @@
 """Tests told to people: one with its time line and its charts, and all live ones at once for whoever watches."""
 
 import asyncio
-from typing import Any
-from weakref import WeakValueDictionary
 
 from pydantic import BaseModel
 
-from schemas.v1 import query as q
 from schemas.v1 import record as r
+from schemas.v1.control import StatusReply
 from schemas.v1.experiment import Experiment, VerdictRecord
-from services._runtime.clock import monotonic, now_ms
+from services._runtime.clock import now_ms
 from services.router.control import params as p
 from services.router.control.base import Done
-from services.router.control.parts import Parts
-from services.router.control.records import Records, until
+from services.router.control.records import PATIENCE_S, TOLD_HELD_S, Records, until
 from services.router.domain import account
 from services.router.domain.auth import Principal, Role
 from services.router.domain.refusals import Refused
@@ -21,9 +18,8 @@ from services.router.domain.suggesting import ModelStanding, Suggestion, suggest
 
 SERIES_WAIT_MS = 1000
 """How long a chart waits for evidence that is still being read: what there is of it is drawn meanwhile."""
-_FRESH_S = 1.5
-"""Several pages look at the same test: its evidence is not read again for each of them."""
-_ALERTS = 100
+_SERIES_HELD_S = 3.0
+"""Several pages look at the same test: its evidence is not asked for again for each of them."""
 
 
 class Snapshot(BaseModel):
@@ -40,24 +36,18 @@ class Snapshot(BaseModel):
 class Accounts(Records):
     """One method for each question: ``(principal, params) -> Done``. All raise Refused."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self._read: dict[str, tuple[float, r.RecordReply]] = {}
-        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
     async def summary(self, who: Principal, params: p.TestParams) -> Done:
         """A live test as it stands, or what is on record of one that ended."""
         test = self._parts.experiments.by_id(params.test_id)
         if test is None or not test.live:
             return Done(account.ended(await self.gathered(who, params.test_id)), params.test_id)
-        notes: list[str] = []
-        status, changes, alerts = await asyncio.gather(
+        status, (changes, unknown), (alerts, missing) = await asyncio.gather(
             self._status(test, [each.test_id for each in self._parts.experiments.running()]),
-            self._changes(test, notes),
-            self._alerts(test, notes),
+            self._changes(test),
+            self._alerts(test.test_id),
         )
         told = account.live(status, test, changes, alerts)
-        return Done(told.model_copy(update={"notes": notes}), params.test_id)
+        return Done(told.model_copy(update={"notes": [*unknown, *missing]}), params.test_id)
 
     async def series(self, who: Principal, params: p.SeriesParams) -> Done:
         """What could be read of a test's evidence by now, as columns."""
@@ -83,7 +73,7 @@ class Accounts(Records):
         experiments = self._parts.experiments
         running = [test.test_id for test in experiments.running()]
         tests = list(reversed(experiments.live()))
-        statuses = await asyncio.gather(*(self._status(test, running) for test in tests))
+        statuses = await self._statuses(tests, running)
         models = [
             ModelStanding(
                 **{name: getattr(info, name) for name in ModelStanding.model_fields if hasattr(info, name)},
@@ -117,33 +107,29 @@ class Accounts(Records):
             failure_criteria=section.failure_criteria.model_dump(mode="json"),
         )
 
-    async def _changes(self, test: Experiment, notes: list[str]) -> list[r.TestChange]:
-        try:
-            found = await self._parts.queries.record(r.RecordQuery(test_id=test.test_id, wait_ms=0))
-        except Refused as exc:
-            notes.append(f"time line: {exc.message}")
+    async def _statuses(self, tests: list[Experiment], running: list[str]) -> list[StatusReply]:
+        """One question to metrics for all of them, one to the monitor for each."""
+        if not tests:
             return []
-        return found.changes
+        counted, verdicts = await asyncio.gather(
+            self._totals([test.test_id for test in tests]), asyncio.gather(*map(self._verdict, tests))
+        )
+        return [self._stands(test, running, counted, judged) for test, judged in zip(tests, verdicts, strict=True)]
 
-    async def _alerts(self, test: Experiment, notes: list[str]) -> list[dict[str, Any]]:
+    async def _changes(self, test: Experiment) -> tuple[list[r.TestChange], list[str]]:
+        query = r.RecordQuery(test_id=test.test_id, wait_ms=0, evidence=False)
+        key = ("changes", test.test_id, test.version)
         try:
-            reply = await self._parts.queries.alerts(q.AlertsQuery(limit=_ALERTS, test_id=test.test_id))
+            found = await self._shared.ask(
+                key, lambda: self._parts.queries.record(query), who="monitor", within_s=PATIENCE_S, held_s=TOLD_HELD_S
+            )
         except Refused as exc:
-            notes.append(f"alerts: {exc.message}")
-            return []
-        if reply.total_alerts > len(reply.alerts):
-            notes.append(f"{reply.total_alerts - len(reply.alerts)} older alerts are not shown")
-        return reply.alerts
+            return [], [f"time line: {exc.message}"]
+        return found.changes, []
 
     async def _record(self, test_id: str, verdict: VerdictRecord | None) -> r.RecordReply:
-        reading = self._reading.setdefault(test_id, asyncio.Lock())
-        async with reading:
-            read = self._read.get(test_id)
-            if read is not None and monotonic() - read[0] < _FRESH_S:
-                return read[1]
-            query = r.RecordQuery(test_id=test_id, until=until(verdict), wait_ms=SERIES_WAIT_MS)
-            found = await self._parts.queries.record(query)
-            now = monotonic()
-            self._read = {key: one for key, one in self._read.items() if now - one[0] < _FRESH_S}
-            self._read[test_id] = (now, found)
-            return found
+        query = r.RecordQuery(test_id=test_id, until=until(verdict), wait_ms=SERIES_WAIT_MS)
+        key = ("series", test_id, query.until)
+        return await self._shared.ask(
+            key, lambda: self._parts.queries.record(query), who="monitor", within_s=PATIENCE_S, held_s=_SERIES_HELD_S
+        )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
+from services._runtime.clock import monotonic
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Happening
 from services.router.adapters.tasks import end
@@ -15,6 +16,8 @@ SNAPSHOT = "cypria.live"
 EVERY_S = 1.0
 HURRY_S = 0.15
 """After something happened: long enough for what belongs together to have happened."""
+LEAST_S = 0.5
+"""Between the beginnings of two pictures, however much happens: each costs a question to the monitor for each test."""
 _BEHIND = 8
 """A watcher with so much unread gets the next picture, not this one."""
 
@@ -30,6 +33,7 @@ class Live:
         self._watchers: set[Watcher] = set()
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self._last: Happening | None = None
 
     @contextlib.contextmanager
     def watched_by(self, queue: Watcher) -> Iterator[None]:
@@ -37,7 +41,9 @@ class Live:
         self._watchers.add(queue)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="live")
-        self.hurry()
+        elif self._last is not None:
+            queue.put_nowait(self._last)
+            self.hurry()
         try:
             yield
         finally:
@@ -54,17 +60,21 @@ class Live:
 
     async def _run(self) -> None:
         while self._watchers:
+            began = monotonic()
             try:
                 data = await self._picture()
             except Exception as exc:
                 log.warning("no_live_picture", error=repr(exc))
+                self._last = None
             else:
-                self._hand_out(Happening(SNAPSHOT, data))
+                self._last = Happening(SNAPSHOT, data)
+                self._hand_out(self._last)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._every_s):
                     await self._hurry.wait()
-                    await asyncio.sleep(HURRY_S)
+                    await asyncio.sleep(max(HURRY_S, began + LEAST_S - monotonic()))
             self._hurry.clear()
+        self._last = None  # by the time that somebody watches again it is of another day
 
     def _hand_out(self, picture: Happening) -> None:
         for queue in self._watchers:

@@ -20,6 +20,10 @@ _OVERLAID = 1000
 """Pages that end below this are merged with results that routers still hold: those are always among the newest."""
 
 Totals = dict[str, dict[str, VariantSummary]]
+Counted = tuple[Totals | None, str | None]
+"""Totals, or why there are none."""
+Judged = tuple[dict[str, Any] | None, str | None]
+"""A verdict's status, or why there is none."""
 
 
 class Reads:
@@ -140,10 +144,13 @@ class Reads:
         return result
 
     async def _status(self, test: Experiment, running: list[str]) -> c.StatusReply:
+        counted, judged = await asyncio.gather(self._totals([test.test_id]), self._verdict(test))
+        return self._stands(test, running, counted, judged)
+
+    def _stands(self, test: Experiment, running: list[str], counted: Counted, judged: Judged) -> c.StatusReply:
+        """The status of a test by what metrics and monitor said of it."""
         path = self._parts.path()
-        (totals, totals_away), (verdict, verdict_away) = await asyncio.gather(
-            self._totals([test.test_id]), self._verdict(test)
-        )
+        (totals, totals_away), (verdict, verdict_away) = counted, judged
         degraded = [
             *path.degraded(),
             *([totals_away] if totals_away else []),
@@ -171,13 +178,13 @@ class Reads:
             return None
         return views.complete_totals(totals.get(test.test_id, {}), self._parts.path().in_flight(test.test_id))
 
-    async def _totals(self, tests: list[str]) -> tuple[Totals | None, str | None]:
+    async def _totals(self, tests: list[str]) -> Counted:
         try:
             return await self._parts.queries.totals(tests), None
         except Refused as exc:
             return None, f"metrics: {exc.message}"
 
-    async def _verdict(self, test: Experiment) -> tuple[dict[str, Any] | None, str | None]:
+    async def _verdict(self, test: Experiment) -> Judged:
         if not test.live:
             verdict = test.result.verdict if test.result else None
             return (verdict.model_dump(mode="json") if verdict else None), None

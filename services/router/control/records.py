@@ -1,6 +1,7 @@
 """The record of a test: its report, the evidence behind it, and whether a replay of that agrees."""
 
 import asyncio
+from typing import Any
 
 from schemas.v1 import query as q
 from schemas.v1 import record as r
@@ -8,7 +9,9 @@ from schemas.v1.experiment import TestResult, VerdictRecord
 from services._runtime.clock import now_ms
 from services.router.control import params as p
 from services.router.control.base import Done
+from services.router.control.parts import Parts
 from services.router.control.reads import Reads
+from services.router.control.sharing import Shared
 from services.router.domain.auth import Principal
 from services.router.domain.refusals import Conflict, Refused
 from services.router.domain.replaying import differences
@@ -16,12 +19,25 @@ from services.router.domain.report import MEDIA, POLICY, choose, render
 from services.router.domain.views import by_variant, latest, over_its_life
 
 REPORT_WAIT_MS = 8000
+TOLD_HELD_S = 0.5
+"""So long what happened to a test is not asked for again; pages ask a little later than this after something did."""
+PATIENCE_S = 5.0
+"""A chart, a time line or alerts are not waited for any longer: the page asks again."""
+_REPORT_PATIENCE_S = 20.0
 REPLAY_WAIT_MS = 15_000
 _ALERTS = 100
 
 
 class Records(Reads):
     """One method for each question: ``(principal, params) -> Done``. All raise Refused."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._shared = Shared()
+
+    async def end_questions(self) -> None:
+        """End the questions that are under way."""
+        await self._shared.stop()
 
     async def report(self, who: Principal, params: p.ReportParams) -> Done:
         """Everything on record of a test; what nobody could tell is named in its notes."""
@@ -35,7 +51,8 @@ class Records(Reads):
     async def gathered(self, who: Principal, test_id: str) -> r.Report:
         """Everything on record of a test. Raises NotFound."""
         report = r.Report(test_id=test_id, at_ms=now_ms(), result=await self._result(who, test_id))
-        await asyncio.gather(self._add_evidence(report), self._add_alerts(report))
+        evidence, alerts = await asyncio.gather(self._add_evidence(report), self._add_alerts(report))
+        report.notes = [*evidence, *alerts]
         return report
 
     async def evidence(self, who: Principal, params: p.EvidenceParams) -> Done:
@@ -73,34 +90,45 @@ class Records(Reads):
         result: TestResult = done.body
         return result
 
-    async def _add_evidence(self, report: r.Report) -> None:
+    async def _add_evidence(self, report: r.Report) -> list[str]:
+        """Adds what the monitor knows; what it could not tell."""
         query = r.RecordQuery(
             test_id=report.test_id, until=until(report.result.verdict), wait_ms=REPORT_WAIT_MS
         )
         test = self._parts.experiments.by_id(report.test_id)
+        key = ("report", query.test_id, query.until, report.result.version)
         try:
-            found = await self._parts.queries.record(query)
+            found = await self._shared.ask(
+                key, lambda: self._parts.queries.record(query), who="monitor", within_s=_REPORT_PATIENCE_S,
+                held_s=TOLD_HELD_S,
+            )  # fmt: skip
         except Refused as exc:
-            report.notes.append(f"evidence and timeline: {exc.message}")
             report.configuration = test.configuration if test is not None else None
-            return
+            return [f"evidence and timeline: {exc.message}"]
         report.evidence, report.progress = found.state, found.progress
         report.configuration, report.changes = found.configuration, found.changes
         report.status, report.series = found.status, found.series
         summary = latest(report.result.metrics_summary, by_variant(found.metrics_summary))
         report.result = over_its_life(report.result.model_copy(update={"metrics_summary": summary}))
-        if found.message:
-            report.notes.append(found.message)
+        return [found.message] if found.message else []
 
-    async def _add_alerts(self, report: r.Report) -> None:
+    async def _add_alerts(self, report: r.Report) -> list[str]:
+        """Adds the newest alerts; what is missing of them."""
+        report.alerts, notes = await self._alerts(report.test_id)
+        return notes
+
+    async def _alerts(self, test_id: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """A test's newest alerts, and what is missing of them."""
+        query = q.AlertsQuery(limit=_ALERTS, test_id=test_id)
         try:
-            reply = await self._parts.queries.alerts(q.AlertsQuery(limit=_ALERTS, test_id=report.test_id))
+            reply = await self._shared.ask(
+                ("alerts", test_id), lambda: self._parts.queries.alerts(query), who="alerts", within_s=PATIENCE_S,
+                held_s=TOLD_HELD_S,
+            )  # fmt: skip
         except Refused as exc:
-            report.notes.append(f"alerts: {exc.message}")
-            return
-        report.alerts = reply.alerts
-        if reply.total_alerts > len(reply.alerts):
-            report.notes.append(f"{reply.total_alerts - len(reply.alerts)} older alerts are not shown")
+            return [], [f"alerts: {exc.message}"]
+        older = reply.total_alerts - len(reply.alerts)
+        return reply.alerts, [f"{older} older alerts are not shown"] if older > 0 else []
 
 
 def until(verdict: VerdictRecord | None) -> int | None:

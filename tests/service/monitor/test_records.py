@@ -86,6 +86,10 @@ async def test_a_replay_after_a_restart_agrees_and_tampered_evidence_does_not(be
         assert reply.series is not None
         assert reply.series.seconds[-1] == verdict.tick
         assert reply.series.log_e[verdict.rule][-1] == pytest.approx(verdict.log_e, rel=1e-5)
+        # who asks for what happened alone gets that, and nothing is read for it
+        told = await record(bench, evidence=False)
+        assert (told.changes, told.configuration) == (reply.changes, reply.configuration)
+        assert (told.series, told.status, told.ticks) == (None, None, 0)
         # asked again, it is not read again, and says the same
         assert (await record(bench, until)).model_dump() == reply.model_dump()
     provision = await bench.server.connect("provision")

@@ -1,5 +1,6 @@
 """Report, evidence and replay over HTTP and on the bus, with the monitor's answers prepared."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,6 +12,8 @@ from schemas.v1.experiment import RollbackOrder, VariantSummary, VerdictRecord
 from schemas.v1.query import AlertsReply, QueryError, TotalsReply
 from schemas.v1.record import EvidenceReply, RecordReply, Replay, Report, Series, TestChange
 from services._runtime.clock import now_ms
+from services.router.adapters.tasks import end
+from services.router.control import accounts, records
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Others, Side, others, side
 
@@ -101,6 +104,47 @@ async def test_who_cannot_tell_is_named_beside_what_is_known(nats_server: NatsSe
         assert [note.partition(":")[0] for note in told["notes"]] == ["time line", "alerts"]
         assert told["safety"]["text"].startswith("Nothing is known of the guardrails")
         assert (await router.call("GET", f"/tests/{test_id}/series")).status_code == 503
+
+
+def asked(rest: Others, subject: str) -> list[Any]:
+    return [question for to, question in rest.asked if to == subject]
+
+
+async def test_many_pages_cost_the_monitor_one_question_and_a_slow_one_holds_up_nobody(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (accounts, records):
+        monkeypatch.setattr(module, "TOLD_HELD_S", 60)  # however slow the machine
+    async with others(nats_server) as rest, side(nats_server) as router:
+        answer(rest, series=Series(seconds=[1]))
+        record = subjects.verdict("record")
+        prepared = rest.answers[record]
+        slow, quick = await router.start_test(), await router.start_test(model_a="other")
+        # 50 pages ask for the same chart, and the monitor does not answer; the one that asked first hangs up.
+        rest.answers[record] = lambda q: None if q["test_id"] == slow else prepared(q)
+        pages = [asyncio.create_task(router.get(f"/tests/{slow}/series")) for _ in range(50)]
+        await eventually(lambda: asked(rest, record))
+        pages[0].cancel()
+        assert (await router.get(f"/tests/{quick}/series"))["state"] == "complete"
+        assert [one["test_id"] for one in asked(rest, record)] == [slow, quick]
+        await end(*pages)
+        # A time line asks for nothing else, once for all who look.
+        rest.asked.clear()
+        told = await asyncio.gather(*(router.get(f"/tests/{quick}/summary") for _ in range(8)))
+        assert {[each["kind"] for each in one["timeline"]].count("started") for one in told} == {1}
+        (question,) = asked(rest, record)
+        assert question["evidence"] is False
+        assert len(asked(rest, subjects.query("alerts"))) == 1
+
+
+async def test_a_picture_of_all_tests_asks_for_their_totals_once(nats_server: NatsServer) -> None:
+    async with others(nats_server) as rest, side(nats_server) as router:
+        ids = [await router.start_test(), await router.start_test(model_a="other")]
+        rest.asked.clear()
+        picture = json.loads(await router.control.told.snapshot())
+        assert {one["test_id"] for one in picture["tests"]} == set(ids)
+        assert [sorted(question["tests"]) for question in asked(rest, subjects.query("totals"))] == [sorted(ids)]
+        assert sorted(question["test_id"] for question in asked(rest, subjects.verdict("status"))) == sorted(ids)
 
 
 async def test_totals_that_lag_give_way_to_the_evidence(nats_server: NatsServer) -> None:
