@@ -19,7 +19,8 @@ _SERVER = (
     HEAD,
     "include ./passwords.conf",
     "listen: 0.0.0.0:4222",
-    "http: 0.0.0.0:8222",
+    # for the container's own health check: it says much about clients, and wants no password
+    "http: 127.0.0.1:8222",
     "server_name: cypria",
     *LIMITS,
     "jetstream {",

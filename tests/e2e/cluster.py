@@ -51,7 +51,7 @@ class Cluster:
         (self.secrets / "clickhouse-dsn").write_text(dsn.replace("@clickhouse:8123", f"@127.0.0.1:{clickhouse_port}"))
         self.objects = render(values)
         by_component = {pod.component: pod for pod in pods(self.objects)}
-        bus = by_component.pop("nats")
+        self.bus = bus = by_component.pop("nats")
         self.nats_ports = [free_port() for _ in range(bus.replicas)]
         self.routes = [free_port() for _ in range(bus.replicas)]
         self.monitoring = [free_port() for _ in range(bus.replicas)]

@@ -203,6 +203,10 @@ async def test_servers_join_the_bus_with_the_password_of_its_routes_alone(tmp_pa
             seen = [await peers(client, port) for port in cluster.monitoring]
             return all(some == (names | others) - {one.name} for one, some in zip(cluster.nats, seen, strict=True))
 
+        async def healthy(path: str) -> bool:
+            answers = [await client.get(f"http://127.0.0.1:{port}{path}") for port in cluster.monitoring]
+            return all(answer.status_code == 200 for answer in answers)
+
         other = first
         try:
             for one in cluster.nats:
@@ -213,6 +217,8 @@ async def test_servers_join_the_bus_with_the_password_of_its_routes_alone(tmp_pa
             first.env = env
             first.start()
             await eventually(lambda: formed(set()), 60, 0.1)
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                await eventually(lambda path=cluster.bus.container[probe]["httpGet"]["path"]: healthy(path), 60, 0.1)
 
             for userinfo in ("", "routes:wrong@"):
                 other = intruder(cluster, tmp_path, userinfo)

@@ -29,7 +29,7 @@ class ComposedNats(NatsServer):
         port = self.url.rsplit(":", 1)[1]
         (folder / "passwords.conf").write_text((secrets / "nats-passwords.conf").read_text())
         text = (ROOT / "infra" / "nats" / "nats.conf").read_text()
-        for there, instead in (("0.0.0.0:4222", f"127.0.0.1:{port}"), ("http: 0.0.0.0:8222", "http: 127.0.0.1:-1"), ("/data", str(folder / "store"))):
+        for there, instead in (("0.0.0.0:4222", f"127.0.0.1:{port}"), ("http: 127.0.0.1:8222", "http: 127.0.0.1:-1"), ("/data", str(folder / "store"))):
             assert there in text
             text = text.replace(there, instead)
         (folder / "nats.conf").write_text(text)

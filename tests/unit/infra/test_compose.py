@@ -98,7 +98,22 @@ def test_only_this_machine_reaches_published_ports_and_only_some_reach_outside()
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     outside = {name for name, own in WHOLE["services"].items() if "outside" in own["networks"]}
     assert outside == {"router", "inference", "alerts", "prometheus", "grafana"}
-    assert WHOLE["networks"]["inside"] == {"internal": True}
+    assert {name for name, network in WHOLE["networks"].items() if network == {"internal": True}} == {"inside", "store", "watching"}
+
+
+def test_who_reaches_whom() -> None:
+    """What each needs, and of what keeps and watches nothing for those who have nothing to do with it."""
+    networks = {name: set(own["networks"]) for name, own in WHOLE["services"].items()}
+
+    def reached(name: str) -> set[str]:
+        return {other for other in networks if other != name and networks[other] & networks[name] - {"outside"}}
+
+    assert reached("clickhouse") == {"metrics", "provision", "grafana"}
+    assert reached("pushgateway") == {"alerts", "prometheus", "grafana"}
+    assert {*OURS} <= reached("nats")
+    assert {*SERVICES, "pushgateway", "grafana"} <= reached("prometheus")
+    assert {"clickhouse", "prometheus"} <= reached("grafana")
+    assert "\nhttp: 127.0.0.1:8222\n" in (ROOT / "infra" / "nats" / "nats.conf").read_text()
 
 
 def test_the_servers_are_those_that_the_tests_run() -> None:

@@ -27,6 +27,12 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- define "cypria.pullSecrets" -}}
+{{- with .Values.imagePullSecrets -}}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
 {{- define "cypria.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -42,12 +48,13 @@ fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{/* Not all on one node, nor in one zone. */}}
+{{/* Not all on one node, nor in one zone. Servers that elect are not if need be with serversApart alone. */}}
 {{- define "cypria.spread" -}}
+{{- $apart := and .root.Values.serversApart (has .component (list "nats" "clickhouse" "keeper")) -}}
 {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
   topologyKey: {{ $key }}
-  whenUnsatisfiable: ScheduleAnyway
+  whenUnsatisfiable: {{ ternary "DoNotSchedule" "ScheduleAnyway" (and $apart (eq $key "kubernetes.io/hostname")) }}
   labelSelector:
     matchLabels: {{- include "cypria.selector" $ | nindent 6 }}
 {{- end }}
@@ -133,9 +140,7 @@ spec:
   automountServiceAccountToken: false
   enableServiceLinks: false
   securityContext: {{- include "cypria.podSecurity" 10001 | nindent 4 }}
-  {{- with $root.Values.imagePullSecrets }}
-  imagePullSecrets: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "cypria.pullSecrets" $root | nindent 2 }}
   {{- with $values.runtimeClassName }}
   runtimeClassName: {{ . }}
   {{- end }}
@@ -305,6 +310,77 @@ cluster {
 {{ .Files.Get "files/users.conf" }}
 {{- end -}}
 
+{{- define "cypria.clickhouseConfig" -}}
+{{- $base := include "cypria.name" . -}}
+{{- $values := .Values.clickhouse -}}
+server.xml: |
+  <clickhouse>
+    <listen_host>0.0.0.0</listen_host>
+    <logger>
+      <level>warning</level>
+      <console>true</console>
+    </logger>
+    <mysql_port remove="remove"/>
+    <postgresql_port remove="remove"/>
+    <max_server_memory_usage_to_ram_ratio>0.8</max_server_memory_usage_to_ram_ratio>
+    <interserver_http_host from_env="POD_ADDRESS"/>
+    <interserver_http_credentials>
+      <user>interserver</user>
+      <password from_env="INTERSERVER_SECRET"/>
+    </interserver_http_credentials>
+    <macros>
+      <shard>1</shard>
+      <replica from_env="POD_NAME"/>
+    </macros>
+    <remote_servers replace="replace">
+      <cypria>
+        <secret from_env="INTERSERVER_SECRET"/>
+        <shard>
+          <internal_replication>true</internal_replication>
+          {{- range $i := until (int $values.replicas) }}
+          <replica><host>{{ $base }}-clickhouse-{{ $i }}.{{ $base }}-clickhouse.{{ $.Release.Namespace }}.svc</host><port>9000</port></replica>
+          {{- end }}
+        </shard>
+      </cypria>
+    </remote_servers>
+    <zookeeper>
+      {{- range $i := until (int $values.keeper.replicas) }}
+      <node><host>{{ $base }}-keeper-{{ $i }}.{{ $base }}-keeper.{{ $.Release.Namespace }}.svc</host><port>9181</port></node>
+      {{- end }}
+    </zookeeper>
+    <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>
+  </clickhouse>
+keeper.xml: |
+  <clickhouse>
+    <logger>
+      <level>warning</level>
+      <console>true</console>
+    </logger>
+    <listen_host>0.0.0.0</listen_host>
+    <keeper_server>
+      <tcp_port>9181</tcp_port>
+      <server_id from_env="KEEPER_ID"/>
+      <log_storage_path>/var/lib/clickhouse-keeper/log</log_storage_path>
+      <snapshot_storage_path>/var/lib/clickhouse-keeper/snapshots</snapshot_storage_path>
+      <hostname_checks_enabled>false</hostname_checks_enabled>
+      <http_control>
+        <port>9182</port>
+        <readiness><endpoint>/ready</endpoint></readiness>
+      </http_control>
+      <coordination_settings>
+        <operation_timeout_ms>10000</operation_timeout_ms>
+        <session_timeout_ms>30000</session_timeout_ms>
+        <raft_logs_level>warning</raft_logs_level>
+      </coordination_settings>
+      <raft_configuration>
+        {{- range $i := until (int $values.keeper.replicas) }}
+        <server><id>1{{ $i }}</id><hostname>{{ $base }}-keeper-{{ $i }}.{{ $base }}-keeper.{{ $.Release.Namespace }}.svc</hostname><port>9234</port></server>
+        {{- end }}
+      </raft_configuration>
+    </keeper_server>
+  </clickhouse>
+{{- end -}}
+
 {{- define "cypria.natsTls" -}}
 tls {
   cert_file: /etc/nats-tls/tls.crt
@@ -320,9 +396,7 @@ tls {
 {{/* Parts of network policies: the cluster's name servers, ports, and pods of this release by component. */}}
 {{- define "cypria.dns" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
-  to:
-    - namespaceSelector: {}
-    - ipBlock: {cidr: 169.254.0.0/16, except: [169.254.169.254/32]} # a node's own cache of names
+  to: {{- toYaml .Values.networkPolicies.dnsTo | nindent 4 }}
 {{- end -}}
 
 {{- define "cypria.ports" -}}
