@@ -44,8 +44,8 @@ class Tab:
             self.origins.add(f"{scheme}://{rest.split('/')[0]}")
             assert "SECRETMARK" not in request.url, "a key is in an address"
 
-    async def sign_in(self, key: str, path: str = "") -> None:
-        await self.page.goto(f"{self.url}/dashboard{path}")
+    async def sign_in(self, key: str, path: str = "", at: str = "/dashboard") -> None:
+        await self.page.goto(f"{self.url}{at}{path}")
         await self.page.get_by_label("API key").fill(key)
         await self.page.keyboard.press("Enter")
 

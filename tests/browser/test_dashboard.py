@@ -88,6 +88,10 @@ async def test_only_a_good_key_lets_in_and_it_is_forgotten(product: Product, chr
         await seen.sign_in(KEYS["client"])
         await expect(seen.heading("This key may not look at tests")).to_be_visible()
         assert await seen.violations() == []
+    async with tab(chromium, product.system.url) as behind:  # a proxy that has put something before the path
+        await behind.page.route("**/cypria/**", lambda route: route.continue_(url=route.request.url.replace("/cypria/", "/", 1)))
+        await behind.sign_in(KEYS["viewer"], at="/cypria/dashboard")
+        await expect(behind.page.get_by_text("No test is running.")).to_be_visible()
 
 
 async def test_one_page_says_what_runs_whether_it_is_safe_and_what_is_missing(product: Product, chromium: Browser) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from typing_extensions import override
 
@@ -40,10 +40,17 @@ class _Files(StaticFiles):
 
 def add_dashboard(app: FastAPI) -> None:
     """The page, its own files and the chart library's."""
+    files = _Files(directory=STATIC)
 
-    async def page(_request: Request) -> Response:
-        return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
+    async def page(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    async def to_page(request: Request) -> Response:
+        # Relative, as the page's own addresses are: a proxy may have put something before the path.
+        query = request.scope["query_string"].decode("latin-1")
+        return RedirectResponse(f"../dashboard{'?' if query else ''}{query}", headers=HEADERS)
 
     app.add_api_route("/dashboard", page, methods=["GET", "HEAD"], include_in_schema=False)
-    app.mount("/dashboard/static", _Files(directory=STATIC))
+    app.add_api_route("/dashboard/", to_page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.mount("/dashboard/static", files)
     app.mount("/dashboard/charts", _Files(packages=[("uplot", "static")]))

@@ -1,6 +1,7 @@
 // The API: calls with the key in a header, errors in words, and the stream of events with its reconnection.
 
-const PREFIX = "/v1/ab-testing";
+/** Beside the page's own files, whatever a proxy has put before both. */
+const PREFIX = new URL("../../v1/ab-testing", import.meta.url).pathname;
 const SILENCE_MS = 20000;
 const LONGEST_WAIT_MS = 10000;
 
