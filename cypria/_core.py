@@ -69,7 +69,7 @@ class Core(Operations):
 
 
 class Stream:
-    """Server-sent events out of lines."""
+    """Server-sent events out of lines. One whose data is no JSON object is left out: the edge sends none."""
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}
@@ -79,8 +79,11 @@ class Stream:
         line = line.rstrip("\r\n")
         if line:
             name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data" and name in self._fields:
+                value = f"{self._fields[name]}\n{value}"
             if name in {"event", "id", "data"}:
-                self._fields[name] = value.removeprefix(" ")
+                self._fields[name] = value
             return None
         found, self._fields = self._fields, {}
         data = _object(found.get("data"))

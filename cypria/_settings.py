@@ -32,11 +32,7 @@ def settings(
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Raises SettingsError naming what cannot be used, and the remedy."""
-    address = (url or environ.get("CYPRIA_URL") or DEFAULT_URL).rstrip("/")
-    if "@" in address.partition("://")[2].partition("/")[0]:
-        raise SettingsError("url (CYPRIA_URL) holds a user or password: give the address alone, and the key as api_key")
-    if not is_address(address):
-        raise SettingsError(f"url (CYPRIA_URL) is '{address}': give an address such as {DEFAULT_URL}")
+    address = address_of(url or environ.get("CYPRIA_URL") or DEFAULT_URL, "url (CYPRIA_URL)")
     key = _key(api_key, environ)
     ca_file = ca_file or environ.get("CYPRIA_CA_FILE") or None
     cert_file = cert_file or environ.get("CYPRIA_CERT_FILE") or None
@@ -52,7 +48,17 @@ def settings(
     return Settings(address, key, context, shows_certificate=cert_file is not None)
 
 
-def is_address(text: str) -> bool:
+def address_of(given: str, named: str) -> str:
+    """An edge's address, without a slash at its end. Raises SettingsError, which says ``named`` of it."""
+    address = given.rstrip("/")
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise SettingsError(f"{named} holds a user or password: give the address alone, and the key apart from it")
+    if not _is_address(address):
+        raise SettingsError(f"{named} is '{address}': give an address such as {DEFAULT_URL}")
+    return address
+
+
+def _is_address(text: str) -> bool:
     """Whether it is an http or https address with a host that can be asked for and, if any, a port that exists."""
     try:
         parts = urlsplit(text)

@@ -202,7 +202,8 @@ class GuardrailStatus(Message):
     ``effect`` with its 95 % confidence sequence (null: nothing is excluded on that side) is in the unit of ``threshold``:
     B's increase over A in percent where the guardrail is ``relative``, else B's own figure. ``metric`` is what it
     watches, ``quantity`` what the values are (``share``, ``mean``, ``median``, ``p95``, ``p99``), ``n_a`` and ``n_b`` over how
-    many observations, ``bad_b`` how many units of B look bad; ``text`` says it in words.
+    many observations, ``bad_b`` how many units of B look bad; ``text`` says it in words. ``near``: its evidence is within a
+    factor of 10 of the limit, or beyond.
     """
 
     name: str
@@ -228,6 +229,7 @@ class GuardrailStatus(Message):
     n_b: int = 0
     bad_b: int = 0
     text: str = ""
+    near: bool = False
 
 
 class EffectStatus(Message):

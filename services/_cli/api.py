@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pydantic import ValidationError
 
 from cypria import _http, _words
-from cypria._settings import DEFAULT_URL
-from cypria.errors import LOOK, ApiError, UnexpectedAnswer
+from cypria._settings import DEFAULT_URL, address_of
+from cypria.errors import LOOK, ApiError, SettingsError, UnexpectedAnswer
 from services._runtime import tls, variables
-from services._runtime.settings_base import ConfigError, default_data_dir, is_url
+from services._runtime.settings_base import ConfigError, default_data_dir
 from services._runtime.settings_tls import ClientTls
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 def url() -> str:
     """`CYPRIA_URL`, by default the local edge; ends the command where it is none."""
-    given = (os.environ.get("CYPRIA_URL") or DEFAULT_URL).rstrip("/")
-    if not is_url(given, {"http", "https"}):
-        fail(f"CYPRIA_URL is '{given}': give an address such as {DEFAULT_URL}", 2)
-    return given
+    try:
+        return address_of(os.environ.get("CYPRIA_URL") or DEFAULT_URL, "CYPRIA_URL")
+    except SettingsError as exc:
+        fail(str(exc), 2)
 
 
 def _tls() -> ClientTls:
@@ -133,7 +133,7 @@ def call(
         hint = " (set CYPRIA_API_KEY)" if exc.status == 401 else ""
         fail(f"{exc}{hint}")
     except UnicodeError:
-        fail(f"CYPRIA_URL is '{url()}': no host is named so; give an address such as {DEFAULT_URL}", 2)
+        fail("an argument is not UTF-8: give names and ids as `cypria status` and `cypria models list` show them", 2)
     except TimeoutError:
         fail(f"no answer from {url()} within {PATIENCE_S:.0f} s: ask again, or look at its log")
     except (OSError, HTTPException) as exc:

@@ -54,12 +54,13 @@ which are asked of the edge; where it does not answer within 1.5 s, or the key m
 ![`cypria watch` while a rehearsed canary gets slow](images/watch.svg)
 
 `cypria watch` shows what runs on 80 columns or more, and draws itself anew at each change: in words whether the
-canary is safe, both variants' figures, the guardrails with their evidence against the limit, what a promotion still
-needs, what happened last. Several tests are a line or two each. It looks every 2 s, and at once when the edge tells
-of a change; when the connection is lost it says so, and since when what it shows is old, and comes back by itself. In
-a pipe it is a line for each change. `--json` prints an object a line, of which `kind` is `status` (the body of `GET
-/v1/ab-testing/status`), `event` (what happened; `event` as it comes on `GET /v1/ab-testing/events`), `connection`
-(`live`) or `end` (the body of `GET /v1/ab-testing/tests/{id}`).
+canary is safe, both variants' figures, the guardrails with their evidence against the limit (yellow where an e-value
+is within a factor of 10 of it), what a promotion still needs, what happened last. Several tests are a line or two
+each. It looks every 2 s, and at once when the edge tells of a change; when the connection is lost it says so, and
+since when what it shows is old, and comes back by itself. In a pipe it is a line for each change. `--json` prints an
+object a line, of which `kind` is `status` (the body of `GET /v1/ab-testing/status`), `event` (what happened; `event`
+as it comes on `GET /v1/ab-testing/events`), `connection` (`live`) or `end` (the body of `GET
+/v1/ab-testing/tests/{id}`).
 
 ## Rehearsals
 

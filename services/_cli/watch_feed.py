@@ -1,20 +1,18 @@
 """The server-sent events of the edge, for as long as somebody watches: it comes back by itself when it is cut off."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import aiohttp
 
+from cypria import _http
+from cypria._core import EVENTS_PATH, SILENCE_S, Stream
+from cypria._operation import PREFIX
 from services._cli import api
 
 AWAY = (OSError, TimeoutError, aiohttp.ClientError)
-_PATH = "/v1/ab-testing/events"
-_SILENCE_S = 45.0
-"""The edge says something every 15 s."""
 _FIRST_S, _LONGEST_S = 0.5, 5.0
-_LONGEST_LINE = 8 << 20
 
 
 class Told(Protocol):
@@ -57,33 +55,16 @@ def explained(exc: BaseException) -> str:
 
 async def events() -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """(name, data) of each event; an empty name says that the edge listens. Ends where the edge ends it."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=api.PATIENCE_S, sock_read=_SILENCE_S)
-    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {api.key() or ''}"}
-    async with (
-        aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=_LONGEST_LINE) as session,
-        session.get(api.url() + _PATH, ssl=api.tls_context(), allow_redirects=False) as response,
-    ):
-        if response.status != 200 or response.content_type != "text/event-stream":
-            error = _object((await response.read()).decode("utf-8", "replace")).get("error")
-            said = error.get("message") if isinstance(error, dict) else None
-            wait = response.headers.get("Retry-After", "")
-            words = said or f"{api.url()} answered HTTP {response.status} where events were asked for: check CYPRIA_URL"
-            raise api.ApiError(response.status, words, float(wait) if wait.isdigit() else 0.0)
-        yield "", {}
-        name = ""
-        async for raw in response.content:
-            field, _, value = raw.decode("utf-8", "replace").rstrip("\r\n").partition(": ")
-            if field == "event":
-                name = value
-            elif field == "data" and name:
-                yield name, _object(value)
-            elif not field and not value:
-                name = ""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    query = _http.Query("GET", api.url(), PREFIX + EVENTS_PATH, accept="text/event-stream", key=api.key())
+    async with _http.session(api.PATIENCE_S) as session:
+        try:
+            async with _http.alines(query, session, SILENCE_S, api.tls_context()) as (refused, lines):
+                if refused is not None:
+                    _http.decoded(query, refused)
+                yield "", {}
+                stream = Stream()
+                async for line in lines:
+                    if event := stream.feed(line):
+                        yield event.name, event.data
+        except _http.NotSentError as exc:
+            raise exc.__cause__ or exc from None

@@ -159,7 +159,7 @@ def _rails(rails: Sequence[dict[str, Any]], width: int, *, ascii_only: bool) -> 
     lines = [Text(f"{'guardrails':<24}{'evidence of its limit':<{BAR + 14}}{'A':>10}{'B':>10}{last}", "bold")]
     for one in rails:
         share = words.evidence(one)
-        style = words.BAD if one.get("fired") or share >= 1 else words.CAREFUL if share >= words.NEAR else words.GOOD
+        style = words.BAD if one.get("fired") or share >= 1 else words.CAREFUL if one.get("near") else words.GOOD
         filled = round(share * BAR)
         bar = Text.assemble((full * filled, style), (empty * (BAR - filled), "dim"))
         amount = f"{max(0.0, one.get('log_e') or 0.0):.1f} of {one.get('limit') or 0.0:.1f}"

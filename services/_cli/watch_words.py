@@ -8,9 +8,6 @@ from cypria.types import ENDED
 from services._cli.show import number
 
 GOOD, CAREFUL, BAD, CALM = "green", "yellow", "red", "cyan"
-NEAR = 0.5
-"""From so much of a guardrail's limit on, its evidence is worth a word."""
-
 _EVENTS = {
     "test.started": "started", "test.scheduled": "scheduled", "test.split_changed": "split set",
     "test.paused": "paused", "test.resumed": "resumed", "test.approved": "step approved",
@@ -43,9 +40,9 @@ def guardrails(status: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of a status, the one that is nearest to its limit first; what only warns comes last, unless it does."""
     found = list((status.get("verdict") or {}).get("guardrails") or [])
 
-    def order(one: dict[str, Any]) -> tuple[bool, bool, float]:
+    def order(one: dict[str, Any]) -> tuple[bool, bool, bool, float]:
         quiet = one.get("action") == "warn" and not one.get("warned")
-        return not one.get("fired"), quiet, -round(evidence(one), 3)
+        return not one.get("fired"), quiet, not one.get("near"), -round(evidence(one), 3)
 
     return sorted(found, key=order)
 
@@ -86,10 +83,9 @@ def _danger(status: dict[str, Any], a: str, b: str) -> tuple[str, str] | None:
     if warned := next((one for one in found if one.get("warned") and not _both(one)), None):
         how = "shown to be worse in" if warned.get("relative", True) else "above the warning level of"
         return CAREFUL, f"Careful: {b} is {how} {warned['name'].removesuffix('_warning')}."
-    nearest = next((one for one in found if one.get("action") != "warn"), None)
-    if nearest is not None and evidence(nearest) >= NEAR:
-        share = f"{100 * evidence(nearest):.0f} %"
-        return CAREFUL, f"Careful: {nearest['name']} is at {share} of the evidence that acts on {b}."
+    if near := next((one for one in found if one.get("near") and one.get("action") != "warn"), None):
+        standing = f"ln E {near.get('log_e') or 0.0:.1f} of {near.get('limit') or 0.0:.1f}"
+        return CAREFUL, f"Careful: {b} is close to the limit of {near['name']} ({standing}), at which {_action(near)}."
     return None
 
 

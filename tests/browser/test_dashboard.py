@@ -92,6 +92,10 @@ async def test_only_a_good_key_lets_in_and_it_is_forgotten(product: Product, chr
         await behind.page.route("**/cypria/**", lambda route: route.continue_(url=route.request.url.replace("/cypria/", "/", 1)))
         await behind.sign_in(KEYS["viewer"], at="/cypria/dashboard")
         await expect(behind.page.get_by_text("No test is running.")).to_be_visible()
+        # Events are read as the Python client reads them.
+        blocks = ['event: alert\ndata:{"a":\ndata: 1}', "event: alert\ndata: [1]", "data: {", ": keep-alive", 'data: {"b": 2}']
+        read = await behind.page.evaluate("async (blocks) => { const { parse } = await import('./dashboard/static/api.js'); return blocks.map(parse); }", blocks)
+        assert read == [{"name": "alert", "data": {"a": 1}}, None, None, None, {"name": "message", "data": {"b": 2}}]
 
 
 async def test_one_page_says_what_runs_whether_it_is_safe_and_what_is_missing(product: Product, chromium: Browser) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from cypria import Client
+from cypria.errors import SettingsError
 from services._cli import api, units
+from tests.fakes.edge import Edge
 from tests.system import ROOT
 
 
@@ -48,6 +51,32 @@ def test_an_edge_over_tls_that_is_asked_without_is_told(monkeypatch: pytest.Monk
     monkeypatch.setenv("CYPRIA_URL", "http://127.0.0.1:9")
     for lost in (BadStatusLine("\x15\x03"), ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")):
         assert "if it serves TLS, CYPRIA_URL begins with https://" in api.explained(lost)
+
+
+@pytest.mark.parametrize("given", ["edge:1", "http://me:word@edge:1", "http://a..b", "ftp://edge", "http://edge:0x", "http://"])
+def test_an_address_is_one_for_the_command_line_as_for_the_client(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CYPRIA_URL", given)
+    with pytest.raises(SystemExit) as ended:
+        api.url()
+    with pytest.raises(SettingsError) as refused:
+        Client(api_key="k")
+    assert ended.value.code == 2
+    assert f"url ({capsys.readouterr().err.removeprefix('cypria: ').strip()}".replace("CYPRIA_URL", "CYPRIA_URL)", 1) == str(refused.value)
+
+
+def test_an_argument_that_is_not_utf_8_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    edge = Edge()
+    monkeypatch.setenv("CYPRIA_URL", edge.url)
+    monkeypatch.setenv("CYPRIA_API_KEY", "k")
+    try:
+        with pytest.raises(SystemExit):
+            api.call("GET", "/v1/ab-testing/status", params={"test_id": "a\udcff"})
+    finally:
+        edge.close()
+    assert "an argument is not UTF-8" in capsys.readouterr().err
+    assert edge.seen == []
 
 
 def test_a_question_to_the_edge_does_not_wait_for_the_libraries_of_a_service() -> None:

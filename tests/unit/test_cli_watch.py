@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from cypria.errors import ApiError
+from services._cli import watch_feed
 from services._cli import watch_words as words
 from services._cli.watch_view import Known, screen
 from services._cli.watch_words import Happening
+from tests.fakes.edge import Edge, refusal
 
 TEST = "ab_test_01a216392387b1f58787"
 
@@ -37,7 +40,8 @@ def status(rails: Any = (), **fields: Any) -> dict[str, Any]:
     [
         ({"test_id": None}, words.CALM, "No test is running"),
         (status([guardrail()]), words.GOOD, "Safe so far: nothing speaks against canary"),
-        (status([guardrail(log_e=5.0)]), words.CAREFUL, "ttft_increase is at 62 % of the evidence"),
+        (status([guardrail(log_e=5.0)]), words.GOOD, "Safe so far"),
+        (status([guardrail(log_e=6.0, near=True)]), words.CAREFUL, "close to the limit of ttft_increase (ln E 6.0 of 8.0), at which it is taken out."),
         (status([guardrail(log_e=9.0, fired=True)]), words.BAD, "Not safe: canary has passed the limit of ttft_increase; it is taken out"),
         (status([guardrail(log_e=9.0, fired=True, action="pause")]), words.BAD, "the test pauses"),
         (status([guardrail("ttft_increase_warning", 9.0, action="warn", warned=True)]), words.CAREFUL, "shown to be worse in ttft_increase."),
@@ -97,6 +101,29 @@ def test_what_nobody_needs_to_read_is_left_out() -> None:
     assert told("alert", "alert", level="INFO", title="Test started") is None
     assert told("event", "model.progress", model="m") is None
     assert words.happening("window", {"cells": []}) is None
+
+
+async def test_events_are_read_as_the_client_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    edge = Edge()
+    monkeypatch.setenv("CYPRIA_URL", edge.url)
+    monkeypatch.setenv("CYPRIA_API_KEY", "k")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: connected\n\n"
+    try:
+        edge.answer(head + b'event: window\ndata: [no object]\n\nevent: alert\ndata:{"a":\ndata: 1}\n\nevent: live\ndata: {"cut": 1}')
+        assert [one async for one in watch_feed.events()] == [("", {}), ("alert", {"a": 1})]
+        for answer, status in (((403, refusal("look, but not here")), 403), ((200, {"no": "stream"}), 200)):
+            edge.answer(answer)
+            with pytest.raises(ApiError) as refused:
+                assert [one async for one in watch_feed.events()] == []
+            assert refused.value.status == status
+        edge.answer((503, refusal("starting"), {"Retry-After": "7"}))
+        with pytest.raises(ApiError, match="starting") as away:
+            assert [one async for one in watch_feed.events()] == []
+        assert away.value.retry_after == 7
+    finally:
+        edge.close()
+    with pytest.raises(watch_feed.AWAY):
+        assert [one async for one in watch_feed.events()] == []
 
 
 def test_time_that_passes_is_no_change() -> None:

@@ -231,6 +231,7 @@ def test_settings_come_from_arguments_or_the_environment(tmp_path: Path, monkeyp
     monkeypatch.setenv("CYPRIA_API_KEY", "too")
     for fields, words in (
         ({}, "CYPRIA_API_KEY and CYPRIA_API_KEY_FILE are both set"), ({"url": "edge:1"}, "is 'edge:1': give an address"),
+        ({"url": "http://me:word@edge:1"}, "holds a user or password"), ({"url": "http://a..b"}, "is 'http://a..b': give an address"),
         ({"api_key": "a\nb"}, "api_key is no key"), ({"api_key": "k", "cert_file": "c"}, "go together"),
         ({"api_key": "k", "url": "https://x", "ca_file": tmp_path / "none"}, "ca_file .* cannot be used"),
         ({"api_key": "k", "url": "https://x", "ca_file": tmp_path / "key"}, "ca_file .* cannot be used"),
@@ -324,7 +325,7 @@ async def test_events_are_taken_up_again_and_say_that_some_were_missed(server: E
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: connected\n\n"
     server.answer(
         head + b'event: event\nid: e1\ndata: {"a": 1}\n\nevent: window\ndata: [no object]\n\nevent: alert\nda',
-        b"", (503, refusal("starting"), {"Retry-After": "0"}), head + b'event: alert\r\ndata: {"b": 2}\r\n\r\n',
+        b"", (503, refusal("starting"), {"Retry-After": "0"}), head + b'event: alert\r\ndata: {"b":\r\ndata: 2}\r\n\r\n',
     )  # fmt: skip
     found = await ask("events", take=3, live=True)
     assert {path for _, path, _ in server.seen} == {"/v1/ab-testing/events?live=true"}

@@ -13,6 +13,7 @@ from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
 from services.monitor.domain.findings import STEP_DOWN
 from services.monitor.domain.opinions import METRICS, opinion_effect
+from services.monitor.domain.standing import NEAR
 from services.monitor.domain.statistics import (
     BucketEffect,
     bucket_effect,
@@ -28,9 +29,6 @@ from services.monitor.domain.waiting import Condition, requests_for, requests_un
 
 ALPHA = 0.05
 LIMIT = -math.log(ALPHA)
-NEAR = math.log(10.0)
-"""A guardrail within a factor of 10 of firing holds a promotion."""
-
 MIN_ERRORS = 20
 """Errors of each arm before their difference may be taken as normal."""
 

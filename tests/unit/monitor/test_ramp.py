@@ -129,9 +129,11 @@ def test_a_guardrail_near_firing_holds_a_statistical_gate_but_not_an_open_one() 
         done.traffic.b = Arm(median_ms=320)
 
     done = rollout(ramped(500, 5000, min_requests=1, soak_minutes=60), script=slower)
+    assert not any(one.near for one in done.evaluator.statuses())
     while not nearest(done.evaluator, trial_only=True)[1] >= nearest(done.evaluator, trial_only=True)[2]:
         done.run(1)
     assert done.evaluator.fired is None
+    assert nearest(done.evaluator, trial_only=True)[0] in {one.name for one in done.evaluator.statuses() if one.near}
     soaked = {gate: ramped(500, 5000, min_requests=1, soak_minutes=0, gate=gate) for gate in ("statistical", "none")}
     done.evaluator.experiment = soaked["statistical"]
     assert "is near firing (ln E" in planned(done.evaluator).waits_for

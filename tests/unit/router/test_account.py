@@ -52,7 +52,8 @@ def live(test: Experiment, *guardrails: GuardrailStatus, effective: int | None =
     ({"effect": None, "effect_low": None, "effect_high": None}, "open", "plain", "Too few requests to say how B compares."),
     ({"value_a": 0.0, "value_b": 0.0}, "open", "plain", "Neither A nor B has had any."),
     ({"n_b": 0}, "no_data", "plain", "Nothing of B could be measured yet."),
-    ({"log_e": 5.2}, "near", "wait", "Errors: 3 of B's 100 units against 4 of A's 400."),
+    ({"log_e": 5.2}, "open", "plain", "B is between 40 % less and 180 % more than A."),
+    ({"log_e": 5.2, "near": True}, "near", "wait", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"log_e": 7.4}, "over", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"fired": True, "log_e": 9.0}, "fired", "bad", "Errors: 3 of B's 100 units against 4 of A's 400."),
     ({"fired": True, "quiet_until_ms": T0}, "quiet", "wait", "B is between 40 % less and 180 % more than A."),
@@ -86,9 +87,9 @@ def test_safety_is_the_gravest_of_all() -> None:
         "No evidence of harm: none of 2 guardrails has fired or is close to it. Errors of the canary: 1.2 % so far, at most 3.1 % (limit 5 %)."
     )
     assert safety(rows([errors(effect_high=10.0), most_errors()]), live=True).text.startswith("Yes: all 2 guardrails are shown to be within their limits.")
-    near = safety(rows([errors(log_e=6.0), errors(name="latency_increase", metric="latency", fired=True, text="median 9 ms")]), live=True)
+    near = safety(rows([errors(log_e=6.0, near=True), errors(name="latency_increase", metric="latency", fired=True, text="median 9 ms")]), live=True)
     assert (near.tone, near.text) == ("bad", "No. Latency: beyond the limit. Median 9 ms.")
-    assert safety(rows([errors(log_e=6.0)]), live=True).tone == "wait"
+    assert safety(rows([errors(log_e=6.0, near=True)]), live=True).tone == "wait"
     assert safety(rows([errors(n_b=0)]), live=True).text == "Nothing can be said yet: no request of the canary has finished."
     assert safety([], live=True).tone == "plain"
 

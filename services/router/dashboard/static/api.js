@@ -58,14 +58,21 @@ export class Api {
   }
 }
 
-function parse(block) {
-  const event = { name: "message", id: null, data: "" };
+/** An event out of its lines; null where its data is no JSON object, as for the Python client: the edge sends none. */
+export function parse(block) {
+  let name = "message";
+  const lines = [];
   for (const line of block.split("\n")) {
-    if (line.startsWith("event: ")) event.name = line.slice(7);
-    else if (line.startsWith("id: ")) event.id = line.slice(4);
-    else if (line.startsWith("data: ")) event.data += line.slice(6);
+    const [field, value] = /^([^:]*):? ?(.*)$/.exec(line).slice(1);
+    if (field === "event") name = value;
+    else if (field === "data") lines.push(value);
   }
-  return event.data ? event : null;
+  try {
+    const data = JSON.parse(lines.join("\n"));
+    return data !== null && typeof data === "object" && !Array.isArray(data) ? { name, data } : null;
+  } catch {
+    return null;
+  }
 }
 
 /**
@@ -143,9 +150,8 @@ export class Stream {
           const event = parse(block);
           if (event === null) continue;
           this.failures = 0;
-          const told = JSON.parse(event.data);
           try {
-            this.on.event(event.name, told);
+            this.on.event(event.name, event.data);
           } catch (error) {
             console.error(error); // a fault in showing it is none of the line
           }

@@ -8,9 +8,6 @@ from services.router.domain.account.shapes import Answer, GuardrailAccount, Stat
 from services.router.domain.account.words import ACTIONS, metric, more, plain
 from services.router.domain.report.figures import number
 
-NEAR = math.log(10.0)
-"""A guardrail within a factor of 10 of firing is near it, as it is for promotions and ramps."""
-
 _STATES: dict[State, tuple[str, Tone]] = {
     "fired": ("Fired", "bad"),
     "over": ("Beyond its limit", "bad"),
@@ -79,7 +76,7 @@ def _state(status: GuardrailStatus, warning: GuardrailStatus | None) -> State:
         return "fired" if status.quiet_until_ms is None else "quiet"
     if status.log_e >= status.limit:  # another one acted before, too few units look bad yet, or both models are bad
         return "over"
-    if status.log_e >= status.limit - NEAR:
+    if status.near:
         return "near"
     if status.warned or (warning is not None and warning.warned and not _both(warning)):
         return "worse" if status.relative else "high"
