@@ -105,7 +105,8 @@ def permissions(user: str) -> Permissions:
     """What a user may do. Raises KeyError for an unknown user."""
     own_inbox = f"_INBOX.{user}.>"
     if user == PROVISION:
-        return Permissions(publish=("$JS.API.>",), subscribe=(own_inbox,))
+        # the second is how the pieces of a backup come and go (`infra.nats.backup`)
+        return Permissions(publish=("$JS.API.>", "$JS.SNAPSHOT.>"), subscribe=(own_inbox,))
     publish = list(_PUBLISH[user])
     publish += [f"_INBOX.{asker}.>" for asker in _ANSWERS.get(user, ())]
     if user in streams.SERVICES:

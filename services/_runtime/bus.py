@@ -163,6 +163,7 @@ class Bus:
         self.problem: str | None = None
         """Why the server cannot be trusted, or does not trust us, where that is so."""
         self._refusals: dict[str, str] = {}
+        self._begun = False
         self.nc: Client = GuardedClient(encrypted=settings.nats.encrypted)
         self.js: JetStreamContext = self.nc.jetstream(timeout=2)
 
@@ -173,11 +174,14 @@ class Bus:
         """
         user, password = self.settings.nats.credentials(self.service)
         secured = self.settings.nats.tls
+        options = _options(self.settings, self.service)
+        context = tls.client_context(secured, SECTION) if self.settings.nats.encrypted else None
+        self._begun = True
         await self.nc.connect(
-            **_options(self.settings, self.service),
+            **options,
             user=user,
             password=password,
-            tls=tls.client_context(secured, SECTION) if self.settings.nats.encrypted else None,
+            tls=context,
             tls_hostname=secured.hostname if secured else None,
             pending_size=self._pending_size,
             error_cb=self._on_error,
@@ -202,7 +206,7 @@ class Bus:
 
     async def close(self) -> None:
         """Flush what is buffered and close."""
-        if self.nc.is_closed:
+        if self.nc.is_closed or not self._begun:
             return
         try:
             if self.nc.is_connected:

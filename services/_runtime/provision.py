@@ -8,6 +8,7 @@ from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType, StreamConfig
 from nats.js.errors import BucketNotFoundError, NotFoundError
 
 from schemas import streams
+from services._runtime.reader import LIFE, life_of
 
 
 async def provision_bus(js: JetStreamContext, replicas: int, retention_days: int) -> list[str]:
@@ -41,14 +42,13 @@ async def missing_streams(js: JetStreamContext, names: Collection[str]) -> list[
 
 
 async def _stream(js: JetStreamContext, config: StreamConfig) -> str:
-    name = str(config.name)
+    name, done = str(config.name), "up to date"
     try:
-        await js.stream_info(name)
+        info = await js.stream_info(name)
     except NotFoundError:
-        await js.add_stream(config)
-        return f"stream {name}: created"
-    await js.update_stream(config)
-    return f"stream {name}: up to date"
+        info, done = await js.add_stream(config), "created"
+    await js.update_stream(config.evolve(metadata={LIFE: life_of(info)}))
+    return f"stream {name}: {done}"
 
 
 async def _erasable(js: JetStreamContext, bucket: streams.Bucket, replicas: int) -> None:

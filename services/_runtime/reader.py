@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic
@@ -23,6 +23,9 @@ from services._runtime.telemetry import get_logger
 log = get_logger(__name__)
 
 INACTIVE_S = 30.0
+LIFE = "cypria_created"
+"""In the metadata of a stream: when it began (`provision` writes it). A server that restores a backup restores that,
+too, but says of the stream that it was created just then."""
 _CHECK_AFTER_S = 2.0
 
 
@@ -44,6 +47,11 @@ class StreamMessage:
     time_ms: int
 
 
+def life_of(info: StreamInfo) -> str:
+    """When the stream began (RFC 3339), by which a position knows its own from another one of the same name."""
+    return str((info.config.metadata or {}).get(LIFE) or info.created)
+
+
 class PositionError(RuntimeError):
     """The stream does not hold what the position says; the message says how and what to do."""
 
@@ -51,7 +59,7 @@ class PositionError(RuntimeError):
 class SequenceReader:
     """Messages of a stream (optionally of one subject filter) after a position, in order, each once.
 
-    ``position`` is the last sequence returned. ``stream_created`` is the stream's creation time (RFC 3339): a
+    ``position`` is the last sequence returned. ``stream_created`` is when the stream began (`life_of`): a
     position is only good for the stream it was taken from.
     """
 
@@ -76,7 +84,7 @@ class SequenceReader:
         end. A first sequence above position + 1 means that messages aged out unread: counted in ``gaps``.
         """
         info = await self._bus.js.stream_info(self._stream)
-        self.stream_created = str(info.created)
+        self.stream_created = life_of(info)
         self.first_sequence, self.last_sequence = int(info.state.first_seq), int(info.state.last_seq)
         if expect_created and expect_created != self.stream_created:
             log.warning("stream_recreated", stream=self._stream, was=expect_created, now=self.stream_created)

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from schemas.v1.experiment import FailureCriteria, SuccessCriteria, Thresholds
 from services._runtime.settings_alerts import Destination
-from services._runtime.settings_base import Port, Section, Typed, default_data_dir, is_url
+from services._runtime.settings_base import ConfigError, Port, Section, Typed, default_data_dir, is_url
 from services._runtime.settings_clickhouse import ClickHouse
 from services._runtime.settings_engines import (
     InferenceProcess,
@@ -98,6 +98,9 @@ class Alerts(Section):
         return value
 
 
+_CREDENTIALS = 'give one that holds JSON, such as {"router": "PASSWORD"}, and that Cypria may read'
+
+
 class Nats(Section):
     """`nats`. Without servers, `cypria up` runs its own nats-server in the data dir."""
 
@@ -132,17 +135,36 @@ class Nats(Section):
                 raise ValueError(f"'{bare(server)}' is no address of a server: give one such as nats://127.0.0.1:4222")
         return servers
 
-    def credentials(self, service: str) -> tuple[str | None, str | None]:
-        """(user, password) of a service: as configured, else its own from the credentials file (JSON).
+    def passwords(self) -> dict[str, str]:
+        """Each user's password as the credentials file has it; without one, none. Raises ConfigError."""
+        file = self.credentials_file
+        if file is None:
+            return {}
+        try:
+            known = json.loads(file.read_text())
+        except OSError as exc:
+            why = f"cannot be read ({exc.strerror})"
+            raise ConfigError(f"nats.credentials_file: {file} {why}: {_CREDENTIALS}") from None
+        except ValueError:
+            known = None
+        if not isinstance(known, dict):
+            raise ConfigError(f"nats.credentials_file: {file} holds no passwords: {_CREDENTIALS}")
+        return {str(user): str(password) for user, password in known.items()}
 
-        Raises ValueError when the file has no password for the service.
+    def credentials(self, service: str) -> tuple[str | None, str | None]:
+        """(user, password) of a service: as configured, else its own from the credentials file.
+
+        Raises ConfigError when the file cannot be used or has no password for the service.
         """
         if self.user or self.credentials_file is None:
             return self.user, self.password.get_secret_value() if self.password else None
-        known = json.loads(self.credentials_file.read_text())
+        known = self.passwords()
         if service not in known:
-            raise ValueError(f"nats.credentials_file {self.credentials_file} has no password for the user '{service}'")
-        return service, str(known[service])
+            raise ConfigError(
+                f"nats.credentials_file: {self.credentials_file} has no password for the user '{service}': add it, or "
+                f"set CYPRIA_NATS__USER and CYPRIA_NATS__PASSWORD"
+            )
+        return service, known[service]
 
 
 class ApiKey(Section):

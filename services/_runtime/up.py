@@ -102,6 +102,8 @@ async def _start(settings: Settings, config: Path | None, supervisor: Supervisor
     try:
         common = _environment(settings, data_dir.admin_key(settings))
         passwords = await _bus(settings, supervisor, common)
+    except ConfigError as exc:
+        raise StartError(str(exc)) from None
     except (OSError, ValueError) as exc:
         raise StartError(f"cannot start on {settings.data_dir}: {exc}") from None
     groups = (("metrics", "monitor", "alerts", "inference"), ("router",))
@@ -120,7 +122,7 @@ async def provision(settings: Settings, password: str | None = None, stored: Col
         own.nats.user, own.nats.password = PROVISION, SecretStr(password)
     bus = Bus(own, PROVISION)
     try:
-        await _connect(bus)
+        await connect(bus)
         js = bus.nc.jetstream(timeout=10)
         missing = await missing_streams(js, stored)
         if missing:
@@ -154,7 +156,8 @@ async def _made(js: JetStreamContext, settings: Settings) -> list[str]:
         await asyncio.sleep(1)
 
 
-async def _connect(bus: Bus) -> None:
+async def connect(bus: Bus) -> None:
+    """Connect within half a minute. Raises StartError."""
     try:
         async with asyncio.timeout(30):
             await bus.connect()
@@ -181,8 +184,7 @@ def _environment(settings: Settings, admin_sha256: str | None) -> dict[str, str]
 async def _bus(settings: Settings, supervisor: Supervisor, common: dict[str, str]) -> dict[str, str]:
     """Start the embedded server unless servers are configured, provision; each user's password. Raises StartError."""
     if settings.nats.servers:
-        file = settings.nats.credentials_file
-        known = dict(json.loads(file.read_text())) if file else {}
+        known = settings.nats.passwords()
         await provision(settings, known.get(PROVISION))
         return known
     folder = settings.data_dir

@@ -14,6 +14,7 @@ from schemas.v1.experiment import Experiment
 from schemas.v1.query import QueryError
 from schemas.v1.record import EvidenceQuery, EvidenceReply, RecordQuery, RecordReply
 from services._runtime.bus import Bus
+from services._runtime.reader import life_of
 from services._runtime.telemetry import get_logger
 from services.monitor.adapters.nats_experiments import Experiments
 from services.monitor.adapters.nats_history import History, read_history
@@ -147,7 +148,7 @@ class Records:
         first, last = int(info.state.first_seq), int(info.state.last_seq)
         started = experiment.started_ms or experiment.created_ms
         began = f"the test began at {rfc3339(started)}"
-        created = info.created if isinstance(info.created, datetime) else datetime.fromisoformat(str(info.created))
+        created = datetime.fromisoformat(life_of(info))
         created_ms = created.replace(tzinfo=created.tzinfo or UTC).timestamp() * 1000
         if created_ms > started + _CREATED_SLACK_MS or (until is not None and until > last):
             raise GoneError(f"the evidence is lost: {began}, but the stream WINDOWS is another one than then")

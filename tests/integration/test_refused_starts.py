@@ -29,6 +29,30 @@ def start(*arguments: str, **variables: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read (No such file or directory): give one that holds JSON"),
+        ("[]", "holds no passwords: give one that holds JSON"),
+        ("{", "holds no passwords: give one that holds JSON"),
+        ('{"router": "x"}', "has no password for the user"),
+    ],
+)
+@pytest.mark.parametrize("command", ["services.metrics", "services.cli"])
+def test_passwords_of_the_bus_that_cannot_be_used_are_named_with_their_file(
+    tmp_path: Path, command: str, content: str | None, reason: str
+) -> None:
+    file, passwords = tmp_path / "cypria.yaml", tmp_path / "passwords.json"
+    file.write_text(f"nats: {{servers: ['nats://127.0.0.1:1'], credentials_file: '{passwords}'}}\n")
+    if content is not None:
+        passwords.write_text(content)
+    arguments = ("up", "--port", "0") if command == "services.cli" else ()
+    status, said = start(command, *arguments, "--config", str(file), CYPRIA_DATA_DIR=str(tmp_path / "data"))
+    assert status == EXIT_CONFIG, said
+    assert f"nats.credentials_file: {passwords} {reason}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
     ("security", "reason"),
     [
         ("api_keys: [{name: a, role: admin, key_env: NOT_SET}]", "the environment variable NOT_SET, which is not set"),

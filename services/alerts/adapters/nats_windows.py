@@ -20,7 +20,7 @@ from schemas.v1.integrations import MetricWindow
 from schemas.v1.windows import Cell, Window
 from services._runtime.bus import Bus, compare_and_set
 from services._runtime.clock import now_ms
-from services._runtime.reader import PositionError, SequenceReader, StreamMessage
+from services._runtime.reader import PositionError, SequenceReader, StreamMessage, life_of
 from services._runtime.telemetry import get_logger
 from services.alerts.domain.windows import Closed, WindowFold, metric_window
 
@@ -131,7 +131,7 @@ class WindowTap:
         What has no place of late begins at the end.
         """
         info = await self._bus.js.stream_info(streams.WINDOWS.name)
-        created, end = str(info.created), int(info.state.last_seq)
+        created, end = life_of(info), int(info.state.last_seq)
         stored = {} if at_end else await self._stored(created)
         after = {}
         for seconds in self._lengths:

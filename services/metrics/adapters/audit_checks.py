@@ -11,7 +11,7 @@ from schemas import streams
 from schemas.v1.query import AuditProblem, AuditVerification, AuditVerifyQuery
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
-from services._runtime.reader import SequenceReader, StreamMessage
+from services._runtime.reader import SequenceReader, StreamMessage, life_of
 from services.metrics.adapters.clickhouse import ClickHouse
 from services.metrics.adapters.clickhouse_audit import AuditStore
 from services.metrics.adapters.clickhouse_queries import InvalidQuestionError
@@ -139,7 +139,7 @@ class AuditChecks:
     async def _compare(self, step: _Step) -> tuple[int, Problem | None, list[int]]:
         """How many were compared, what does not fit, and what AUDIT lacks."""
         info = await self._bus.js.stream_info(streams.AUDIT.name)
-        if str(info.created) != stream_of(step.stream):
+        if life_of(info) != stream_of(step.stream):
             return 0, None, []
         links = {one.sequence: one for one in step.links}
         after, until = await self._places(step)

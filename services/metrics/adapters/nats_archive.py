@@ -12,7 +12,7 @@ from clickhouse_connect.driver.client import Client
 
 from schemas import streams, subjects
 from services._runtime.bus import TRANSIENT, Bus, dead_letter
-from services._runtime.reader import PositionError, SequenceReader, StreamMessage
+from services._runtime.reader import PositionError, SequenceReader, StreamMessage, life_of
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
@@ -110,7 +110,7 @@ class Filler(ABC):
         # A server that was away may have come back with less: then the position is looked at again.
         generation = self._bus.generation
         info = await self._bus.js.stream_info(self._stream)
-        created = str(info.created)
+        created = life_of(info)
         position = await self._begin(created)
         reader = SequenceReader(self._bus, self._stream, self._subject, after=position)
         await reader.open(expect_created=created)

@@ -5,7 +5,7 @@ import asyncio
 from schemas import streams
 from services._runtime.bus import TRANSIENT, Bus, dead_letter
 from services._runtime.clock import monotonic, now_ms
-from services._runtime.reader import PositionError, SequenceReader, StreamMessage
+from services._runtime.reader import PositionError, SequenceReader, StreamMessage, life_of
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters, wire
 from services.metrics.adapters.clickhouse import AWAY, ClickHouse
@@ -77,7 +77,7 @@ class Feeder:
     async def _feed(self) -> None:
         reader = SequenceReader(self._bus, streams.WINDOWS.name)
         info = await self._bus.js.stream_info(streams.WINDOWS.name)
-        created = str(info.created)
+        created = life_of(info)
         positions = await self._engine.read(self._store.positions)
         known = positions.get(created, NOWHERE)
         reader.position = position = known.sequence

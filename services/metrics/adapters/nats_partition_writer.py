@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from schemas import streams, subjects
 from services._runtime.bus import TRANSIENT, Bus, dead_letter
 from services._runtime.clock import monotonic, now_ms
-from services._runtime.reader import PositionError, SequenceReader, StreamMessage
+from services._runtime.reader import PositionError, SequenceReader, StreamMessage, life_of
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import meters, wire
 from services.metrics.adapters.nats_alarms import Alarms
@@ -175,7 +175,7 @@ class PartitionWriter:
 
         Going back is safe, since a batch that was folded is known by its number and dropped.
         """
-        created = str((await self._bus.js.stream_info(streams.METRICS.name)).created)
+        created = life_of(await self._bus.js.stream_info(streams.METRICS.name))
         position = watermark.last_seq
         if position == 0 or created != watermark.stream_created:
             return position
@@ -285,7 +285,7 @@ class PartitionWriter:
             return
         self._next_check = monotonic() + CHECK_EVERY_S
         info = await self._bus.js.stream_info(streams.METRICS.name)
-        if str(info.created) != fold.stream_created:
+        if life_of(info) != fold.stream_created:
             raise _ReloadError("the stream METRICS was made anew")
         last = await self._log.last()
         if (last.sequence if last else 0) != self._last_seq:

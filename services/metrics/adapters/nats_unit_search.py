@@ -10,7 +10,7 @@ from schemas.subjects import PARTITIONS
 from schemas.v1.units import UnitFact, UnitQuery, UnitReply
 from services._runtime.bus import Bus, erase
 from services._runtime.clock import monotonic
-from services._runtime.reader import SequenceReader, StreamMessage
+from services._runtime.reader import SequenceReader, StreamMessage, life_of
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import wire
 from services.metrics.adapters.nats_positions import sequence_before
@@ -92,7 +92,7 @@ class UnitSearch:
             await self._bus.js.get_msg(f"KV_{streams.ERASURES.name}", subject=key, direct=False)
         except NotFoundError:
             raise NotErasedError("this unit has not been erased from this test: nothing of it is deleted") from None
-        created = str((await self._bus.js.stream_info(streams.METRICS.name)).created)
+        created = life_of(await self._bus.js.stream_info(streams.METRICS.name))
         windows = WindowLog(self._bus, partition)
         deadline = monotonic() + FOLDED_WITHIN_S
         while True:

@@ -11,6 +11,7 @@ from pathlib import Path
 import nats
 import pytest
 
+from infra.nats.backup import restore, save
 from schemas import streams
 from schemas.subjects import PARTITIONS
 from schemas.v1.experiment import VariantSummary
@@ -275,6 +276,35 @@ async def test_streams_that_lost_their_end_are_noticed_and_the_remedy_restores_e
         metrics.start()
         await metrics.ready()
         await check(nats_server, nc, [kept, later])
+    await nc.close()
+
+
+async def test_a_bus_that_was_restored_from_a_backup_counts_nothing_twice(nats_server: NatsServer, tmp_path: Path) -> None:
+    """The server says that every stream was created just then; ClickHouse has all that is in them already."""
+    metrics = Metrics(nats_server, tmp_path / "metrics", f"chdb://{tmp_path / 'chdb'}")
+    nc = await nats_server.connect("router")
+    before, after = Producer(nc, 2, 1, epoch="r1"), Producer(nc, 2, 2, epoch="r2")
+    with contextlib.ExitStack() as stack:
+        metrics.start()
+        stack.callback(metrics.kill)
+        await metrics.ready()
+        for _ in range(10):
+            await before.send(10)
+        await check(nats_server, nc, [before])
+        metrics.kill()
+        admin = await nats_server.connect("provision")
+        await save(admin, tmp_path / "copy")
+        await admin.close()
+        nats_server.kill(signal.SIGTERM)
+        shutil.rmtree(nats_server.data_dir / "nats" / "store")
+        nats_server.start()
+        admin = await nats_server.connect("provision")
+        await restore(admin, tmp_path / "copy", replicas=1)
+        await admin.close()
+        metrics.start()
+        await metrics.ready()
+        await after.send(10)
+        await check(nats_server, nc, [before, after])
     await nc.close()
 
 
