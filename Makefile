@@ -51,10 +51,7 @@ schemas: install
 
 # the site of docs/, into build/site; a broken link, a missing anchor or a page outside of the navigation fails
 docs: install
-	$(BIN)/python -m services._runtime.reference --check
-	$(BIN)/python -m services._cli.reference --check
-	$(BIN)/python -m infra.metrics_reference --check
-	$(BIN)/python -m services.router.control.reference --check
+	$(BIN)/python -m infra.generate --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:

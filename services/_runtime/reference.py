@@ -93,5 +93,10 @@ def _default(field: FieldInfo) -> str:
     return "none" if field.default is None else f"`{field.default}`"
 
 
+def main(arguments: list[str]) -> int:
+    """Write the page, or say whether it is as the code has it; the exit status."""
+    return bring_up_to_date(arguments, "python -m services._runtime.reference", {TARGET: render()})
+
+
 if __name__ == "__main__":
-    sys.exit(bring_up_to_date(sys.argv[1:], "python -m services._runtime.reference", {TARGET: render()}))
+    sys.exit(main(sys.argv[1:]))

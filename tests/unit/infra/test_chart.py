@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from infra import chart_files, make_secrets
+from infra import make_secrets
 from schemas.streams import BUCKETS, SERVICES, STREAMS
 from services._runtime.nats_server import find_binary
 from services._runtime.settings import load
@@ -254,7 +254,6 @@ def test_prometheus_asks_our_pods_alone_as_the_job_that_alerts_watch() -> None:
 
 
 def test_rules_and_dashboards_are_those_of_prometheus_and_grafana() -> None:
-    assert chart_files.main(["--check"]) == 0
     objects = example("everything")
     [rules] = of(objects, "PrometheusRule")
     groups = [group for file in (ROOT / "infra" / "prometheus").glob("*.rules.yml") for group in yaml.safe_load(file.read_text())["groups"]]
