@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -35,8 +36,10 @@ class Terminal:
         self._command = [sys.executable, "-m", "services.cli", *arguments]
         self._env = environment(PYTHONPATH=str(ROOT), PYTHONIOENCODING="utf-8", **known)
         self._file, self._side = pty.openpty()
+        self._enough, self._say_enough = os.pipe()
         self._size(rows, columns)
         self.raw = ""
+        self.closed = False
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -53,11 +56,14 @@ class Terminal:
             self._process.kill()
         self._process.wait()
         self._reader.join()
-        os.close(self._file)
+        os.close(self._say_enough)
+        os.close(self._enough)
+        if not self.closed:
+            os.close(self._file)
 
     def _read(self) -> None:
         found = bytearray()
-        while True:
+        while self._enough not in select.select([self._file, self._enough], [], [])[0]:
             try:
                 data = os.read(self._file, 65_536)
             except OSError:  # what a terminal says when nobody is left on it
@@ -89,6 +95,13 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._file, keys.encode())
+
+    def hang_up(self) -> None:
+        """Close the terminal."""
+        os.write(self._say_enough, b".")
+        self._reader.join()
+        os.close(self._file)
+        self.closed = True
 
     async def left(self) -> Any:
         """The exit status."""

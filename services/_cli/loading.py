@@ -69,12 +69,9 @@ def _rehearsed(order: Order, scenario: Scenario) -> NoReturn:
     from services._cli import rehearse
 
     load = _load(order, rehearse.STABLE, scenario.shape, users=order.users or rehearse.USERS)
-    try:
-        found = asyncio.run(
-            rehearse.rehearse(scenario, load, order.seconds, port=order.port, split=order.split, quiet=order.json)
-        )
-    except KeyboardInterrupt:
-        api.fail("not rehearsed to the end; what was made is taken away again", 130)
+    found = asyncio.run(
+        rehearse.rehearse(scenario, load, order.seconds, port=order.port, split=order.split, quiet=order.json)
+    )
     if order.json:
         show.as_json(found.data())
     else:

@@ -67,7 +67,9 @@ as it comes on `GET /v1/ab-testing/events`), `connection` (`live`) or `end` (the
 `cypria load --scenario NAME` without a model shows what Cypria does when a canary goes bad, on a running system and
 without touching its models: it listens on two ports of this machine's loopback interface, registers these engines as
 `rehearsal-stable` and `rehearsal-canary` (an admin's key), starts a test, sends traffic, prints how many seconds and
-requests it took until the canary was out, and takes everything away again; the test stays in the history.
+requests it took until the canary was out, and takes everything away again; the test stays in the history. Ctrl-C,
+SIGTERM and a terminal that is closed end it early: it stops its test, removes its models, says so, and exits with 128
+and the signal's number. Another Ctrl-C skips what it then waits for.
 
 | scenario | what happens | should be |
 | --- | --- | --- |

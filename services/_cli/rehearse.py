@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.status import Status
 
-from services._cli import api, show, watch_feed, watch_words
+from services._cli import api, ending, show, watch_feed, watch_words
 from services._cli.load import Load, Tally, drive
 from services._cli.progress import Follower
 from services._cli.scenarios import Scenario
@@ -57,10 +57,15 @@ class Rehearsal:
         self._stable, self._canary = ThrowawayEngine(port), ThrowawayEngine(port + 1)
         self._found = Found(scenario.name)
         self._out = asyncio.Event()
+        self.gone: list[str] = []
+        self.left: list[str] = []
+        """What was taken away again and what could not be, in words."""
         self._bad_since: tuple[float, int] | None = None
 
     async def run(self, seconds: float) -> Found:
-        """At most so many seconds of traffic; everything that was made is taken away in the end."""
+        """At most so many seconds of traffic; everything that was made is taken away in the end, also where it is
+        cancelled.
+        """
         self._say(f"rehearsal of {self._scenario.name}: {self._scenario.what}")
         async with self._engines(), self._models(), self._test():
             with self._line() as line:
@@ -146,12 +151,12 @@ class Rehearsal:
             yield
         finally:
             for name in made:
-                await _quietly("DELETE", f"{_MODELS}/{name}")
+                await self._undo(f"{name} is removed", "DELETE", f"{_MODELS}/{name}")
 
     async def _register(self, name: str, engine: ThrowawayEngine) -> None:
         body = {"name": name, "engine": "openai", "base_url": engine.base_url, "replace": True}
         try:
-            done = await api.acall("POST", _MODELS, body=body)
+            done = await ending.whole(api.acall("POST", _MODELS, body=body))
         except api.ApiError as exc:
             api.fail(f"{name} cannot be registered: {exc}{self._hint(str(exc))}")
         state, reason = await Follower(f"{_MODELS}/{name}", done, quiet=True).run()
@@ -166,20 +171,39 @@ class Rehearsal:
 
     @contextlib.asynccontextmanager
     async def _test(self) -> AsyncIterator[None]:
-        body = {"model_a": STABLE, "model_b": CANARY, "traffic_split_percent": self._split}
+        feed: asyncio.Task[None] | None = None
         try:
-            self._found.test_id = str((await api.acall("POST", "/v1/ab-testing/start", body=body))["test_id"])
-        except api.ApiError as exc:
-            api.fail(f"the test cannot be started: {exc}")
-        self._say(f"{self._found.test_id}: {CANARY} against {STABLE} at {self._split:g} %; `cypria watch` shows it")
-        feed = asyncio.create_task(watch_feed.follow(self._event, _unsaid))
-        try:
+            try:
+                await ending.whole(self._start())
+            except api.ApiError as exc:
+                api.fail(f"the test cannot be started: {exc}")
+            self._say(f"{self._found.test_id}: {CANARY} against {STABLE} at {self._split:g} %; `cypria watch` shows it")
+            feed = asyncio.create_task(watch_feed.follow(self._event, _unsaid))
             yield
         finally:
-            feed.cancel()
-            await asyncio.gather(feed, return_exceptions=True)
-            if not self._found.rolled_back:
-                await _quietly("POST", "/v1/ab-testing/stop", {"test_id": self._found.test_id, "reason": "rehearsed"})
+            if self._found.test_id and not self._found.rolled_back:
+                stop = {"test_id": self._found.test_id, "reason": "rehearsed"}
+                await self._undo(f"{self._found.test_id} is stopped", "POST", "/v1/ab-testing/stop", stop)
+            if feed is not None:
+                feed.cancel()
+                await asyncio.gather(feed, return_exceptions=True)
+
+    async def _start(self) -> None:
+        body = {"model_a": STABLE, "model_b": CANARY, "traffic_split_percent": self._split}
+        self._found.test_id = str((await api.acall("POST", "/v1/ab-testing/start", body=body))["test_id"])
+
+    async def _undo(self, done: str, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        """Take something away again; what is gone already is as good."""
+        failed = "it was not waited for"
+        try:
+            await api.acall(method, path, body=body)
+            failed = ""
+        except api.ApiError as exc:
+            failed = "" if exc.status == 404 else str(exc)
+        except watch_feed.AWAY as exc:
+            failed = api.explained(exc)
+        finally:
+            (self.left if failed else self.gone).append(f"{method} {path}: {failed}" if failed else done)
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -194,22 +218,26 @@ def _unsaid(text: str, *, lost: bool) -> None:
     """The end of the events is no end of the rehearsal: it also looks by itself."""
 
 
-async def _quietly(method: str, path: str, body: dict[str, Any] | None = None) -> None:
-    """Take something away again; what is gone already is as good, and what cannot be is said."""
-    try:
-        await api.acall(method, path, body=body)
-    except api.ApiError as exc:
-        if exc.status != 404:
-            show.wide(stderr=True).print(show.styled(f"{method} {path}: {exc}"), soft_wrap=True)
-    except watch_feed.AWAY as exc:
-        show.wide(stderr=True).print(show.styled(f"{method} {path}: {api.explained(exc)}"), soft_wrap=True)
-
-
 async def rehearse(
     scenario: Scenario, load: Load, seconds: float, *, port: int, split: float, quiet: bool
 ) -> Found:
-    """Play a scenario through the edge that ``load`` names."""
-    return await Rehearsal(scenario, load, port=port, split=split, quiet=quiet).run(seconds)
+    """Play a scenario through the edge that ``load`` names.
+
+    What could not be taken away again is told. Where a signal ends it, so is that; the command ends with its status.
+    """
+    rehearsal = Rehearsal(scenario, load, port=port, split=split, quiet=quiet)
+    try:
+        return await ending.orderly(rehearsal.run(seconds))
+    except ending.EndedError as exc:
+        _tell(f"not rehearsed to the end, {exc}: {', '.join(rehearsal.gone) or 'nothing had been made'}")
+        raise SystemExit(exc.status) from None
+    finally:
+        for left in rehearsal.left:
+            _tell(f"something of the rehearsal is left: {left}")
+
+
+def _tell(text: str) -> None:
+    show.wide(stderr=True).print(show.styled(f"cypria: {text}"), soft_wrap=True)
 
 
 def told(found: Found) -> list[str]:

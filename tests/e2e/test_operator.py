@@ -377,4 +377,5 @@ async def test_watch_is_a_screen_on_a_terminal_and_lines_in_a_pipe(product: Prod
 
 async def test_a_rehearsal_shows_a_rollback_and_takes_everything_away_again(product: Product) -> None:
     await rehearsing.a_bad_canary(product)
+    await rehearsing.what_a_signal_ends(product)
     await rehearsing.what_cannot_be_rehearsed(product)
