@@ -189,6 +189,7 @@ def test_a_running_test_says_what_it_waits_for_and_an_empty_one_still_renders() 
     text = document(running)
     assert text.startswith("# No decision yet: running")
     assert "about 400 requests" in text
+    assert "cypria replay" not in text
     bare = Report(test_id="t", at_ms=1, result=TestResult(test_id="t", status=TestStatus.FAILED), notes=["the monitor is away"])
     for kind in ("json", "markdown", "html"):
         assert "the monitor is away" in render(bare, kind)
@@ -204,6 +205,8 @@ def test_verdicts_of_every_kind_have_their_numbers(fields: dict[str, Any], word:
     told = report()
     told.result.verdict = verdict(**fields)
     assert word in document(told)
+    for made in (document(told), page(told)):
+        assert ("cypria replay" in made) == ("tick" not in fields), "what the statistics did not decide is not derived anew"
 
 
 @pytest.mark.parametrize(("accept", "kind"), [

@@ -11,7 +11,7 @@ from schemas.v1.common import Decision
 from schemas.v1.record import Report
 from services.router.domain.report.figures import when
 from services.router.domain.report.plots import plots
-from services.router.domain.report.sections import Section, headline, reason, sections, subject
+from services.router.domain.report.sections import Section, headline, proof, reason, sections, subject
 from services.router.domain.report.style import STYLE
 
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -31,6 +31,8 @@ def page(report: Report) -> str:
     title = f"{headline(report)}: {subject(report)}"
     found = sections(report)
     drawn = plots(report)
+    before, command, behind = proof(report)
+    shown = f"<code>{escape(command)}</code>" if command else ""
     figures = "<h2>Over time</h2>" + "".join(drawn) if drawn else ""
     # The first section is the decision itself: its plots come right after it.
     body = _section(found[0]) + figures + "".join(_section(section) for section in found[1:])
@@ -44,8 +46,7 @@ def page(report: Report) -> str:
         f'<p class="soft">Test <code>{escape(report.test_id)}</code>, report of {escape(when(report.at_ms))}</p>'
         "</header>"
         f"<main>{body}</main>"
-        f"<footer>Check it: <code>cypria replay {escape(report.test_id)}</code> derives the verdict anew from the "
-        "stored evidence.</footer></body></html>\n"
+        f"<footer>{escape(before)}{shown}{behind}</footer></body></html>\n"
     )
 
 

@@ -4,7 +4,7 @@ import re
 
 from schemas.v1.record import Report
 from services.router.domain.report.figures import when
-from services.router.domain.report.sections import Section, headline, reason, sections, subject
+from services.router.domain.report.sections import Section, headline, proof, reason, sections, subject
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#!~])")
 _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -21,8 +21,8 @@ def document(report: Report) -> str:
     ]
     for section in sections(report):
         lines += ["", *_section(section)]
-    command = code(f"cypria replay {report.test_id}")
-    lines += ["", f"Check it: {command} derives the verdict anew from the stored evidence."]
+    before, command, behind = proof(report)
+    lines += ["", f"{escape(before)}{code(command) if command else ''}{behind}"]
     return "\n".join(lines) + "\n"
 
 

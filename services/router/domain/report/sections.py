@@ -44,6 +44,16 @@ def subject(report: Report) -> str:
     return f"{models.get('variant_b', 'B')} (B) against {models.get('variant_a', 'A')} (A)"
 
 
+def proof(report: Report) -> tuple[str, str, str]:
+    """How a reader checks the decision: words, the command, which may be none, and words behind it."""
+    verdict = report.result.verdict
+    if verdict is None:
+        return "There is no verdict yet that could be derived anew.", "", ""
+    if verdict.tick is None:
+        return f"This decision ({verdict.rule}) was not the statistics': there is nothing to derive anew.", "", ""
+    return "Check it: ", f"cypria replay {report.test_id}", " derives the verdict anew from the stored evidence."
+
+
 def sections(report: Report) -> list[Section]:
     """All sections that have something to say, in the order in which people ask."""
     found = [
