@@ -21,6 +21,7 @@ from services._runtime.settings_engines import (
     not_allowed,
 )
 from services._runtime.settings_integrations import Integration
+from services._runtime.settings_security import Anomalies, AuditChecks
 from services._runtime.settings_telemetry import Telemetry
 from services._runtime.settings_tls import NatsTls, ServerTls
 
@@ -193,18 +194,6 @@ class RateLimit(Section):
     feedback_per_minute: int | None = Field(default=None, ge=0)
 
 
-class Anomalies(Section):
-    """`security.anomalies`: what of the use of keys is an alert; so many within the window, 0 for never."""
-
-    window_seconds: float = Field(default=60, gt=0, le=3600)
-    quiet_minutes: float = Field(default=15, gt=0, le=1440)
-    refused_by_source: int = Field(default=20, ge=0, le=10_000)
-    refused_in_all: int = Field(default=100, ge=0, le=100_000)
-    refused_admin_changes: int = Field(default=1, ge=0, le=10_000)
-    new_places: bool = True
-    new_places_of_clients: bool = False
-
-
 class Security(Section):
     """`security`. failed_keys_per_minute: wrong keys from one address before it has to wait; 0: any number."""
 
@@ -212,6 +201,7 @@ class Security(Section):
     rate_limit: RateLimit = RateLimit()
     failed_keys_per_minute: int = Field(default=20, ge=0, le=10_000)
     anomalies: Anomalies = Anomalies()
+    audit_checks: AuditChecks = AuditChecks()
     signing_key_env: str | None = None
     ip_allow: list[str] = []
 

@@ -16,6 +16,7 @@ from services._runtime.telemetry import get_logger
 from services.metrics import handlers
 from services.metrics import settings as own_settings
 from services.metrics.adapters.audit_checks import AuditChecks
+from services.metrics.adapters.audit_rounds import AuditRounds
 from services.metrics.adapters.audit_watch import AuditWatch
 from services.metrics.adapters.clickhouse import (
     AWAY,
@@ -58,6 +59,8 @@ class Metrics:
         self.feeder = Feeder(self.bus, self.engine, self._alarms)
         self.watch = AuditWatch(self.engine, self._alarms, self._own.anomalies)
         self.audit = AuditArchive(self.bus, self.engine, self.watch.took)
+        self.checks = AuditChecks(self.bus, self.engine, self.audit, self._own.retention_days)
+        self.rounds = AuditRounds(self.checks, self._alarms, self._own.check_every_s, self._own.check_all_every_s)
         self.archives = [*(Archive(self.bus, self.engine, shelf) for shelf in SHELVES), self.audit]
         self._store_problem: str | None = "tables are not ready yet"
         self._front: Any = None
@@ -140,6 +143,7 @@ class Metrics:
         for archive in self.archives:
             self._spawn(archive.run, f"archive-{archive.table}")
         self._spawn(self.watch.run, "audit-watch")
+        self._spawn(self.rounds.run, "audit-rounds")
         if self.engine.embedded and self._own.http_enabled:
             await self._open_front()
 
@@ -166,8 +170,8 @@ def build_app(settings: Settings) -> AsgiFastStream:
     """The service as an ASGI application; its lifespan starts and stops all parts."""
     metrics = Metrics(settings)
     broker = make_broker(settings, SERVICE)
-    checks = AuditChecks(metrics.bus, metrics.engine, metrics.audit, settings.privacy.retention_days)
-    handlers.subscribe(broker, handlers.Answers(metrics.engine, Evidence(metrics.bus), checks, UnitSearch(metrics.bus)))
+    answers = handlers.Answers(metrics.engine, Evidence(metrics.bus), metrics.checks, UnitSearch(metrics.bus))
+    handlers.subscribe(broker, answers)
     return AsgiFastStream(
         broker,
         asgi_routes=routes(SERVICE, metrics.readiness()),

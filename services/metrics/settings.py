@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services._runtime.nats_server import HOST, free_port, write_private
-from services._runtime.settings_model import Anomalies, Settings
+from services._runtime.settings_model import Settings
+from services._runtime.settings_security import Anomalies
 from services._runtime.settings_tls import ClientTls
 from services.metrics.domain.anomalies import Limits
 
@@ -27,7 +28,10 @@ class HttpFront:
 
 @dataclass(frozen=True)
 class MetricsSettings:
-    """``writer`` names this process in its windows; ``http_enabled`` only matters with chDB."""
+    """``writer`` names this process in its windows; ``http_enabled`` only matters with chDB.
+
+    ``check_every_s`` and ``check_all_every_s`` are about the audit's chain; 0 of the former: never.
+    """
 
     dsn: str
     tls: ClientTls | None
@@ -38,6 +42,8 @@ class MetricsSettings:
     writer: str
     data_dir: Path
     anomalies: Limits
+    check_every_s: float
+    check_all_every_s: float
 
 
 def read(settings: Settings) -> MetricsSettings:
@@ -52,6 +58,8 @@ def read(settings: Settings) -> MetricsSettings:
         writer=f"m{secrets.token_hex(4)}",
         data_dir=settings.data_dir,
         anomalies=_limits(settings.security.anomalies),
+        check_every_s=settings.security.audit_checks.every_seconds,
+        check_all_every_s=settings.security.audit_checks.full_every_hours * 3600,
     )
 
 

@@ -55,29 +55,39 @@ class AuditChecks:
         return int(self._bus.nc.max_payload // 2)
 
     async def verify(self, question: AuditVerifyQuery) -> AuditVerification:
-        """One page. Raises InvalidQuestionError, one of AWAY, and NatsError."""
+        """One page. Raises InvalidQuestionError, and what `page` raises."""
         try:
             place = Place.parse(question.cursor) if question.cursor else None
         except ValueError:
             raise InvalidQuestionError("cursor: give the one of the answer before, or none to begin") from None
         if question.head and not _HEAD.fullmatch(question.head):
             raise InvalidQuestionError("head: no head: give SEQUENCE:HASH as an earlier answer had it")
+        reply, place = await self.page(place, question)
+        reply.cursor = "" if reply.complete else str(place or "")
+        return reply
+
+    async def page(
+        self, place: Place | None, question: AuditVerifyQuery
+    ) -> tuple[AuditVerification, Place | None]:
+        """The page after a place, whatever cursor the question has, and the place that it has come to.
+
+        Raises one of AWAY, and NatsError.
+        """
         walk = Walk(place, now_ms() - self._retention_ms + _SLACK_MS)
         known = (self._archive.stream, self._archive.head)
         reply = await self._engine.read(lambda client: self._outset(client, question, known, first=place is None))
         if reply.problem is not None:
-            return reply
+            return reply, place
         step = await self._engine.read(lambda client: self._walk(client, walk, question.limit))
         reply.checked = len(step.links)
         problem = step.problem
         if problem is None and step.stream:
             reply.compared, problem, gone = await self._compare(step)
-            reply.deleted = [_told(place) for place in chain.deleted(step.stream, gone)[:_PLACES]]
+            reply.deleted = [_told(one) for one in chain.deleted(step.stream, gone)[:_PLACES]]
         if problem is not None:
-            return _failed(reply, problem)
+            return _failed(reply, problem), place
         reply.complete = step.complete
-        reply.cursor = "" if step.complete else str(walk.place or "")
-        return reply
+        return reply, walk.place
 
     # in a reading thread ----------------------------------------------------------------------------------
 

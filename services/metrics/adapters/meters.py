@@ -29,5 +29,14 @@ AUDIT_CHECKS = Counter(
     "cypria_metrics_audit_checks", "Checks of the audit's chain that ended; pinned: it lacks the head that was given",
     ["result"],
 )  # fmt: skip
-for _result in ("whole", "broken", "pinned"):
+for _result in ("whole", "broken", "pinned", "deleted"):
     AUDIT_CHECKS.labels(_result)
+AUDIT_TOUCHED = Gauge(
+    "cypria_metrics_audit_touched", "1 where this process's own check found the audit touched, until all of it is whole"
+)
+AUDIT_RECORDS = Counter("cypria_metrics_audit_checked_records", "Audit records that this process has checked by itself")
+AUDIT_CHECKED = Gauge(
+    "cypria_metrics_audit_checked_timestamp_seconds",
+    "When this process last ended a check of its own of the audit's chain, all of it or what was new; 0: not yet",
+    ["what"],
+)
