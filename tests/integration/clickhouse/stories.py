@@ -46,6 +46,8 @@ class FactTraffic:
     per_second: int = 30
     a: Arm = field(default_factory=Arm)
     b: Arm = field(default_factory=Arm)
+    worse: Arm = field(default_factory=lambda: Arm(errors=0.15, median_ms=900.0))
+    """What the canary becomes after a minute."""
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(7)
@@ -55,7 +57,7 @@ class FactTraffic:
 
     def cells(self, second: int) -> list[Cell]:
         if second == BAD_AFTER_S and self.test == TEST:
-            self.b = Arm(errors=0.15, median_ms=900.0)
+            self.b = self.worse
         facts = [self._fact() for _ in range(self.per_second)]
         said = [
             Feedback(
@@ -83,12 +85,12 @@ class FactTraffic:
         )  # fmt: skip
 
 
-def rolled_back() -> Rollout:
-    """A test that was rolled back; its windows, events and findings are in what is returned."""
-    story = Rollout(experiment(), FactTraffic()).run(600)  # type: ignore[arg-type]
+def rolled_back(**fields: Any) -> Rollout:
+    """A test that was rolled back; its windows, events and findings are in what is returned; ``fields`` of the traffic."""
+    story = Rollout(experiment(), FactTraffic(**fields)).run(600)  # type: ignore[arg-type]
     assert story.evaluator.experiment.status == TestStatus.ROLLED_BACK
     story.traffic.share_bp = 0
-    for _ in range(AFTERWARDS_S):
+    for _ in range(AFTERWARDS_S - story.second % 10):  # so that the last step of ten seconds is whole
         story.traffic.cells(story.second)
         story.second += 1
     return story

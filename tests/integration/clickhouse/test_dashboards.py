@@ -26,6 +26,7 @@ from tests.integration.clickhouse.dashboards import (
     questions,
 )
 from tests.integration.clickhouse.stories import OTHER, rolled_back, store
+from tests.pictures.grafana import page
 from tests.system import ROOT
 from tests.unit.monitor.rollout import Rollout
 from tests.unit.monitor.synthetic import START_S, TEST
@@ -108,6 +109,17 @@ async def test_what_the_panels_show_is_what_happened(client: Any, story: tuple[C
     assert effect["errors in points"] == pytest.approx(totals["canary"]["errors"] - totals["stable"]["errors"])
     fronts = {row["stream"]: row["sequence"] for row in await shown("cypria-pipeline / How far the tables are")}
     assert fronts == {"WINDOWS": 2 * story[1].second, "EVENTS": 2 + len(story[1].events), "ALERTS": 2, "AUDIT": 2}
+
+
+async def test_pictures_of_the_dashboards_have_all_panels_over_clickhouse(client: Any, story: tuple[ClickHouse, Rollout]) -> None:
+    span = Range(START_S - 10, START_S + story[1].second)
+    answers = {str(one): await rows(client, expanded(one, span, CHOSEN)) for one in ASKED if one.uid == CLICKHOUSE}
+    for board in boards():
+        shown = page(board, answers, span)
+        for panel in panels(board):
+            ours = panel.get("datasource", {}).get("uid") == CLICKHOUSE
+            assert not ours or f"<h3>{panel['title']}</h3>" in shown, panel["title"]
+        assert "nan" not in shown
 
 
 async def test_the_examples_of_the_documentation_answer(client: Any, story: tuple[ClickHouse, Rollout]) -> None:
