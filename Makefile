@@ -3,10 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-vllm demo test lint docs audit lock soak bench bench-peers schemas clean
+.PHONY: help install install-vllm demo test lint docs audit lock soak bench bench-peers schemas clean
 
+# any Python understands this line, the installer's own words only a new one
 install:
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Cypria needs Python >= 3.11: make PYTHON=python3.12 ...')"
 	@$(PYTHON) infra/install.py $(VENV)
+
+help:
+	@echo "make install       everything into $(VENV), once; the others do it where it is missing"
+	@echo "make demo          see a bad canary taken out, on real models; KEEP=1 leaves the system running"
+	@echo "make test          all tests, and make lint first"
+	@echo "make lint          style, types, import contracts, message schemas"
+	@echo "make docs          the site of docs/, into build/site"
+	@echo "make install-vllm  vLLM in .venv-vllm, for models of engine vllm (2 to 5 GB)"
+	@echo "make soak          the long tests"
+	@echo "make bench         measurements; QUICK=1 a few of them; bench-peers others' products too"
+	@echo "make schemas       JSON Schemas and examples of messages, after a change of one"
+	@echo "make audit         recorded versions against installed ones, known vulnerabilities"
+	@echo "make lock          record the versions that are installed"
+	@echo "make clean         remove environments and what was built"
 
 # what engine vllm runs in: an environment of its own, several GB
 install-vllm:

@@ -182,6 +182,8 @@ def must(result: tuple[int, list[str]]) -> None:
     status, tail = result
     if status:
         print("\n".join(tail), file=sys.stderr)
+        if any("connection broken" in line for line in tail):
+            print("pip reaches no index: see to the network, or set PIP_INDEX_URL or HTTPS_PROXY", file=sys.stderr)
         sys.exit("installing failed, see above; running it again goes on from here")
 
 

@@ -267,13 +267,13 @@ def rollback(
 
 @app.command(epilog=panels.examples("pause"), rich_help_panel=panels.TESTS)
 def pause(test_id: TestOption = None, json_: JsonOption = False) -> None:
-    """Pause a test."""
+    """Pause a test: its split stays, and nothing goes up by itself; a rollback still happens."""
     _done(api.call("POST", "/v1/ab-testing/pause", body=_body(test_id=test_id)), json_)
 
 
 @app.command(epilog=panels.examples("resume"), rich_help_panel=panels.TESTS)
 def resume(test_id: TestOption = None, json_: JsonOption = False) -> None:
-    """Resume a paused test."""
+    """Resume a paused test; the present step of a ramp soaks anew."""
     _done(api.call("POST", "/v1/ab-testing/resume", body=_body(test_id=test_id)), json_)
 
 

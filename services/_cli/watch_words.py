@@ -59,7 +59,8 @@ def headline(status: dict[str, Any]) -> tuple[str, str]:
     if state == "scheduled":
         return CALM, f"{b} is to be tried against {a} from {status.get('starts_at') or 'later'} on."
     if state == "paused":
-        return CAREFUL, f"Paused: {a} answers everything, {b} gets nothing until `cypria resume`."
+        share = f"{float(status.get('traffic_split_percent') or 0.0):g} %"
+        return CAREFUL, f"Paused: {b} stays at {share} of {a}'s traffic; nothing goes up until `cypria resume`."
     if state == "rolling_back":
         return BAD, f"{b} is being taken out step by step; {a} answers what it gives up."
     return _running(status, a, b)
@@ -75,7 +76,7 @@ def _danger(status: dict[str, Any], a: str, b: str) -> tuple[str, str] | None:
     """What speaks against B, the gravest first."""
     found = guardrails(status)
     if fired := next((one for one in found if one.get("fired")), None):
-        return BAD, f"Not safe: {b} has passed the limit of {fired['name']}; {_action(fired)}."
+        return BAD, f"Not safe: {b} has passed the limit of {fired['name']}; {_action(fired, status)}."
     if status.get("traffic_split_percent") and status.get("effective_split_percent") == 0:
         return CAREFUL, f"{b} is held back: {a} answers everything at present (breaker or lease)."
     if not status.get("verdict"):
@@ -85,7 +86,8 @@ def _danger(status: dict[str, Any], a: str, b: str) -> tuple[str, str] | None:
         return CAREFUL, f"Careful: {b} is {how} {warned['name'].removesuffix('_warning')}."
     if near := next((one for one in found if one.get("near") and one.get("action") != "warn"), None):
         standing = f"ln E {near.get('log_e') or 0.0:.1f} of {near.get('limit') or 0.0:.1f}"
-        return CAREFUL, f"Careful: {b} is close to the limit of {near['name']} ({standing}), at which {_action(near)}."
+        then = _action(near, status)
+        return CAREFUL, f"Careful: {b} is close to the limit of {near['name']} ({standing}), at which {then}."
     return None
 
 
@@ -105,10 +107,10 @@ def _progress(status: dict[str, Any], b: str) -> tuple[str, str]:
     return GOOD, f"Safe so far: nothing speaks against {b}; too little evidence to promote it."
 
 
-def _action(guardrail: dict[str, Any]) -> str:
-    return {"rollback": "it is taken out", "pause": "the test pauses", "step_down": "its split goes down"}.get(
-        str(guardrail.get("action")), "an alert tells of it"
-    )
+def _action(guardrail: dict[str, Any], status: dict[str, Any]) -> str:
+    acts = {"rollback": "it is taken out", "pause": "the test pauses", "step_down": "its split goes down"}
+    action = str(guardrail.get("action")) if status.get("auto_rollback", True) else ""
+    return acts.get(action, "an alert tells of it")
 
 
 def _ending(status: dict[str, Any], a: str, b: str) -> tuple[str, str]:

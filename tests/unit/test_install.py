@@ -90,6 +90,20 @@ def test_without_a_cpu_build_of_torch_the_default_one_is_taken_and_said(
     assert asked == [cpu, f"{cpu} --index-url https://index.example/cpu", f"torch=={install.TORCH}"]
 
 
+def test_without_a_network_it_says_what_to_set(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tail = ["WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'", "ERROR: No matching distribution"]
+    with pytest.raises(SystemExit, match="running it again goes on from here"):
+        install.must((1, tail))
+    assert "set PIP_INDEX_URL or HTTPS_PROXY" in capsys.readouterr().err
+
+
+def test_make_help_names_every_target() -> None:
+    text = (install.ROOT / "Makefile").read_text()
+    targets = text.split(".PHONY:")[1].splitlines()[0].split()
+    said = subprocess.run(["make", "--no-print-directory", "help"], cwd=install.ROOT, capture_output=True, text=True, check=True).stdout
+    assert [one for one in targets if one != "help" and one not in said.split()] == []
+
+
 def test_pips_own_words_are_shown_when_it_fails(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (install.site(venv) / "pip.py").write_text(
         "print('Collecting x'); print('ERROR: no space left'); raise SystemExit(1)"
