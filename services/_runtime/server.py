@@ -259,6 +259,8 @@ def _write_run_file(settings: Settings, service: str, host: str, port: int, cert
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{service}.{os.getpid()}.json"
-        path.write_text(json.dumps(where))
+        unfinished = folder / f".{path.name}.new"
+        unfinished.write_text(json.dumps(where))
+        unfinished.replace(path)  # whoever finds it reads the whole of it
     except OSError as exc:
         get_logger(__name__).warning("run_file_not_written", folder=str(folder), error=str(exc))
