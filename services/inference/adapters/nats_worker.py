@@ -163,7 +163,10 @@ class NatsWorker:
         # Asked again: between its coming and its turn another engine may have taken over. From here to its place in the
         # queue nothing comes between, so whatever drains afterwards waits for it.
         job.model = place.present
-        await self._server.run(job)
+        try:
+            await self._server.run(job)
+        finally:
+            place.used_at = monotonic()
 
     async def _refuse(self, reply: str, reason: str) -> None:
         head = SingleHead(ReplyHead(400), Final(outcome=Outcome.CLIENT_ERROR.value, error="invalid_request_error"))
