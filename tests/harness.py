@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nats
+import psutil
 from pydantic import SecretStr
 
 from infra.nats.users import PROVISION
@@ -48,13 +49,13 @@ class NatsServer:
     async def provision(self) -> None:
         nc = await self.connect(PROVISION)
         try:
-            await provision_bus(nc.jetstream(timeout=10), replicas=1, retention_days=90)
+            await provision_bus(nc.jetstream(timeout=30), replicas=1, retention_days=90)
         finally:
             await nc.close()
 
     async def connect(self, user: str, **options: Any) -> nats.NATS:
         """A plain client as one of the users, once the server answers."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await nats.connect(
                 self.url, user=user, password=self.embedded.passwords[user], inbox_prefix=f"_INBOX.{user}",
                 connect_timeout=2, reconnect_time_wait=0.1, max_reconnect_attempts=-1, error_cb=_quiet, **options,
@@ -97,6 +98,25 @@ async def eventually(
             return value
         assert time.monotonic() < deadline, f"condition not met in {timeout_s} s; last value: {value!r}"
         await asyncio.sleep(every_s)
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that have not ended."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may go while it is looked at
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file below a folder that others write to: what goes while it is looked at is left out."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.read_bytes()
 
 
 def environment(**extra: str) -> dict[str, str]:

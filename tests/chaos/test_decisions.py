@@ -164,4 +164,4 @@ async def one_automatic_rollback(decisions: Decisions) -> None:
     async def told() -> list[str]:
         return await decisions.said(test_id)
 
-    assert len(await eventually(told, 20, 0.2)) == 1
+    assert len(await eventually(told, 60, 0.2)) == 1

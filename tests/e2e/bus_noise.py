@@ -100,7 +100,7 @@ class Users:
             reply = f"_INBOX.{user}.raw"
             writer.write(f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(payload)}\r\n".encode() + headers + payload + b"\r\nPING\r\n")
             await writer.drain()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await reader.readline() not in {b"PONG\r\n", b""}:
                     pass
         finally:

@@ -134,7 +134,7 @@ class Cluster:
             password=self.secret("nats-provision"), inbox_prefix="_INBOX.provision",
         )  # fmt: skip
         try:
-            info = await nc.jetstream(timeout=10).stream_info(stream)
+            info = await nc.jetstream(timeout=30).stream_info(stream)
         finally:
             await nc.close()
         assert info.config.num_replicas == len(self.nats)

@@ -15,7 +15,7 @@ import nats
 from nats.aio.msg import Msg
 
 from tests.fakes.openai_server import Behaviour, FakeOpenAI
-from tests.harness import environment
+from tests.harness import environment, eventually
 from tests.system import ROOT, System
 
 ROLES = ("client", "viewer", "operator", "admin")
@@ -66,7 +66,12 @@ class Product:
             await self.call("POST", "stop", json={"test_id": test_id})
 
     async def figures(self, test_id: str) -> dict[str, Any]:
-        return (await self.system.status(test_id))["metrics"] or {}
+        """Of both variants, once metrics tells them: a busy one does not answer in time."""
+
+        async def told() -> dict[str, Any]:
+            return (await self.system.status(test_id))["metrics"] or {}
+
+        return dict(await eventually(told, every_s=0.2))
 
     @contextlib.contextmanager
     def behaving(self, stable: Behaviour | None = None, canary: Behaviour | None = None) -> Any:
@@ -85,7 +90,7 @@ class Product:
                 await writer.drain()
                 if half_close:
                     writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await reader.read()
         finally:
             writer.close()
@@ -111,7 +116,7 @@ class Caller:
         while not found or (
             subject.startswith("cypria.request") and (found[-1].headers or {}).get("Cypria-Final") != "1"
         ):
-            found.append(await sub.next_msg(10))
+            found.append(await sub.next_msg(60))
         await sub.unsubscribe()
         return found
 
@@ -186,7 +191,7 @@ async def running_product(folder: Path, **sections: Any) -> AsyncIterator[Produc
 async def run(*command: str, **variables: str) -> tuple[int, str, str]:
     """(exit status, stdout, stderr)."""
     done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+        subprocess.run, command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=False,
         env=environment(PYTHONPATH=str(ROOT), **variables),
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

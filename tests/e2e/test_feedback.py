@@ -61,15 +61,18 @@ async def test_feedback_is_counted_exactly_also_when_metrics_is_killed_in_betwee
         expected[variant]["satisfaction_count"] += 1
     # Once more, and the other way round: it is the first value of each kind that counts.
     await asyncio.gather(*(say(system, token, thumbs="down", score=1, converted=True) for _, token in given))
-    await eventually(lambda: shows(system, test_id, {v: dict(c) for v, c in expected.items()}), 40, 0.2)
+    await eventually(lambda: shows(system, test_id, {v: dict(c) for v, c in expected.items()}), 60, 0.2)
     system.signal("metrics", signal.SIGKILL)
     await give(given, first=False)
     new = (await tokens(system, 1))[0]
     await say(system, new[1], thumbs="up")
     expected[new[0]]["thumbs_up"] += 1
-    await eventually(lambda: shows(system, test_id, {v: dict(c) for v, c in expected.items()}), 40, 0.2)
-    for variant in ("a", "b"):
-        figures = (await system.status(test_id))["metrics"][f"variant_{variant}"]
+    await eventually(lambda: shows(system, test_id, {v: dict(c) for v, c in expected.items()}), 60, 0.2)
+
+    async def told() -> Any:
+        return (await system.status(test_id))["metrics"]  # none while metrics does not answer in time
+
+    for figures in (await eventually(told, every_s=0.2)).values():
         assert figures["satisfaction_score"] == 4.0
         assert figures["thumbs_up_rate"] == 100 * figures["thumbs_up"] / (figures["thumbs_up"] + figures["thumbs_down"])
         assert figures["cost_per_request"] is not None

@@ -199,7 +199,7 @@ async def _checkpoints(system: Keyed) -> list[tuple[str, bytes]]:
 def cypria(system: Keyed, *words: str, stdin: str = "", role: str = "admin") -> subprocess.CompletedProcess[str]:
     env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=KEYS[role], PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "services.cli", "units", *words]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd=ROOT, timeout=60, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd=ROOT, timeout=200, check=False)
 
 
 async def told(system: Keyed, verb: str, unit: str, test_id: str) -> dict[str, Any]:
@@ -227,7 +227,7 @@ async def test_a_unit_is_exported_and_erased_by_its_value_alone(product: Product
             finals = [fact for fact in found["facts"] if fact["kind"] == "final"]
             return found if len(finals) == 6 and "feedback_units" in found["held"] else {}
 
-        held = await eventually(whole, 30, 0.2)
+        held = await eventually(whole, 60, 0.2)
         assert (held["variant"], held["erased_at"]) == (arm, None)
         assert {"seen", "seen_test", "feedback_units"} <= set(held["held"])
         assert {fact["kind"] for fact in held["facts"]} == {"admitted", "final", "feedback"}
@@ -308,7 +308,7 @@ async def test_of_marked_traffic_no_file_table_page_or_log_holds_a_word(product:
         await _over_the_bus(product)
         figures = await eventually(lambda: _seen(product, test_id))
         assert figures["variant_a"]["request_count"] + figures["variant_b"]["request_count"] > 20
-        checkpoints = await eventually(lambda: _checkpoints(system), 30)
+        checkpoints = await eventually(lambda: _checkpoints(system))
         assert any(test_id.encode() in text for _, text in checkpoints)
         pages = [
             (path, (await product.call("GET", path)).content)

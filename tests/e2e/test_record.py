@@ -18,7 +18,7 @@ async def cypria(system: System, *arguments: str) -> "subprocess.CompletedProces
     env = environment(CYPRIA_URL=system.url, CYPRIA_API_KEY=system.key, PYTHONPATH=str(ROOT), COLUMNS="160")
     return await asyncio.to_thread(
         subprocess.run, [sys.executable, "-m", "services.cli", *arguments], capture_output=True, text=True, env=env,
-        cwd=ROOT, timeout=90, check=False,
+        cwd=ROOT, timeout=200, check=False,
     )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ async def rolled_back(system: System, canary: FakeOpenAI) -> str:
     )  # fmt: skip
     state: dict[str, Any] = {}
     load = asyncio.create_task(
-        drive(Load(system.url, system.key, "stable", 60), seconds=30, stop=lambda: bool(state.get("compared")))
+        drive(Load(system.url, system.key, "stable", 60), seconds=90, stop=lambda: bool(state.get("compared")))
     )
 
     async def compared() -> bool:
@@ -39,14 +39,14 @@ async def rolled_back(system: System, canary: FakeOpenAI) -> str:
         state["compared"] = len([value for value in series["effect"] if value is not None]) > 1
         return bool(state["compared"])
 
-    await eventually(compared, 30, 0.3)
+    await eventually(compared, 90, 0.3)
     await load
     await system.api("PATCH", "traffic-split", {"traffic_split_percent": 30})
     canary.behaviour.status = 500
     tally = Tally()
     load = asyncio.create_task(
         drive(
-            Load(system.url, system.key, "stable", 60, seed=2), seconds=30, tally=tally,
+            Load(system.url, system.key, "stable", 60, seed=2), seconds=90, tally=tally,
             stop=lambda: state.get("status") == "rolled_back",
         )
     )  # fmt: skip
@@ -55,7 +55,7 @@ async def rolled_back(system: System, canary: FakeOpenAI) -> str:
         state.update(await system.status(test_id))
         return state["status"] == "rolled_back"
 
-    await eventually(ended, 30, 0.1)
+    await eventually(ended, 90, 0.1)
     await load
     assert tally.failed == 0
     return test_id
@@ -88,7 +88,7 @@ async def test_the_record_of_a_rollback_in_three_formats_and_its_replay(
         kinds = [change["kind"] for change in found["changes"]]
         return found if found["evidence"] == "complete" and found["alerts"] and "rolled_back" in kinds else None
 
-    report = await eventually(complete, 30, 0.3)
+    report = await eventually(complete, 60, 0.3)
     verdict = report["result"]["verdict"]
     assert report["result"]["decision"] == verdict["decision"] == "rollback"
     for name in ("rule", "threshold", "n_a", "n_b", "split_bp", "tick", "log_e", "config_hash"):

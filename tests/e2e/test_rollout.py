@@ -26,7 +26,7 @@ async def test_a_canary_goes_up_the_ramp_down_when_it_is_slow_and_back_when_it_h
     )  # fmt: skip
     tally, done = Tally(), asyncio.Event()
     load = asyncio.create_task(
-        drive(Load(system.url, system.key, "stable", 60), seconds=150, tally=tally, stop=done.is_set)
+        drive(Load(system.url, system.key, "stable", 60), seconds=600, tally=tally, stop=done.is_set)
     )
 
     async def status() -> dict[str, Any]:
@@ -40,18 +40,18 @@ async def test_a_canary_goes_up_the_ramp_down_when_it_is_slow_and_back_when_it_h
         return "approval" in ((await status())["waiting_for"] or "")
 
     try:
-        await eventually(asks, 40, 0.3)
+        await eventually(asks, 120, 0.3)
         assert (await status())["traffic_split_percent"] == 20
         await system.api("POST", "approve", {"test_id": test_id})
-        top = await eventually(lambda: at(50), 30, 0.3)
+        top = await eventually(lambda: at(50), 120, 0.3)
         assert (top["ramp"]["step"], top["retry_at"]) == (2, None)
 
         canary.behaviour.latency_s = 0.2
-        down = await eventually(lambda: at(20), 60, 0.3)
+        down = await eventually(lambda: at(20), 120, 0.3)
         assert down["ramp"]["step"] == 1
         assert down["retry_at"] is not None
         canary.behaviour.latency_s = 0.02
-        back = await eventually(lambda: at(50), 60, 0.3)
+        back = await eventually(lambda: at(50), 120, 0.3)
         assert (back["ramp"]["step"], back["retry_at"]) == (2, None)
 
         await system.api("POST", "rollback", {"test_id": test_id, "speed": "gradual"})
@@ -62,17 +62,25 @@ async def test_a_canary_goes_up_the_ramp_down_when_it_is_slow_and_back_when_it_h
             shares.append((await status())["traffic_split_percent"])
             return shares[-1] < 50
 
-        await eventually(smaller, 30, 0.2)
+        await eventually(smaller, 120, 0.2)
         await system.api("POST", "rollback", {"test_id": test_id})
     finally:
         done.set()
         await load
     assert tally.failed == 0
-    report = await system.api("GET", f"tests/{test_id}/report")
-    kinds = [change["kind"] for change in report["changes"]]
-    assert [kind for kind in kinds if kind != "rollback_requested"][:8] == [
+
+    async def recorded() -> list[str]:
+        report = await system.api("GET", f"tests/{test_id}/report")
+        kinds = [change["kind"] for change in report["changes"] if change["kind"] != "rollback_requested"]
+        return kinds if "rolled_back" in kinds else []
+
+    assert (await eventually(recorded, every_s=0.3))[:8] == [
         "started", "approved", "ramped", "stepped_down", "split_changed", "retried", "rolling_back", "split_changed",
     ]  # fmt: skip
-    alerts = await system.api("GET", f"monitoring/alerts?test_id={test_id}")
-    titles = {alert["title"] for alert in alerts["alerts"]}
-    assert {"Traffic split stepped down", "Traffic split raised by the ramp", "Gradual rollback begun"} <= titles
+
+    async def told() -> bool:
+        alerts = await system.api("GET", f"monitoring/alerts?test_id={test_id}")
+        titles = {alert["title"] for alert in alerts["alerts"]}
+        return {"Traffic split stepped down", "Traffic split raised by the ramp", "Gradual rollback begun"} <= titles
+
+    await eventually(told, every_s=0.3)

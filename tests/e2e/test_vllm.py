@@ -102,15 +102,15 @@ async def test_two_engines_side_by_side(system: System) -> None:
 
     # A client that hangs up: the engine stops, and nobody is blamed.
     stream = await app.endless("canary")
-    await eventually(lambda: busy(system, "canary", 1), 15, 0.05)
+    await eventually(lambda: busy(system, "canary", 1), 60, 0.05)
     await stream.close()
-    await eventually(lambda: busy(system, "canary", 0), 15, 0.05)
+    await eventually(lambda: busy(system, "canary", 0), 60, 0.05)
 
     async def counted() -> bool:
         metrics = (await system.status(test_id))["metrics"] or {}
         return {name[-1]: figures["request_count"] for name, figures in metrics.items()} == dict(seen)
 
-    await eventually(counted, 20, 0.2)
+    await eventually(counted, 60, 0.2)
     result = await system.api("POST", "stop", {"test_id": test_id})
     report = await system.api("GET", f"tests/{test_id}/report")
     summary = report["result"]["metrics_summary"]
@@ -151,7 +151,7 @@ async def killed_in_mid_stream(system: System, app: Application, expected: dict[
     assert row["state"] != "ready"
     assert "as the engine before it ended" in row["reason"], row
     assert (await app.story(other))[1] == names[other]
-    await eventually(lambda: not any(map(psutil.pid_exists, below)), 10, 0.1)
+    await eventually(lambda: not any(map(psutil.pid_exists, below)), 60, 0.1)
 
     async def back() -> bool:
         return bool((await worker(system, victim))["state"] == "ready")

@@ -1,8 +1,8 @@
 """A worker that speaks the frame protocol from a script: every way of answering, and of not answering.
 
 What it does with a request is the body's own field ``mode`` (unknown fields reach a worker untouched), else its
-``mode``: ``ok``, ``status:500``, ``reset``, ``late_reset:SECONDS``, ``hang``, ``die`` (silent at once, heartbeats included), ``die_mid``,
-``mid_error``, ``slow:SECONDS`` (pause before each chunk), ``flood:N`` (so many chunks), ``big:N`` (so many bytes).
+``mode``: ``ok``, ``status:500``, ``reset``, ``late_reset`` (once ``told`` is set), ``hang``, ``die`` (silent at once, heartbeats included), ``die_mid``,
+``mid_error``, ``slow:SECONDS`` (pause before each chunk), ``on_and_on:SECONDS`` (likewise, until ``told`` is set), ``flood:N`` (so many chunks), ``big:N`` (so many bytes).
 
 Alone: ``python -m tests.fakes.frame_worker URL PASSWORD MODEL WORKER [MODE]``.
 """
@@ -10,6 +10,7 @@ Alone: ``python -m tests.fakes.frame_worker URL PASSWORD MODEL WORKER [MODE]``.
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import nats
@@ -64,6 +65,7 @@ class FrameWorker:
         self.keepalives = 0
         self.sent = 0
         self.running = 0
+        self.told = asyncio.Event()
         self._credit: dict[str, asyncio.Semaphore] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -139,7 +141,7 @@ class FrameWorker:
 
     async def _do_ok(self, reply: str, head: InferRequest, _: str) -> None:
         if head.stream:
-            await self._chunks(reply, head, CHUNKS, 0.0)
+            await self._chunks(reply, head, lambda sent: sent < CHUNKS, 0.0)
             return
         content = {"model": self.model, "worker": self.worker, "choices": [{"message": {"content": "hello"}}]}
         final = Final(ttft_us=900, prompt_tokens=3, completion_tokens=5, cost_nano=70, digest="sha256:fake")
@@ -153,8 +155,8 @@ class FrameWorker:
         error = {"error": {"message": "queue full", "type": "overloaded", "param": None, "code": None}}
         await self._single(reply, 503, error, Final(outcome="rejected", reset=True), retry_after=7)
 
-    async def _do_late_reset(self, reply: str, head: InferRequest, wait: str) -> None:
-        await asyncio.sleep(float(wait))
+    async def _do_late_reset(self, reply: str, head: InferRequest, _: str) -> None:
+        await self.told.wait()
         await self._do_reset(reply, head, "")
 
     async def _do_hang(self, *_: Any) -> None:
@@ -174,10 +176,13 @@ class FrameWorker:
         await self._send(reply, pack(FINAL, Final(outcome="error_mid_stream"), error))
 
     async def _do_slow(self, reply: str, head: InferRequest, pause: str) -> None:
-        await self._chunks(reply, head, CHUNKS, float(pause))
+        await self._chunks(reply, head, lambda sent: sent < CHUNKS, float(pause))
+
+    async def _do_on_and_on(self, reply: str, head: InferRequest, pause: str) -> None:
+        await self._chunks(reply, head, lambda sent: not sent or not self.told.is_set(), float(pause))
 
     async def _do_flood(self, reply: str, head: InferRequest, count: str) -> None:
-        await self._chunks(reply, head, int(count), 0.0)
+        await self._chunks(reply, head, lambda sent: sent < int(count), 0.0)
 
     async def _do_big(self, reply: str, head: InferRequest, size: str) -> None:
         left = int(size)
@@ -189,13 +194,15 @@ class FrameWorker:
             left -= MAX_PIECE
         await self._send(reply, pack(FINAL, Final(), b"x" * left))
 
-    async def _chunks(self, reply: str, head: InferRequest, count: int, pause_s: float) -> None:
-        for i in range(count):
+    async def _chunks(self, reply: str, head: InferRequest, more: Callable[[int], bool], pause_s: float) -> None:
+        count = 0
+        while more(count):
             await asyncio.sleep(pause_s)
             await self._credit[head.id].acquire()
-            frame = CHUNK + self._event(i) if i else pack(HEAD, self._stream_head(head), self._event(i))
+            frame = CHUNK + self._event(count) if count else pack(HEAD, self._stream_head(head), self._event(count))
             await self._send(reply, frame)
             self.sent += 1
+            count += 1
         final = Final(ttft_us=800, itl_us=200, prompt_tokens=3, completion_tokens=count, digest="sha256:fake")
         await self._send(reply, pack(FINAL, final, b"data: [DONE]\n\n"))
 

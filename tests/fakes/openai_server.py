@@ -27,7 +27,7 @@ class Behaviour:
     ``hang``: never answer; ``hang_after``: never go on after so many chunks; ``text``: say this instead;
     ``tool_call``: (name, arguments) instead of text; ``usage``: whether usage is reported at all;
     ``raw``: these very bytes instead of an answer, ``raw_open_s`` before the connection is closed;
-    ``echo``: say the prompt back, in answers and in errors.
+    ``echo``: say the prompt back, in answers and in errors; ``gate``: no answer before it is set.
     """
 
     latency_s: float = 0.0
@@ -49,6 +49,7 @@ class Behaviour:
     raw: bytes = b""
     raw_open_s: float = 0.0
     echo: bool = False
+    gate: asyncio.Event | None = None
 
 
 @dataclass
@@ -119,6 +120,8 @@ class FakeOpenAI:
         try:
             if behaviour.latency_s:
                 await asyncio.sleep(behaviour.latency_s * self._random.lognormvariate(0.0, behaviour.latency_sigma))
+            if behaviour.gate is not None:
+                await behaviour.gate.wait()
             if behaviour.hang:
                 await asyncio.Event().wait()
             try:

@@ -38,12 +38,12 @@ async def test_no_answer_of_the_server_gets_into_a_stream_or_changes_one(clients
     own = {"router": ("EVENTS", "cypria.event.test.started"), "inference": ("KV_models", "cypria.alert.info"),
            "metrics": ("WINDOWS", "cypria.window.0"), "monitor": ("EVENTS", "cypria.event.verdict.decided"),
            "alerts": ("ALERTS", "cypria.alert.info")}  # fmt: skip
-    admin = clients["provision"].nc.jetstream(timeout=10)
+    admin = clients["provision"].nc.jetstream(timeout=30)
     async with nats_server.bus("router") as bus:
         for bucket in ("models", "keys"):
             await (await bus.js.key_value(bucket)).put("k", b"ours")
     for user, (stream, subject) in own.items():
-        mine = clients[user].nc.jetstream(timeout=10)
+        mine = clients[user].nc.jetstream(timeout=30)
         await mine.publish(subject, b"", headers={"Nats-Msg-Id": user})
         for name in ("x", "y"):
             config = ConsumerConfig(name=name, ack_policy=AckPolicy.EXPLICIT)
@@ -67,7 +67,7 @@ async def test_no_answer_of_the_server_gets_into_a_stream_or_changes_one(clients
                     sent += kind == "stored"
                 headers = {"Nats-Expected-Last-Sequence": "77"} if kind == "refused" else None
                 await client.nc.publish(question, body.replace(b"{{", b"{").replace(b"}}", b"}"), reply=target, headers=headers)
-        await client.nc.flush(10)
+        await client.nc.flush(30)
         place = "ALERTS" if user == "inference" else stream
 
         awaited = dict(before[place][2]).get(subject, 0) + sent
@@ -76,7 +76,7 @@ async def test_no_answer_of_the_server_gets_into_a_stream_or_changes_one(clients
             return dict((await state())[place][2]).get(subject, 0) == awaited
 
         await eventually(arrived)
-        await clients["provision"].nc.flush(10)
+        await clients["provision"].nc.flush(30)
         client.refused.clear()
         after = await state()
         changed = {name for name in before if after[name] != before[name]}
@@ -86,8 +86,8 @@ async def test_no_answer_of_the_server_gets_into_a_stream_or_changes_one(clients
 
 async def test_what_a_stream_holds_is_not_taken_where_only_others_speak(clients: dict[str, Client], nats_server: NatsServer) -> None:
     alerts, heard = clients["alerts"], []
-    await alerts.nc.jetstream(timeout=5).publish("cypria.alert.info", b"theirs")
-    await alerts.nc.jetstream(timeout=5).add_consumer("ALERTS", ConsumerConfig(name="x", ack_policy=AckPolicy.NONE))
+    await alerts.nc.jetstream(timeout=30).publish("cypria.alert.info", b"theirs")
+    await alerts.nc.jetstream(timeout=30).add_consumer("ALERTS", ConsumerConfig(name="x", ack_policy=AckPolicy.NONE))
     async with nats_server.bus("router") as bus:
 
         async def take(message: Any) -> None:
@@ -98,7 +98,7 @@ async def test_what_a_stream_holds_is_not_taken_where_only_others_speak(clients:
         for question, body in (("$JS.API.DIRECT.GET.ALERTS", b'{"seq":1}'), ("$JS.API.CONSUMER.MSG.NEXT.ALERTS.x", b"1")):
             await alerts.nc.publish(question, body, reply="cypria.lease.t1")
         await alerts.nc.flush()
-        await alerts.nc.jetstream(timeout=5).stream_info("ALERTS")
+        await alerts.nc.jetstream(timeout=30).stream_info("ALERTS")
         await clients["monitor"].nc.publish("cypria.lease.t1", b"ours")
         await eventually(lambda: b"ours" in heard)
     assert heard == [b"ours"]

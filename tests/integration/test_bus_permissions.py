@@ -149,8 +149,8 @@ class Client:
 
         nats-py writes a PING past what it has buffered, so only the second one is sure to come after it.
         """
-        await self.nc.flush(5)
-        await self.nc.flush(5)
+        await self.nc.flush(30)
+        await self.nc.flush(30)
         refused = any(f'"{subject.lower()}"' in error for error in self.refused)
         self.refused.clear()
         return not refused
@@ -216,7 +216,7 @@ async def _stored_are_only_the_speakers(server: NatsServer) -> None:
     admin = await server.connect("provision")
     stored: dict[str, int] = {}
     for stream in STREAMS:
-        info = await admin.jetstream(timeout=5).stream_info(stream, subjects_filter=">")
+        info = await admin.jetstream(timeout=30).stream_info(stream, subjects_filter=">")
         stored |= info.state.subjects or {}
     await admin.close()
     assert stored == expected
@@ -298,7 +298,7 @@ async def test_a_consumers_deliver_subject_is_no_way_into_a_bucket_or_stream(
     async with nats_server.bus("router") as bus:
         kv = await bus.js.key_value("experiments")
         await kv.put("stable", b"ours")
-        alerts = clients["alerts"].nc.jetstream(timeout=5)
+        alerts = clients["alerts"].nc.jetstream(timeout=30)
         await alerts.publish("cypria.alert.info", b"theirs")
         for pattern in ("cypria.window.*", "cypria.event.>"):  # as routers listen for live events
             await clients["router"].may_subscribe(pattern)
@@ -313,7 +313,7 @@ async def test_a_consumers_deliver_subject_is_no_way_into_a_bucket_or_stream(
         assert (await kv.get("stable")).value == b"ours"
         assert (await bus.js.stream_info("KV_experiments")).state.messages == 1
         for stream in ("METRICS", "WINDOWS", "EVENTS"):
-            admin = clients["provision"].nc.jetstream(timeout=5)
+            admin = clients["provision"].nc.jetstream(timeout=30)
             assert (await admin.stream_info(stream)).state.messages == 0, stream
 
 
@@ -359,7 +359,7 @@ async def test_questions_are_answered_across_users(nats_server: NatsServer) -> N
         await two.subscribe(subject, cb=reply)
         await two.flush()
         await two.flush()
-        assert (await one.request(subject, b"?", timeout=5)).data == b"yes", f"{asker} asks {answerer}"
+        assert (await one.request(subject, b"?", timeout=30)).data == b"yes", f"{asker} asks {answerer}"
         await one.close()
         await two.close()
 

@@ -92,20 +92,20 @@ async def test_every_container_does_what_it_is_for_and_stops_without_cutting_any
                 upstream.behaviour.latency_s = 6
                 asked = {"model": "stable", "messages": [{"role": "user", "content": "hello"}]}
                 slow = asyncio.create_task(client.post(f"{edge}/v1/chat/completions", json=asked))
-                await eventually(lambda: upstream.seen.running == 1, 20)
+                await eventually(lambda: upstream.seen.running == 1)
                 router = containers["router"].process
                 assert router
                 router.send_signal(signal.SIGTERM)
                 answer = await slow
                 assert answer.status_code == 200, answer.text
-                assert await asyncio.to_thread(router.wait, 30) == 0
+                assert await asyncio.to_thread(router.wait, 60) == 0
             for name in ("inference", "metrics", "monitor", "alerts"):
                 process = containers[name].process
                 assert process
                 process.send_signal(signal.SIGTERM)
             for name, one in containers.items():
                 assert one.process
-                assert await asyncio.to_thread(one.process.wait, 30) == 0, f"{name}\n{one.log.read_text()[-2000:]}"
+                assert await asyncio.to_thread(one.process.wait, 60) == 0, f"{name}\n{one.log.read_text()[-2000:]}"
         finally:
             for one in (provision, *containers.values()):
                 one.kill()

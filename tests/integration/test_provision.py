@@ -57,7 +57,7 @@ async def test_streams_from_before_there_were_accounts_are_taken_over(nats_serve
 
 async def test_nothing_outlives_the_retention_whatever_it_was_before(nats_server: NatsServer) -> None:
     nc = await nats_server.connect("provision")
-    js = nc.jetstream(timeout=10)
+    js = nc.jetstream(timeout=30)
 
     async def ages() -> dict[str, float]:
         names = [stream.name for stream in streams.STREAMS] + [f"KV_{streams.ALERT_STATE.name}"]

@@ -22,7 +22,7 @@ DIGEST = "0" * 64
 def start(*arguments: str, **variables: str) -> tuple[int, str]:
     """(exit status, what stands on stderr)."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=200, cwd=ROOT, check=False,
         env=environment(PYTHONPATH=str(ROOT), **variables),
     )  # fmt: skip
     return done.returncode, done.stderr

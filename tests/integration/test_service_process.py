@@ -39,7 +39,7 @@ async def test_a_service_takes_all_the_files_it_may_and_sigterm_ends_it_with_sta
     soft, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     assert soft == (MAX_FILES if HARD == resource.RLIM_INFINITY else min(HARD, MAX_FILES)), "a few connections, and no more"
     process.send_signal(signal.SIGTERM)
-    _, log = await asyncio.to_thread(process.communicate, timeout=20)
+    _, log = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0, log[-2000:]
     assert '"stopped"' in log
 
@@ -50,7 +50,7 @@ async def test_sigterm_ends_a_service_that_waits_for_a_bus_that_is_away(service:
     process = start(service, nats_server, tmp_path)
     await eventually(lambda: list((tmp_path / "run").glob(f"{service}.*.json")) or process.poll() is not None, 60)
     process.send_signal(signal.SIGTERM)
-    _, log = await asyncio.to_thread(process.communicate, timeout=10)
+    _, log = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0, log[-2000:]
 
 
@@ -59,7 +59,7 @@ def test_a_bad_configuration_stops_start_up_with_its_name(tmp_path: Path) -> Non
     path.write_text("monitoring: {check_intervall_seconds: 3}\n")
     done = subprocess.run(
         [sys.executable, "-m", "services.monitor", "--config", str(path)],
-        env=environment(PYTHONPATH=str(ROOT)), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env=environment(PYTHONPATH=str(ROOT)), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == EXIT_CONFIG
     assert f"{path}: monitoring.check_intervall_seconds: unknown key" in done.stderr

@@ -29,6 +29,6 @@ async def test_it_waits_for_what_provision_makes(tmp_path: Path) -> None:
                 await asyncio.wait_for(asyncio.shield(waiting), 1)
             assert not waiting.done()
             await server.provision()
-            await asyncio.wait_for(waiting, 20)
+            await asyncio.wait_for(waiting, 60)
     finally:
         server.kill()

@@ -1,13 +1,12 @@
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -17,6 +16,7 @@ from services.inference.adapters.engines import make_engine
 from services.inference.domain import requests
 from services.inference.domain.sse import SseSplitter, data_of
 from tests.fakes.openai_server import FakeOpenAI
+from tests.harness import alive
 
 MODELS = Path(__file__).parents[3] / "infra" / "models"
 
@@ -111,11 +111,6 @@ async def engine_of(kind: str, **options: Any) -> AsyncIterator[Subject]:
         yield found
         await engine.close()
         assert not alive(pids)
-
-
-def alive(pids: Iterable[int]) -> list[int]:
-    """Those of the processes that have not ended."""
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest_asyncio.fixture(params=KINDS, scope="module", loop_scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from services.inference.adapters.engine import EngineError, EngineHead
 from services.inference.domain.requests import BadRequestError
-from tests.contract.engines.conftest import Subject, alive
-from tests.harness import eventually
+from tests.contract.engines.conftest import Subject
+from tests.harness import alive, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -91,7 +91,7 @@ async def test_closing_the_answer_stops_the_generation(subject: Subject) -> None
 
 async def test_cancelling_the_task_stops_the_generation(subject: Subject) -> None:
     task = asyncio.create_task(subject.chat(max_tokens=400, stream=True, ignore_eos=True))
-    await eventually(lambda: subject.running() == 1)
+    await eventually(lambda: subject.running() == 1, every_s=0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -161,7 +161,7 @@ async def test_cancelling_one_leaves_the_others_alone(subject: Subject) -> None:
     alone = (await subject.chat("Tell me.", max_tokens=60, temperature=0, stream=True)).text
     doomed = [asyncio.create_task(subject.chat(max_tokens=400, stream=True, ignore_eos=True)) for _ in range(3)]
     kept = [asyncio.create_task(subject.chat("Tell me.", max_tokens=60, temperature=0, stream=True)) for _ in range(3)]
-    await eventually(lambda: subject.running() > 3)
+    await eventually(lambda: subject.running() > 3, every_s=0)
     for task in doomed:
         task.cancel()
     assert [answer.text for answer in await asyncio.gather(*kept)] == [alone] * 3
@@ -172,7 +172,7 @@ async def test_cancelling_one_leaves_the_others_alone(subject: Subject) -> None:
 # The last one of the file: nobody can use the engine after it.
 async def test_an_engine_that_dies_mid_stream_ends_every_stream_and_says_later_that_nothing_was_sent(subject: Subject) -> None:
     tasks = [asyncio.create_task(subject.chat(max_tokens=450, stream=True, ignore_eos=True)) for _ in range(2)]
-    await eventually(lambda: subject.running() == 2)
+    await eventually(lambda: subject.running() == 2, every_s=0)
     pids = subject.engine.health().pids
     assert subject.kill is not None
     await subject.kill()

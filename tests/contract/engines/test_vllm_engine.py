@@ -22,8 +22,8 @@ from services.inference.adapters.engine import EngineError, EngineHead
 from services.inference.adapters.vllm_engine import VllmEngine
 from services.inference.adapters.vllm_process import LoadError, RefusedError
 from services.inference.vllm_host import frames
-from tests.contract.engines.conftest import MODELS, VLLM_ARGS, Subject, alive, engine_of
-from tests.harness import eventually
+from tests.contract.engines.conftest import MODELS, VLLM_ARGS, Subject, engine_of
+from tests.harness import alive, eventually
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 

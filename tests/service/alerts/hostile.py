@@ -47,13 +47,14 @@ def _text(part: dict[str, Any], limit: int, kinds: set[str]) -> bool:
 
 @dataclass
 class Broken:
-    """Takes a connection, says these bytes, slowly if ``drip_s``, and hangs or closes."""
+    """Takes a connection, says these bytes, slowly if ``drip_s``, and hangs or closes; ``ended``: how many it closed."""
 
     says: bytes = b""
     drip_s: float = 0.0
     hangs: bool = False
     port: int = 0
     taken: int = 0
+    ended: int = 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Broken"]:
@@ -79,4 +80,5 @@ class Broken:
                 await writer.drain()
             if self.hangs:
                 await self._over.wait()
+            self.ended += 1
             writer.close()

@@ -1,5 +1,6 @@
 """What tests of integrations share: events of tests on the bus, and packages with subscribers in them."""
 
+import contextlib
 import json
 import textwrap
 from pathlib import Path
@@ -102,9 +103,12 @@ def calls(log: Path) -> list[dict[str, Any]]:
 
 def hosts(parent: int) -> list[int]:
     """Processes of subscribers below a process."""
-    return [
-        child.pid for child in psutil.Process(parent).children(recursive=True) if "subscribers.host" in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may go while it is looked at
+            if "subscribers.host" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 async def happen(side: Side, kind: str, test_id: str = "t1", version: int = 2, **fields: Any) -> str:
@@ -137,7 +141,7 @@ async def roll_back(side: Side, test_id: str = "t1", version: int = 5) -> str:
 
 async def ask(side: Side, verb: str, **query: Any) -> dict[str, Any]:
     """A question to the alerts service, as the router asks it."""
-    reply = await side.router.request(subjects.alerts(verb), json.dumps(query).encode(), timeout=25)
+    reply = await side.router.request(subjects.alerts(verb), json.dumps(query).encode(), timeout=60)
     return dict(json.loads(reply.data))
 
 

@@ -6,7 +6,6 @@ import datetime as dt
 import ipaddress
 import json
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -17,7 +16,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientError, ClientSession, web
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from schemas.v1.alerts import Alert
+from services._runtime.nats_server import free_port
 from services._runtime.settings_model import Settings
 from services.alerts.settings import Channel, read
 from tests.harness import eventually
@@ -187,12 +187,6 @@ class Receiver:
         return web.json_response(body, status=status, headers=headers)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def pushgateway() -> Iterator[str]:
     """Debian's Pushgateway; its URL."""
@@ -215,7 +209,7 @@ async def scrape(url: str) -> dict[str, float]:
     try:
         async with ClientSession() as session, session.get(f"{url}/metrics") as response:
             text = await response.text()
-    except OSError:
+    except (ClientError, OSError):
         return {}
     lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("cypria")]
     return {name: float(value) for name, _, value in lines}
@@ -226,7 +220,7 @@ async def until_up(url: str) -> None:
         try:
             async with ClientSession() as session, session.get(f"{url}/-/ready") as response:
                 return response.status == 200
-        except OSError:
+        except (ClientError, OSError):
             return False
 
     await eventually(up)

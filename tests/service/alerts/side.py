@@ -66,7 +66,7 @@ class Side:
 
     async def answers(self) -> bool:
         with contextlib.suppress(nats.errors.Error):
-            reply = await self.router.request(subjects.query("alerts"), b"{}", timeout=2)
+            reply = await self.router.request(subjects.query("alerts"), b"{}", timeout=5)
             return "Cypria-Error" not in (reply.headers or {})
         return False
 
@@ -114,7 +114,7 @@ class Side:
         return event.id
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await self.monitor.jetstream().publish(subject, payload)
@@ -131,7 +131,7 @@ class Side:
         await self.router.jetstream().publish(subjects.event(kind), payload)
 
     async def history(self, **query: Any) -> list[dict[str, Any]]:
-        reply = await self.router.request(subjects.query("alerts"), json.dumps(query).encode(), timeout=5)
+        reply = await self.router.request(subjects.query("alerts"), json.dumps(query).encode(), timeout=30)
         assert "Cypria-Error" not in (reply.headers or {}), reply.data
         return list(json.loads(reply.data)["alerts"])
 
@@ -145,7 +145,7 @@ class Side:
         """Everything in the DLQ, read as the provisioning user, who may create consumers."""
         client = await self.server.connect("provision")
         try:
-            js = client.jetstream(timeout=5)
+            js = client.jetstream(timeout=30)
             info = await js.stream_info("DLQ")
             found = []
             for sequence in range(max(1, info.state.first_seq), info.state.last_seq + 1):
@@ -159,7 +159,7 @@ class Side:
         """Whether every consumer of ALERTS has nothing left in hand or waiting."""
         client = await self.server.connect("provision")
         try:
-            infos = await client.jetstream(timeout=5).consumers_info("ALERTS")
+            infos = await client.jetstream(timeout=30).consumers_info("ALERTS")
             mine = [i for i in infos if str(i.name).startswith("alerts-")]
             return bool(mine) and all(not i.num_pending and not i.num_ack_pending for i in mine)
         finally:

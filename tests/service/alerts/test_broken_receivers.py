@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from services._runtime.clock import monotonic
 from services.alerts.adapters.email import EmailDestination
 from services.alerts.adapters.pagerduty import PagerDutyDestination
 from services.alerts.adapters.pushgateway import PushgatewayDestination
@@ -54,18 +53,18 @@ def destinations(port: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
-async def test_nonsense_is_tried_again_and_takes_no_longer_than_an_attempt_may(kind: str) -> None:
+async def test_nonsense_is_tried_again_and_an_attempt_ends_whatever_the_receiver_does(kind: str) -> None:
     async with NONSENSE[kind].running() as broken:
         for name, destination in destinations(broken.port).items():
-            began = monotonic()
             outcome = await destination.deliver(an_alert(), "e1")
             assert isinstance(outcome, (Retry, Refused)), (name, outcome)
             assert isinstance(outcome, Retry) or "999999" in outcome.reason, (name, outcome)
             assert f"127.0.0.1:{broken.port}" in outcome.reason
             assert "check " in outcome.reason
             assert "/x" not in outcome.reason
-            assert monotonic() - began < LIMIT_S + 15, name
             await destination.close()
+        if broken.hangs or broken.drip_s:
+            assert not broken.ended, "an attempt went on until the receiver had had enough"
 
 
 async def test_an_answer_that_is_cut_off_after_its_status_counts_by_the_status_where_that_says_all() -> None:

@@ -1,5 +1,6 @@
 """kill -9, replicas and a dead nats-server: every alert arrives, and once."""
 
+import asyncio
 import random
 import signal
 from collections import Counter
@@ -40,8 +41,7 @@ async def test_a_group_whose_sender_died_after_it_had_arrived_comes_again_as_it_
     grouped = side.slack(group_seconds=1)
     first = side.process(tmp_path, grouped)
     await eventually(side.answers, LONG_S)
-    for name in ("a", "b", "c"):
-        await side.raise_alert(name, test_id="t1")
+    await asyncio.gather(*(side.raise_alert(name, test_id="t1") for name in ("a", "b", "c")))
     await eventually(side.webhook.accepted, LONG_S)
     side.process(tmp_path, grouped)
     await side.raise_alert("d", test_id="t1")

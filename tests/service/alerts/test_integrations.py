@@ -23,11 +23,11 @@ SECRET = "hidden-word"
 
 
 def dtesn(receiver: Receiver, **more: Any) -> dict[str, Any]:
-    return {"type": "dtesn", "url": receiver.url, "timeout_seconds": 1, **more}
+    return {"type": "dtesn", "url": receiver.url, "timeout_seconds": 30, **more}
 
 
 def hook(receiver: Receiver, **more: Any) -> dict[str, Any]:
-    return {"type": "webhook", "url": f"{receiver.url}/events", "secret": SECRET, "timeout_seconds": 1, **more}
+    return {"type": "webhook", "url": f"{receiver.url}/events", "secret": SECRET, "timeout_seconds": 30, **more}
 
 
 def asked(receiver: Receiver) -> list[tuple[str, list[str]]]:
@@ -39,7 +39,7 @@ async def settled(side: Side, name: str) -> dict[str, Any]:
         found = await standing(side, name)
         return found if not found["waiting"] and not found["in_hand"] and found["last"] else None
 
-    return dict(await eventually(idle, 40))
+    return dict(await eventually(idle))
 
 
 async def test_dtesn_is_told_of_promotions_and_rollbacks_alone(side: Side) -> None:
@@ -74,7 +74,7 @@ async def test_dtesn_that_is_off_busy_or_broken_is_tried_again_and_one_that_does
 
     async with Receiver(reply).running() as cache, side.service(integrations=[dtesn(cache)]):
         await decide(side)
-        last = (await eventually(lambda: _sent(side, "dtesn"), 40))["last"]
+        last = (await eventually(lambda: _sent(side, "dtesn")))["last"]
     assert (last["attempts"], last["reason"]) == (4, "the server does not warm (HTTP 400)")
     assert [action for action, _ in asked(cache)] == ["get_metrics"] * 4 + ["invalidate_model", "optimize_for_model"]
 
@@ -136,11 +136,12 @@ async def test_a_webhook_gets_the_events_that_it_wants_as_they_are_and_signed(si
 
 async def test_one_that_answers_too_late_is_told_again(side: Side) -> None:
     side.webhook.behave = lambda _path, n: "hang" if n == 0 else 200
-    late = {"type": "webhook", "url": f"{side.webhook.url}/late", "secret": "s", "timeout_seconds": 0.3}
+    late = {"type": "webhook", "url": f"{side.webhook.url}/late", "secret": "s", "timeout_seconds": 1}
     async with side.service(integrations=[late]):
         await happen(side, "test.started")
-        assert (await eventually(lambda: _sent(side, "webhook")))["last"]["attempts"] == 2
-    assert [call.answered for call in side.webhook.of("late")] == [None, 200]
+        attempts = (await eventually(lambda: _sent(side, "webhook")))["last"]["attempts"]
+    answered = [call.answered for call in side.webhook.of("late")]
+    assert (answered[0], answered[-1], len(answered)) == (None, 200, attempts)
 
 
 @contextlib.asynccontextmanager
@@ -201,7 +202,7 @@ async def test_figures_of_windows_are_summed_by_the_brokers_clock(side: Side) ->
                 await asyncio.sleep(1.0)  # the next message has to belong to another second
                 empty = Window(partition=0, writer="w", watermark=Watermark())
                 await metrics.jetstream().publish(subjects.window(0), empty.model_dump_json().encode())
-                await eventually(lambda: _sum(receiver, "b") == sent["b"], 20)
+                await eventually(lambda: _sum(receiver, "b") == sent["b"])
             finally:
                 await metrics.close()
     assert _sum(receiver, "a") == sent["a"], "every request is in one window"
@@ -241,8 +242,8 @@ async def test_without_integrations_nothing_of_it_exists(side: Side) -> None:
         await eventually(lambda: side.delivered("later"))
         assert (await ask(side, "integrations"))["integrations"] == []
         admin = await side.server.connect("provision")
-        info = await admin.jetstream(timeout=5).stream_info("INTEGRATIONS")
-        names = [str(one.name) for one in await admin.jetstream(timeout=5).consumers_info("EVENTS")]
+        info = await admin.jetstream(timeout=30).stream_info("INTEGRATIONS")
+        names = [str(one.name) for one in await admin.jetstream(timeout=30).consumers_info("EVENTS")]
         await admin.close()
     assert (info.state.messages, info.state.consumer_count) == (0, 0)
     assert "alerts-integrations" not in names
@@ -289,7 +290,7 @@ async def test_figures_of_long_ago_are_not_told(side: Side, hours: int, told: in
                 await window(2)
                 await asyncio.sleep(1.1)  # the window that closes it has to belong to another second
                 await window(1)
-                await eventually(lambda: receiver.got and _sum(receiver, "b") == told, 20)
+                await eventually(lambda: receiver.got and _sum(receiver, "b") == told)
     finally:
         await metrics.close()
         await alerts.close()

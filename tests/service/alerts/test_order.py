@@ -1,5 +1,6 @@
 """Events of one incident arrive in their order, whoever delivers them and whatever fails; what belongs together goes together."""
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -38,7 +39,7 @@ async def test_three_replicas_keep_each_incident_in_order_through_failures(side:
     async with three(side, side.slack()):
         for name in names:
             await tell(side, name)
-        await eventually(lambda: len(side.webhook.accepted()) >= 4 * len(names), 40)
+        await eventually(lambda: len(side.webhook.accepted()) >= 4 * len(names))
         await eventually(side.consumers_idle)
     assert {name: told(side, name) for name in names} == {name: [word for word, _, _ in STORY] for name in names}
 
@@ -82,11 +83,12 @@ async def test_waiting_for_ones_turn_is_no_attempt(side: Side) -> None:
 
 async def test_alerts_of_one_test_within_the_time_go_as_one_message_from_whichever_replica(side: Side) -> None:
     async with three(side, side.slack(group_seconds=3)):
-        for number in range(6):
-            await side.raise_alert(f"first {number}", test_id="t1")
-            await side.raise_alert(f"second {number}", test_id="t2")
-        await side.raise_alert("fire", level=AlertLevel.EMERGENCY, test_id="t1")
-        await eventually(side.webhook.accepted, 10)
+        alerts = [(f"{word} {number}", test_id) for number in range(6) for word, test_id in (("first", "t1"), ("second", "t2"))]
+        await asyncio.gather(
+            *(side.raise_alert(title, test_id=test_id) for title, test_id in alerts),
+            side.raise_alert("fire", level=AlertLevel.EMERGENCY, test_id="t1"),
+        )
+        await eventually(side.webhook.accepted)
         assert [call.title.split(": ")[1] for call in side.webhook.accepted()] == ["fire"], "an emergency does not wait"
         for word in ("first", "second"):
             for number in range(6):
@@ -110,7 +112,7 @@ async def test_a_rate_limit_holds_back_in_one_hand_and_keeps_the_order(side: Sid
     ):
         for name in ("a", "b", "c"):
             await tell(side, name, STORY[:3])
-        await eventually(side.consumers_idle, 40)
+        await eventually(side.consumers_idle)
     messages = [call.body["blocks"] for call in side.webhook.accepted()]
     assert 3 <= len(messages) < 9, "the first at once, others with each other, a resolution after what it resolves"
     lines = [line for blocks in messages for line in f"{blocks[0]['text']['text']}\n{blocks[1]['text']['text']}".splitlines()]

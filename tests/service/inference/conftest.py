@@ -80,7 +80,7 @@ class Reply:
         return json.loads(self.body)
 
     async def end(self) -> "Reply":
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.ended.wait()
         return self
 
@@ -97,6 +97,7 @@ class RouterEnd:
         self.nc = nc
         self.worker = worker
         self.beats: list[Heartbeat] = []
+        self.alive_every_s = 1.0
         self._n = 0
         self._alive: asyncio.Task[None] | None = None
 
@@ -116,7 +117,7 @@ class RouterEnd:
     async def _keep_alive(self) -> None:
         while True:
             await self.flow()
-            await asyncio.sleep(1)
+            await asyncio.sleep(self.alive_every_s)
 
     async def flow(self, **fields: Any) -> None:
         await self.nc.publish(subjects.flow(self.worker), encode(Flow(router=ROUTER, **fields)))
@@ -186,14 +187,14 @@ class Stack:
         await kv.put(subjects.token(name), entry.model_dump_json().encode())
         return entry
 
-    async def beat(self, name: str, check: Callable[[Heartbeat], Any], timeout_s: float = 60) -> Heartbeat:
-        """The first heartbeat of a model from now on that is as it should be."""
-        start = len(self.router.beats)
+    async def beat(self, name: str, check: Callable[[Heartbeat], Any], start: int | None = None) -> Heartbeat:
+        """The first heartbeat of a model from now on, or from that one on, that is as it should be."""
+        start = len(self.router.beats) if start is None else start
 
         def find() -> Heartbeat | None:
             return next((b for b in self.router.beats[start:] if b.model == name and check(b)), None)
 
-        beat = await eventually(find, timeout_s)
+        beat = await eventually(find)
         assert isinstance(beat, Heartbeat)
         return beat
 

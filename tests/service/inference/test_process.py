@@ -53,7 +53,7 @@ async def ready(http: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def verb(nc: Client, name: str, **body: str) -> tuple[Any, bool]:
-    msg = await nc.request(subjects.models(name), json.dumps(body).encode(), timeout=10)
+    msg = await nc.request(subjects.models(name), json.dumps(body).encode(), timeout=60)
     return json.loads(msg.data), bool(msg.headers and msg.headers.get("Cypria-Error"))
 
 
@@ -101,7 +101,7 @@ async def test_from_start_to_sigterm(nats_server: NatsServer, tmp_path: Path) ->
             await stream.end()
             assert (stream.kinds[-1], stream.done.outcome) == (FINAL, "length")
             # uvicorn raises the signal again once everything has stopped.
-            assert await asyncio.to_thread(running.wait, 20) in {0, -signal.SIGTERM}
+            assert await asyncio.to_thread(running.wait, 60) in {0, -signal.SIGTERM}
             await nc.close()
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log

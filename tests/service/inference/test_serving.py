@@ -156,7 +156,7 @@ async def test_what_comes_after_the_last_event_changes_nothing(stack: StackFacto
         chunk = b"%x\r\n%s\r\n"
         for rest, open_s in ((b"", 0.0), (b"", 50.0), (chunk % (15, b'data: {"a":1}\n\n'), 50.0)):
             s.fake.behaviour.raw, s.fake.behaviour.raw_open_s = head + chunk % (len(STREAM), STREAM) + rest, open_s
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(45):
                 reply = await (await s.router.chat(stream=True)).end()
             assert (reply.done.outcome, b'"error"' in reply.body) == ("ok", False)
 
@@ -256,8 +256,8 @@ async def test_timeout(stack: StackFactory, stream: bool) -> None:
 
 async def test_total_timeout_and_deadline(stack: StackFactory) -> None:
     async with stack(timeout_seconds=1, total_timeout_seconds=1) as s:
-        s.fake.behaviour.chunk_delay_s = 0.1
-        reply = await (await s.router.chat(stream=True, max_tokens=200)).end()
+        s.fake.behaviour.chunk_delay_s = 0.01
+        reply = await (await s.router.chat(stream=True, max_tokens=400)).end()
         assert (reply.kinds[0], reply.done.outcome) == (HEAD, "timeout")
         s.fake.behaviour.hang = True
         short = await (await s.router.chat(stream=True, head={"deadline_ms": 100})).end()

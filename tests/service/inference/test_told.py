@@ -156,7 +156,7 @@ async def test_progress_is_told_in_steps(stack: StackFactory, nats_server: NatsS
             await s.beat("m", lambda b, f=fraction: b.progress == f)
         found = []
         while not found or found[-1].fraction < 0.5:
-            msg = await told.next_msg(timeout=10)
+            msg = await told.next_msg(timeout=60)
             found.append(CloudEvent[ModelProgress].model_validate_json(msg.data).data)
         loading = [event for event in found if event.state == "loading"]
         assert [event.fraction for event in loading] == [0.25, 0.5], "not every little step"
@@ -166,7 +166,7 @@ async def test_progress_is_told_in_steps(stack: StackFactory, nats_server: NatsS
         ready = await s.beat("m", lambda b: b.state == "ready")
         assert ready.idle_s < loaded_for, "a long load is no time in which nobody has asked for the model"
         states = await nc.jetstream().subscribe(subjects.event("model.state"), stream="EVENTS", ordered_consumer=True)
-        event = CloudEvent[ModelState].model_validate_json((await states.next_msg(timeout=10)).data).data
+        event = CloudEvent[ModelState].model_validate_json((await states.next_msg(timeout=60)).data).data
         assert (event.state, event.generation) == ("verifying", 1)
         await nc.close()
 

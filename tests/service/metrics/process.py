@@ -40,7 +40,7 @@ class Process:
     def kill(self, sig: int = signal.SIGKILL) -> int:
         assert self.process is not None
         self.process.send_signal(sig)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def signal(self, sig: int) -> None:
         assert self.process is not None
@@ -76,7 +76,7 @@ class Metrics(Process):
     def get(self, path: str) -> tuple[int, Any]:
         import http.client
 
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -94,7 +94,7 @@ class Metrics(Process):
 async def ask(nc: nats.NATS, name: str, question: Message | bytes) -> tuple[bool, bytes]:
     """(failed, body) of the answer to a question."""
     body = question if isinstance(question, bytes) else question.model_dump_json().encode()
-    reply = await nc.request(subjects.query(name), body, timeout=10)
+    reply = await nc.request(subjects.query(name), body, timeout=60)
     return bool(reply.headers and "Cypria-Error" in reply.headers), reply.data
 
 

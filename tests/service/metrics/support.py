@@ -111,7 +111,7 @@ async def stored_windows(server: NatsServer) -> list[tuple[int, Window]]:
     """All of WINDOWS but what is no window."""
     nc = await server.connect("metrics")
     try:
-        js = nc.jetstream(timeout=5)
+        js = nc.jetstream(timeout=30)
         info = await js.stream_info(streams.WINDOWS.name)
         found, seen = [], 0
         if info.state.messages:
@@ -121,7 +121,7 @@ async def stored_windows(server: NatsServer) -> list[tuple[int, Window]]:
             consumer = await js.add_consumer(streams.WINDOWS.name, config)
             sub = await js.pull_subscribe_bind(consumer.name, stream=streams.WINDOWS.name)
             while seen < info.state.messages:
-                for message in await sub.fetch(500, timeout=5):
+                for message in await sub.fetch(500, timeout=30):
                     seen += 1
                     with contextlib.suppress(ValidationError):
                         found.append((message.metadata.sequence.stream, Window.model_validate_json(message.data)))
@@ -134,7 +134,7 @@ async def folded_up_to(server: NatsServer, producers: list[Producer]) -> bool:
     """Whether the last window of each partition contains everything that its producers sent."""
     nc = await server.connect("metrics")
     try:
-        js = nc.jetstream(timeout=5)
+        js = nc.jetstream(timeout=30)
         for producer in producers:
             try:
                 message = await js.get_msg(streams.WINDOWS.name, subject=subjects.window(producer.partition))

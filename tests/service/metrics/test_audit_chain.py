@@ -77,7 +77,7 @@ async def test_one_chain_through_kill_9_with_records_that_come_twice(nats_server
                 assert found.ok, found.problem
                 return found if found.checked == stored else None
 
-            found = await eventually(chained, 30)
+            found = await eventually(chained)
             assert found.compared == stored
             pins.append(found.head)
         for pin in pins:
@@ -195,7 +195,7 @@ async def test_what_was_deleted_from_the_stream_alone_shows_and_what_it_dropped_
         assert (page.ok, page.complete) == (True, True)
         return [(place.first, place.last) for place in page.deleted]
 
-    js = (admin := await nats_server.connect("provision")).jetstream(timeout=10)
+    js = (admin := await nats_server.connect("provision")).jetstream(timeout=30)
     assert await deleted() == []
     for sequence in (1, 9, 10, 20):
         await js.delete_msg("AUDIT", sequence)

@@ -78,7 +78,7 @@ async def test_feedback_counts_once_over_a_kill_and_shows_in_totals_and_views(
         async def as_expected() -> bool:
             return await figures() == expected
 
-        await eventually(as_expected, 30)
+        await eventually(as_expected)
         metrics.kill()
         await send(running, 2, [said(10, thumbs_up=False), said(11, converted=True)])
         await send(running, 3, [said(i, thumbs_up=False, converted=True, score_micro=1_000_000) for i in range(10)])
@@ -86,6 +86,6 @@ async def test_feedback_counts_once_over_a_kill_and_shows_in_totals_and_views(
         await metrics.ready()
         await send(running, 4, [said(12, thumbs_up=True)])
         expected = (11, 1, 10, 4.0, 11, 1, 0.002, 600.0)
-        await eventually(as_expected, 30)
+        await eventually(as_expected)
         assert await asyncio.to_thread(view, running) == [(11, 1, 10, 1, 11, 0.002, 600.0)]
         await nc.close()

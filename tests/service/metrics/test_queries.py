@@ -255,8 +255,13 @@ async def test_views_alerts_poison_and_operations(running: Running) -> None:
         )
 
     await eventually(lambda: asyncio.to_thread(taken_in))
-    letters = (await (await running.server.connect("provision")).jetstream().stream_info(streams.DLQ.name)).state.messages
-    assert letters == 4
+    provision = await running.server.connect("provision")
+
+    async def letters() -> bool:
+        return (await provision.jetstream().stream_info(streams.DLQ.name)).state.messages == 4
+
+    await eventually(letters)
+    await provision.close()
     assert (running.metrics.folder / "clickhouse-http.json").stat().st_mode & 0o777 == 0o600
     for path in ("/health", "/ready"):
         status, body = await asyncio.to_thread(running.metrics.get, path)

@@ -13,7 +13,7 @@ from services.metrics.adapters.nats_alarms import Alarms
 from services.metrics.adapters.nats_erasures import Erasures
 from services.metrics.adapters.nats_partition_writer import PartitionWriter
 from services.metrics.adapters.nats_unit_search import NotErasedError, UnitSearch
-from tests.harness import NatsServer, eventually
+from tests.harness import NatsServer, contents, eventually
 from tests.service.metrics.support import EPOCH_S, STARTED_MS, TEST, stored_windows
 
 PARTITION = 5
@@ -47,9 +47,9 @@ def question(unit: int, stream: str = "METRICS", **fields: object) -> UnitQuery:
 
 
 def files_with(server: NatsServer, unit: int) -> list[Path]:
-    paths = [path for path in (server.data_dir / "nats").rglob("*.blk") if "METRICS" in str(path)]
-    assert paths
-    return [path for path in paths if f"{unit:016x}".encode() in path.read_bytes()]
+    files = {path: held for path, held in contents(server.data_dir / "nats") if path.suffix == ".blk" and "METRICS" in str(path)}
+    assert files
+    return [path for path, held in files.items() if f"{unit:016x}".encode() in held]
 
 
 async def writing(bus: Bus, erasures: Erasures) -> "asyncio.Task[None]":

@@ -64,7 +64,7 @@ class Rig:
 
         return await eventually(step, timeout_s=60, every_s=every_s)
 
-    async def ask(self, name: str, body: dict[str, Any], timeout: float = 5) -> tuple[dict[str, str], dict[str, Any]]:
+    async def ask(self, name: str, body: dict[str, Any], timeout: float = 30) -> tuple[dict[str, str], dict[str, Any]]:
         reply = await self.router.request(subjects.verdict(name), json.dumps(body).encode(), timeout=timeout)
         return reply.headers or {}, json.loads(reply.data)
 

@@ -87,7 +87,7 @@ async def test_up_down_up_again_and_out_and_a_replay_agrees(bench: Rig) -> None:
         async def ask() -> RecordReply | None:
             try:
                 headers, body = await bench.ask(
-                    "record", {"test_id": TEST, "until": recorded.details["windows_seq"]}, timeout=15
+                    "record", {"test_id": TEST, "until": recorded.details["windows_seq"]}, timeout=60
                 )
             except Exception:
                 return None

@@ -61,7 +61,7 @@ async def rolled_back(bench: Rig) -> tuple[Experiment, VerdictRecord]:
 async def record(bench: Rig, until: int | None = None, **fields: Any) -> RecordReply:
     async def ask() -> dict[str, Any] | None:
         try:
-            headers, body = await bench.ask("record", {"test_id": TEST, "until": until, **fields}, timeout=15)
+            headers, body = await bench.ask("record", {"test_id": TEST, "until": until, **fields}, timeout=60)
         except Exception:
             return None
         assert "Cypria-Error" not in headers, body
@@ -113,7 +113,7 @@ async def test_pages_of_evidence_lead_anybody_to_the_same_verdict(bench: Rig) ->
     async with app(bench.server):
         await record(bench)
         while True:
-            headers, body = await bench.ask("evidence", query, timeout=15)
+            headers, body = await bench.ask("evidence", query, timeout=60)
             assert "Cypria-Error" not in headers, body
             page = EvidenceReply.model_validate(body)
             evaluator = evaluator or TestEvaluator(page.configuration)

@@ -55,7 +55,7 @@ class Rig:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self._sock.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=30, headers=bearer())
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=60, headers=bearer())
 
     @property
     def path(self) -> Any:
@@ -75,7 +75,7 @@ class Rig:
     async def stop(self) -> None:
         await self.client.aclose()
         self._server.should_exit = True
-        await asyncio.wait_for(self._task, 20)
+        await asyncio.wait_for(self._task, 60)
         self._sock.close()
         for worker in self.workers:
             await worker.stop()
@@ -155,7 +155,7 @@ class Raw:
             await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status = int(head.split(" ", 2)[1])
             headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
@@ -163,7 +163,7 @@ class Raw:
         return status, headers, json.loads(body)
 
     async def closed(self) -> bool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.reader.read() == b""
 
 

@@ -330,8 +330,8 @@ async def test_no_key_opens_the_subjects_of_the_services_to_a_caller(nats_server
             headers = None if header is None else {"Authorization": f"Bearer {header}"}
             await nc.publish(subject, b"{}", headers=headers)
         # The server tells of a violation before it answers a PING that came after; the first may have come before.
-        await nc.flush(5)
-        await nc.flush(5)
+        await nc.flush(30)
+        await nc.flush(30)
         assert any(f'"{subject}"' in text for text in refused) is (pattern in CLOSED), pattern
     await nc.close()
 

@@ -80,15 +80,15 @@ async def test_the_bus_takes_feedback_too(rig: Rig) -> None:
 
 
 async def test_feedback_has_the_limit_of_inference_not_that_of_control(nats_server: NatsServer) -> None:
-    limits = {"rate_limit": {"control_per_minute": 1, "control_burst": 2, "inference_per_minute": 60}}
+    limits = {"rate_limit": {"control_per_minute": 1, "control_burst": 2, "inference_per_minute": 36}}
     async with running(nats_server, security={**SECURITY, **limits}) as rig:
         await rig.worker("stable")
         await rig.start_test(traffic_split_percent=0)
         token = (await rig.post()).headers["x-ab-feedback-token"]
         replies = await asyncio.gather(*(give(rig, token=token, thumbs="up") for _ in range(20)))
         statuses = [reply.status_code for reply in replies]
-        assert statuses.count(200) >= 10
-        assert statuses.count(429) >= 5
+        assert statuses.count(200) >= 6
+        assert set(statuses) == {200, 429}
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status_code == 429)
 
 
@@ -100,6 +100,6 @@ async def test_what_could_not_be_stored_is_not_confirmed_and_counts_once_when_it
     refused = await give(rig, token=token, thumbs="up")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     rig.nats.start()
-    await eventually(lambda: "bus" not in rig.path.degraded(), 30)
+    await eventually(lambda: "bus" not in rig.path.degraded())
     assert (await give(rig, token=token, thumbs="up")).status_code == 200
     assert len({said.id for said in await heard(rig)}) == 1

@@ -1,11 +1,13 @@
 """What callers get for models that are registered, unloaded and removed: requests through a real router."""
 
 import asyncio
-import time
 from typing import Any
+
+import pytest
 
 from schemas import subjects
 from schemas.v1.models import ModelEntry
+from services.router.edge import serve
 from tests.harness import eventually
 from tests.service.router.rig import Rig
 
@@ -21,7 +23,8 @@ async def put(rig: Rig, **fields: Any) -> None:
     await eventually(lambda: models.entry("m") is not None and models.entry("m").generation >= entry.generation)
 
 
-async def test_registered_is_known_unloaded_is_503_at_once_and_removed_is_404(rig: Rig) -> None:
+async def test_registered_is_known_unloaded_is_503_at_once_and_removed_is_404(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HOLD_S", 600.0)  # whoever waited for a worker would get no answer at all
     assert (await rig.post(model="m")).status_code == 404
     await put(rig)
     assert (await rig.client.get("/v1/models/m")).json()["state"] == "unavailable"
@@ -31,9 +34,7 @@ async def test_registered_is_known_unloaded_is_503_at_once_and_removed_is_404(ri
     await put(rig, desired="unloaded", generation=2, reason="not needed")
     worker.state, worker.generation = "unloaded", 2
     await eventually(lambda: not rig.path.table.ready("m"))
-    began = time.monotonic()
     refused = await rig.post(model="m")
-    assert time.monotonic() - began < 2
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unloaded")
     assert "'ops' has unloaded it (not needed)" in refused.json()["error"]["message"]
     assert refused.headers["retry-after"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import nats
+import pytest
 from faststream.nats import NatsBroker
 from nats.aio.msg import Msg
 
@@ -21,7 +22,7 @@ from schemas.v1.experiment import Experiment, RollbackOrder, VariantSummary, Ver
 from schemas.v1.inference import Heartbeat
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
-from services._runtime.clock import monotonic
+from services._runtime.clock import monotonic, now_ms
 from services.router.adapters.keys import load_keys
 from services.router.adapters.loads import Loads
 from services.router.adapters.nats_heartbeats import hear_heartbeats
@@ -128,6 +129,20 @@ class Side:
     async def start_test(self, **fields: Any) -> str:
         body = {"model_a": "stable", "model_b": "canary", **fields}
         return (await self.post("/start", body))["test_id"]
+
+
+class WallClock:
+    """The wall clock of every control side from now on, which can be put on: ``ahead_ms`` milliseconds."""
+
+    READERS = ("control.lifecycle", "control.handlers", "control.keys", "adapters.nats_experiments", "adapters.nats_keys", "adapters.nats_outbox")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead_ms = 0
+        for reader in self.READERS:
+            monkeypatch.setattr(f"services.router.{reader}.now_ms", self.now_ms)
+
+    def now_ms(self) -> int:
+        return now_ms() + self.ahead_ms
 
 
 @contextlib.asynccontextmanager
@@ -256,13 +271,13 @@ async def stream_messages(server: NatsServer, user: str, stream: str, subject: s
     """Everything that a stream holds under a subject, read with an ephemeral consumer."""
     nc = await server.connect(user)
     try:
-        js = nc.jetstream(timeout=5)
+        js = nc.jetstream(timeout=30)
         subscription = await js.subscribe(subject, stream=stream, ordered_consumer=True)
         found: list[Msg] = []
         info = await subscription.consumer_info()
         held = info.num_pending + info.delivered.consumer_seq
         while len(found) < held:
-            found.append(await subscription.next_msg(timeout=5))
+            found.append(await subscription.next_msg(timeout=30))
         return found
     finally:
         await nc.close()

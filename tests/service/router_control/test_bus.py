@@ -79,7 +79,7 @@ async def test_one_router_of_several_answers(nats_server: NatsServer) -> None:
         subscription = await nc.subscribe(inbox)
         for _ in range(10):
             await nc.publish(subjects.control("models"), b"", reply=inbox, headers={"Authorization": "Bearer secret-viewer"})
-        replies = [await subscription.next_msg(timeout=10) for _ in range(10)]
+        replies = [await subscription.next_msg(timeout=60) for _ in range(10)]
         assert all(r.headers["Cypria-Status"] == "200" for r in replies)
         # Everything published is answered: one more round trip shows that no eleventh answer is on its way.
         await ask(nc, "models")

@@ -86,9 +86,10 @@ async def test_gradual_rollback_goes_down_in_steps_by_itself(nats_server: NatsSe
         test_id = await router.start_test(traffic_split_percent=8)
         reply = await router.post("/rollback", {"speed": "gradual"})
         assert reply == {"status": "rolling_back", "test_id": test_id}
-        ended = await router.control.experiments.ended(test_id, 20)
+        ended = await router.control.experiments.ended(test_id, 60)
         assert ended is not None
         assert ended.status == "rolled_back"
+        await eventually(lambda: not router.control.experiments.by_id(test_id).outbox)
         splits = [
             json.loads(m.data)["data"]["share_bp"]
             for m in await stream_messages(nats_server, "router", "EVENTS", "cypria.event.test.split_changed")
@@ -109,7 +110,7 @@ async def test_a_test_ends_by_itself_when_its_time_is_up(nats_server: NatsServer
     async with others(nats_server) as rest, side(nats_server) as router:
         rest.answers[subjects.verdict("final")] = final(Decision.KEEP_A)
         test_id = await router.start_test(test_duration_minutes=0.005)
-        ended = await router.control.experiments.ended(test_id, 20)
+        ended = await router.control.experiments.ended(test_id, 60)
         assert ended is not None
         assert ended.result is not None
         assert (ended.status, ended.result.decision) == ("completed", "keep_a")
@@ -170,7 +171,7 @@ async def test_a_stop_that_a_dead_router_left_is_finished_by_another(nats_server
             await eventually(lambda: (e := two.control.experiments.by_id(test_id)) and e.stopping)
             stop.cancel()
         rest.answers[subjects.verdict("final")] = final()
-        ended = await two.control.experiments.ended(test_id, 30)
+        ended = await two.control.experiments.ended(test_id, 60)
         assert ended is not None
         assert ended.result is not None
         assert ended.result.decision == "promote_b"
@@ -194,7 +195,7 @@ async def test_a_breakers_order_is_carried_out(nats_server: NatsServer) -> None:
         one.control.experiments.request_rollback(test_id, order)
         assert one.path.blocked == [test_id]
         await eventually(lambda: two.path.blocked == [test_id])
-        ended = await two.control.experiments.ended(test_id, 20)
+        ended = await two.control.experiments.ended(test_id, 60)
         assert ended is not None
         assert ended.rollback == order
 

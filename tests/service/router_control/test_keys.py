@@ -5,11 +5,13 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from schemas import streams, subjects
 from schemas.v1.keys import KeyEntry
 from services._runtime.clock import now_ms
 from tests.harness import NatsServer, eventually
-from tests.service.router_control.sides import Side, side, stream_messages
+from tests.service.router_control.sides import Side, WallClock, side, stream_messages
 from tests.service.router_control.test_bus import ask, told
 
 HASHES = ("sha256", "previous_sha256")
@@ -58,15 +60,18 @@ async def _is(router: Side, key: str, expected: int) -> bool:
     return await status(router, key) == expected
 
 
-async def test_keys_expire_by_the_clock(nats_server: NatsServer) -> None:
+async def test_keys_expire_by_the_clock(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = WallClock(monkeypatch)
     async with side(nats_server) as one, side(nats_server) as two:
-        short = await one.post("/keys", {"name": "short", "role": "viewer", "expires_in_days": 1.2 / 86_400})
+        short = await one.post("/keys", {"name": "short", "role": "viewer", "expires_in_days": 1})
         turned = await one.post("/keys", {"name": "turned", "role": "viewer"})
-        after = await one.post("/keys/turned/rotate", {"overlap_seconds": 1})
-        await eventually(lambda: _is(two, short["key"], 200), 1.0)
+        after = await one.post("/keys/turned/rotate", {"overlap_seconds": 3600})
+        for key in (short, turned, after):
+            await eventually(lambda k=key: _is(two, k["key"], 200))
+        clock.ahead_ms = 86_400_000
         for router in (one, two):
-            await eventually(lambda r=router: _is(r, short["key"], 401), 3.0)
-            await eventually(lambda r=router: _is(r, turned["key"], 401), 3.0)
+            await eventually(lambda r=router: _is(r, short["key"], 401))
+            await eventually(lambda r=router: _is(r, turned["key"], 401))
             assert await status(router, after["key"]) == 200
         shown = {key["name"]: key for key in (await one.get("/keys"))["keys"]}
         assert (shown["short"]["state"], shown["turned"]["state"], shown["turned"]["previous_until"]) == ("expired", "active", None)
@@ -123,7 +128,7 @@ async def test_configured_keys_are_listed_and_revoked_but_not_rotated(nats_serve
         await refused(one, "/keys", {"name": "viewer", "role": "admin"}, 409, "key_exists")
         assert "create another admin's key" in await refused(one, "/keys/admin/revoke", {}, 409, "last_admin_key")
         assert (await one.post("/keys/viewer/revoke", {}))["state"] == "revoked"
-        await eventually(lambda: _is(two, "secret-viewer", 401), 1.0)
+        await eventually(lambda: _is(two, "secret-viewer", 401))
         shown = {key["name"]: key["state"] for key in (await two.get("/keys"))["keys"]}
         assert shown == {"admin": "active", "client": "active", "operator": "active", "viewer": "revoked"}
         async with side(nats_server) as late:  # a restart does not bring it back
@@ -138,7 +143,7 @@ async def test_two_admins_that_revoke_each_other_at_once_leave_one(nats_server: 
         for n in range(4):
             headers = {"Authorization": f"Bearer {key}"}
             spare = (await one.post("/keys", {"name": f"spare{n}", "role": "admin"}, headers=headers))["key"]
-            await eventually(lambda k=spare: _is(two, k, 200), 2.0)
+            await eventually(lambda k=spare: _is(two, k, 200))
             first, second = await asyncio.gather(
                 one.call("POST", f"/keys/spare{n}/revoke", json={}, headers=headers),
                 two.call("POST", f"/keys/{name}/revoke", json={}, headers={"Authorization": f"Bearer {spare}"}),
@@ -147,7 +152,7 @@ async def test_two_admins_that_revoke_each_other_at_once_leave_one(nats_server: 
             if second.status_code == 200:
                 name, key = f"spare{n}", spare
             for router in (one, two):
-                await eventually(lambda r=router, k=key: _is(r, k, 200), 2.0)
+                await eventually(lambda r=router, k=key: _is(r, k, 200))
             if first.status_code == second.status_code:  # each saw the other: both have stayed
                 await one.post(f"/keys/spare{n}/revoke", {}, headers=headers)
 
@@ -219,13 +224,13 @@ async def test_the_same_over_the_bus_and_neither_key_nor_hash_is_kept_in_the_rec
 async def test_without_a_bus_a_router_keeps_what_it_knows_and_catches_up(nats_server: NatsServer) -> None:
     async with side(nats_server) as one, side(nats_server) as two:
         key = (await one.post("/keys", {"name": "ci", "role": "viewer"}))["key"]
-        await eventually(lambda: _is(two, key, 200), 1.0)
+        await eventually(lambda: _is(two, key, 200))
         nats_server.kill()
         await eventually(lambda: not one.bus.connected and not two.bus.connected)
         assert [await status(r, k, "/config") for r in (one, two) for k in (key, "secret-admin")] == [403, 200, 403, 200]
         nats_server.start()
         await one.post("/keys/ci/revoke", {})
-        await eventually(lambda: _is(two, key, 401), 10.0)
+        await eventually(lambda: _is(two, key, 401))
 
 
 async def test_names_of_old_keys_are_forgotten_with_the_next_one(nats_server: NatsServer) -> None:

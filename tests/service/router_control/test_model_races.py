@@ -142,19 +142,19 @@ async def test_exactly_one_happens_between_two_routers_in_a_hurry(nats_server: N
             while len(router.control.models.entries()) < 2 * len(names):
                 await asyncio.sleep(0.01)
 
-        async def later(work: Callable[[], Awaitable[Any]], up_to: float = 0.01) -> Any:
+        async def later(work: Callable[[], Awaitable[Any]], up_to: float) -> Any:
             await asyncio.sleep(draw.random() * up_to)
             return await work()
 
-        head_start = 0.01  # of the start, in seconds: moved by who won, so that the race stays close on any machine
+        lead = 1.0  # of the start: moved by who won, so that the race stays close on any machine
         for number, (name, kind) in enumerate(zip(names, kinds, strict=True)):
             changer, starter = (one, two) if number % 2 else (two, one)
             method, path, body = change_of(name, kind)
             pair = (f"a-{name}", name) if number % 3 else (name, f"a-{name}")
             started, changed = await asyncio.gather(
-                later(lambda s=starter, p=pair: s.call("POST", "/start", json={"model_a": p[0], "model_b": p[1]})),
-                later(lambda c=changer, m=method, p=path, b=body: c.call(m, p, json=b), head_start),
+                later(lambda s=starter, p=pair: s.call("POST", "/start", json={"model_a": p[0], "model_b": p[1]}), 0.01 / lead),
+                later(lambda c=changer, m=method, p=path, b=body: c.call(m, p, json=b), 0.01 * lead),
             )
             won.append(await one_of_both_happened(one, name, started, changed))
-            head_start *= 1.5 if won[-1] == "change" else 0.6
+            lead *= 1.5 if won[-1] == "change" else 0.6
     assert set(won) == {"start", "change"}

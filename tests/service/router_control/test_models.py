@@ -45,7 +45,7 @@ def stage(one: Side, name: str = "m") -> tuple[str, str, int]:
 
 
 async def settled(one: Side, name: str = "m", desired: str = "loaded") -> int:
-    await eventually(lambda: stage(one, name)[:2] == (desired, "settled"), 10)
+    await eventually(lambda: stage(one, name)[:2] == (desired, "settled"))
     return stage(one, name)[2]
 
 
@@ -188,7 +188,7 @@ async def test_without_workers_it_is_accepted_and_loaded_when_one_comes(nats_ser
         assert (await here.get("/models/m"))["state"] == "unavailable"
         async with workers(nats_server, "w1"):
             await settled(here)
-        await eventually(lambda: not here.path.beats(), 5)
+        await eventually(lambda: not here.path.beats())
         assert (await here.get("/models/m"))["state"] == "unavailable"
         assert [m["name"] for m in (await here.get("/models"))["models"]] == ["m"]
 
@@ -350,12 +350,12 @@ async def test_the_bus_has_the_same_verbs(nats_server: NatsServer) -> None:
     async with workers(nats_server, "w1"), router(nats_server) as here:
         nc = await nats_server.connect("caller")
         headers = {"Authorization": "Bearer secret-admin"}
-        done = await nc.request(subjects.control("models-register"), json.dumps(SPEC).encode(), headers=headers, timeout=5)
+        done = await nc.request(subjects.control("models-register"), json.dumps(SPEC).encode(), headers=headers, timeout=30)
         assert json.loads(done.data)["status"] == "registered"
         await settled(here)
-        shown = await nc.request(subjects.control("model"), b'{"name": "m"}', headers=headers, timeout=5)
+        shown = await nc.request(subjects.control("model"), b'{"name": "m"}', headers=headers, timeout=30)
         assert json.loads(shown.data)["by_worker"][0]["worker"] == "w1"
-        gone = await nc.request(subjects.control("models-remove"), b'{"name": "m"}', headers=headers, timeout=5)
+        gone = await nc.request(subjects.control("models-remove"), b'{"name": "m"}', headers=headers, timeout=30)
         assert json.loads(gone.data)["status"] == "removed"
         await nc.close()
 

@@ -5,13 +5,15 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from schemas import streams, subjects
 from schemas.v1.common import rfc3339
 from schemas.v1.experiment import Experiment
 from services._runtime.clock import now_ms
 from tests.fakes.frame_worker import FrameWorker
 from tests.harness import NatsServer, eventually
-from tests.service.router_control.sides import Side, act, others, side, stream_messages
+from tests.service.router_control.sides import Side, WallClock, act, others, side, stream_messages
 
 
 def ramp(*percents: float, **fields: Any) -> dict[str, Any]:
@@ -109,13 +111,17 @@ async def test_a_step_down_is_carried_out_and_taken_back_across_a_restart(nats_s
         ]  # fmt: skip
 
 
-async def test_a_scheduled_ramp_begins_at_its_launch_and_goes_no_further_before(nats_server: NatsServer) -> None:
+async def test_a_scheduled_ramp_begins_at_its_launch_and_goes_no_further_before(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = WallClock(monkeypatch)
     async with others(nats_server), side(nats_server) as router:
-        when = now_ms() + 1200
+        when = now_ms() + 3_600_000
         test_id = await router.start_test(ramp=ramp(1, 5, soak_minutes=1), schedule=rfc3339(when))
         scheduled = await at(router, test_id, version=1)
         await act(nats_server, scheduled, "advance")
         assert (await router.get("/status"))["ramp"]["soak_left_minutes"] == 1
+        clock.ahead_ms = 3_600_000
         running = await at(router, test_id, version=2, status="running")
         assert running.ramp is not None
         assert running.ramp.since_ms >= when
@@ -168,11 +174,14 @@ async def workers(server: NatsServer, *, load: int, capacity: int = 1000) -> Asy
             await worker.stop()
 
 
-async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_shown(nats_server: NatsServer) -> None:
+async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_shown(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = WallClock(monkeypatch)
     quick = {"step_s": 0.4, "slot_s": 0.25}
     async with others(nats_server), workers(nats_server, load=100) as (stable, _), side(nats_server, **quick) as one:
         stable.queued = 3
-        test_id = await one.start_test(traffic_split_percent=50, test_duration_minutes=0.03)
+        test_id = await one.start_test(traffic_split_percent=50, test_duration_minutes=60)
         assert await one.post("/rollback", {"speed": "gradual"}) == {"status": "rolling_back", "test_id": test_id}
         wants = "the queue of 'stable' to empty"
         await eventually(lambda: (e := one.control.experiments.by_id(test_id)) and e.descent and e.descent.waiting == wants)
@@ -182,8 +191,9 @@ async def test_a_gradual_rollback_waits_for_a_queue_and_goes_no_faster_than_was_
         async with side(nats_server, **quick) as two:  # a second router, which takes part from now on
             await eventually(lambda: two.path.load("stable").running)
             assert (await at(two, test_id)).version == held.version, "waiting is written once, not for every look"
+            clock.ahead_ms = 2 * 3_600_000
             stable.queued = 0
-            ended = await two.control.experiments.ended(test_id, 30)
+            ended = await two.control.experiments.ended(test_id, 60)
             assert ended is not None
             assert ended.status == "rolled_back"
             assert ended.ended_ms > ended.ends_ms, "what was begun goes on in steps past the end of the test's time"

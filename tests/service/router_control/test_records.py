@@ -218,7 +218,7 @@ async def test_a_report_on_the_bus_in_the_format_asked_for(nats_server: NatsServ
 
         async def ask() -> Any:
             body = json.dumps({"test_id": test_id, "accept": "text/markdown"}).encode()
-            return await caller.request(subjects.control("report"), body, headers=headers, timeout=10)
+            return await caller.request(subjects.control("report"), body, headers=headers, timeout=60)
 
         reply = await eventually(ask)
         assert reply.headers["content-type"] == "text/markdown; charset=utf-8"

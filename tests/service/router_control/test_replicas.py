@@ -64,7 +64,7 @@ async def test_a_monitors_order_is_taken_by_every_router_and_written_once(nats_s
         await command(nats_server, test_id)
         await eventually(lambda: one.path.blocked == two.path.blocked == [test_id])
         for router in (one, two):
-            ended = await router.control.experiments.ended(test_id, 20)
+            ended = await router.control.experiments.ended(test_id, 60)
             assert ended is not None
             assert (ended.status, ended.version, ended.rollback) == ("rolled_back", 2, order())
         await command(nats_server, test_id)  # repeated until the monitor sees the end: nothing happens twice
@@ -82,7 +82,7 @@ async def test_an_order_that_cannot_be_read_is_dead_lettered_and_stops_nothing(n
         asked = RollbackRequested(test_id=test_id, model_a="stable", order=order())
         await nc.publish(subjects.rollback(test_id), dump(envelope("rollback.requested", "x.1.r", "monitor", 5, asked)))
         await nc.close()
-        assert await router.control.experiments.ended(test_id, 20)
+        assert await router.control.experiments.ended(test_id, 60)
 
 
 async def _dead(server: NatsServer) -> bool:
@@ -111,7 +111,7 @@ async def test_state_and_commands_survive_a_killed_nats_server(nats_server: Nats
         async with others(nats_server):
             assert (await two.post("/rollback"))["status"] == "rolled_back"
             await eventually(lambda: one.path.blocked == [test_id])
-            ended = await one.control.experiments.ended(test_id, 20)
+            ended = await one.control.experiments.ended(test_id, 60)
             assert ended is not None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from schemas.v1.common import unix_ms
 from schemas.v1.units import Tombstone
 from services.router.domain.salts import ORPHANED_MS
-from tests.harness import NatsServer, eventually
+from tests.harness import NatsServer, contents, eventually
 from tests.service.router_control.sides import Side, side, stream_messages
 
 HOUR = 3_600_000
@@ -26,9 +26,9 @@ def held(router: Side) -> dict[str, bytes]:
 
 def stored(server: NatsServer, raw: bytes) -> list[Path]:
     """Files of the server that hold these bytes, as they are or in hex."""
-    files = [path for path in (server.data_dir / "nats").rglob("*") if path.is_file()]
+    files = dict(contents(server.data_dir / "nats"))
     assert files
-    return [path for path in files if any(form in path.read_bytes() for form in (raw, raw.hex().encode()))]
+    return [path for path, held in files.items() if any(form in held for form in (raw, raw.hex().encode()))]
 
 
 async def destroyed(server: NatsServer) -> list[str]:
@@ -204,8 +204,9 @@ async def test_tombstones_are_known_everywhere_and_go_with_the_salt(nats_server:
         assert unit in one.control.parts.erasures.of(test_id)
         await one.post("/rollback")
         ended = one.control.experiments.by_id(test_id).ended_ms
+        await eventually(lambda: not two.control.experiments.by_id(test_id).live)
         for router in (one, two):
             await router.control.forgetter.look(ended + HOUR)
             assert not router.control.parts.erasures.of(test_id)
-        files = [path for path in (nats_server.data_dir / "nats").rglob("*.blk") if path.is_file()]
-        assert not [path for path in files if f"{unit:016x}".encode() in path.read_bytes()]
+        files = contents(nats_server.data_dir / "nats")
+        assert not [path for path, held in files if path.suffix == ".blk" and f"{unit:016x}".encode() in held]

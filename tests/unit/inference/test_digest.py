@@ -18,6 +18,7 @@ from services.inference.adapters import digest, digest_cache
 from services.inference.adapters.digest import IntegrityError, Snapshot, StoppedError, digest_dir, digest_of, snapshot
 from services.inference.adapters.digest_cache import DigestCache, shows_changes
 from services.inference.adapters.integrity import Sources, unchanged, verified, verify
+from tests.harness import eventually
 from tests.unit.inference.conftest import check, safetensors
 
 STABLE = Path(__file__).parents[3] / "infra" / "models" / "stable"
@@ -303,12 +304,10 @@ async def test_cancelling_ends_the_reading(model: Path) -> None:
     seen: list[float] = []
     config = Model(name="m", engine="transformers", path=model)
     task = asyncio.create_task(verified(config, Sources(), progress=lambda _, share: seen.append(share)))
-    async with asyncio.timeout(20):
-        while not seen:
-            await asyncio.sleep(0.005)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    await eventually(lambda: seen, every_s=0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert seen[-1] < 1
 
 

@@ -72,7 +72,7 @@ async def test_what_is_held_goes_out_by_itself_when_nothing_follows() -> None:
     async def app(send: Send) -> None:
         for number in range(6):
             await send(piece(str(number)))
-        await asyncio.wait_for(all_seen.wait(), 5)
+        await asyncio.wait_for(all_seen.wait(), 60)
 
     got = await frames_of(app, JOIN_S, lambda texts: all_seen.set() if texts[-1:] == ["45"] else None)
     assert (bodies(got), got[-1][0]) == (["0", "1", "2", "3", "45"], frames.END)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -49,10 +48,8 @@ async def test_the_callers_decision_counts_before_the_ratio_and_a_dead_collector
         assert fresh is not None
         assert TRACE not in tracing.header(fresh)
         all_of_them.end(fresh, monotonic(), {})
-    began = time.monotonic()
     await all_of_them.stop()
     await none_of_them.stop()
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://c:4317", "http://user:word@c:4318/v1/traces"])
