@@ -148,15 +148,18 @@ class WallClock:
 @contextlib.asynccontextmanager
 async def side(
     server: NatsServer, *, step_s: float = 10.0, slot_s: float | None = None, names: tuple[str, ...] | None = None,
-    forget_s: float = 600.0, **sections: Any,
+    forget_s: float = 600.0, answer_s: float = 20.0, **sections: Any,
 ) -> AsyncIterator[Side]:  # fmt: skip
-    """With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds.
+    """It waits ``answer_s`` for each answer of the bus, however slow the machine is; for 2 s where the bus is to be away.
+
+    With ``slot_s`` it hears workers' heartbeats and takes loads from them, as means over so many seconds.
 
     ``names``: models that it takes for ready without having heard of them.
     """
     settings = server.settings("router", **{"security": SECURITY, **sections})
     bus = Bus(settings, "router")
     await bus.connect()
+    bus.js._timeout = answer_s
     broker = make_broker(settings, "router")
     ring = load_keys(settings.security.api_keys, KEYS)
     control = build_control(settings, bus, ring, root_salt=b"pepper", step_s=step_s, forget_s=forget_s)

@@ -145,7 +145,7 @@ async def test_an_action_that_cannot_be_read_is_dead_lettered_and_stops_nothing(
 
 
 async def test_actions_are_taken_when_the_bus_returns_and_never_on_another_version(nats_server: NatsServer) -> None:
-    async with side(nats_server) as one, side(nats_server) as two:
+    async with side(nats_server, answer_s=2) as one, side(nats_server, answer_s=2) as two:
         test_id = await one.start_test(ramp=ramp(1, 5, 10))
         first = await at(two, test_id, version=1)
         nats_server.kill()

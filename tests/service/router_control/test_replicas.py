@@ -95,7 +95,7 @@ async def _dead(server: NatsServer) -> bool:
 
 
 async def test_state_and_commands_survive_a_killed_nats_server(nats_server: NatsServer) -> None:
-    async with side(nats_server) as one, side(nats_server) as two:
+    async with side(nats_server, answer_s=2) as one, side(nats_server, answer_s=2) as two:
         test_id = await one.start_test()
         await eventually(lambda: two.control.experiments.by_id(test_id))
         nats_server.kill()
@@ -116,7 +116,7 @@ async def test_state_and_commands_survive_a_killed_nats_server(nats_server: Nats
 
 
 async def test_a_rollback_ordered_while_the_bus_is_away_is_carried_out_when_it_returns(nats_server: NatsServer) -> None:
-    async with side(nats_server) as router:
+    async with side(nats_server, answer_s=2) as router:
         test_id = await router.start_test()
         nats_server.kill()
         await eventually(lambda: not router.bus.connected)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 from schemas.v1.common import unix_ms
 from schemas.v1.units import Tombstone
@@ -120,8 +121,8 @@ async def test_the_salt_of_an_ended_test_is_destroyed_after_the_grace_and_no_byt
 
 
 async def test_salts_outlive_a_killed_nats_server_and_go_by_themselves(nats_server: NatsServer) -> None:
-    privacy = {"unit_salt_grace_minutes": 0}
-    async with side(nats_server, forget_s=0.1, privacy=privacy) as one, side(nats_server, forget_s=0.1, privacy=privacy) as two:
+    less: dict[str, Any] = {"forget_s": 0.1, "answer_s": 2, "privacy": {"unit_salt_grace_minutes": 0}}
+    async with side(nats_server, **less) as one, side(nats_server, **less) as two:
         test_id = await one.start_test()
         await eventually(lambda: set(held(two)) == {test_id})
         nats_server.kill()
