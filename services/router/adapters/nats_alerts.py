@@ -15,8 +15,21 @@ log = get_logger(__name__)
 PATIENCE_S = 60.0
 
 
+def alert_id(alert: Alert) -> str:
+    """The event's id, of the incident and its state: the same from every router."""
+    return f"{alert.incident}.{'resolved' if alert.resolved else 'raised'}.{alert.at_ms}"
+
+
+async def publish_alert(bus: Bus, alert: Alert, patience_s: float) -> None:
+    """Until ALERTS has it, which takes it once within two minutes. Raises what the bus does after ``patience_s``."""
+    event_id = alert_id(alert)
+    payload = dump(envelope("alert", event_id, "router", alert.at_ms, alert, alert.test_id))
+    headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
+    await publish_durable(bus.js, subjects.alert(alert.level), payload, headers, patience_s=patience_s)
+
+
 class AlertSink:
-    """Publishes alerts without holding anyone up; the incident and its state make the event's id."""
+    """Publishes alerts without holding anyone up."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -36,11 +49,7 @@ class AlertSink:
                 task.cancel()
 
     async def _publish(self, alert: Alert) -> None:
-        event_id = f"{alert.incident}.{'resolved' if alert.resolved else 'raised'}.{alert.at_ms}"
-        payload = dump(envelope("alert", event_id, "router", alert.at_ms, alert, alert.test_id))
-        headers = {"Nats-Msg-Id": event_id, "content-type": CONTENT_TYPE}
-        subject = subjects.alert(alert.level)
         try:
-            await publish_durable(self._bus.js, subject, payload, headers, patience_s=PATIENCE_S)
+            await publish_alert(self._bus, alert, PATIENCE_S)
         except (NatsError, TimeoutError, OSError) as exc:
             log.error("alert_not_published", incident=alert.incident, title=alert.title, error=repr(exc))

@@ -10,7 +10,6 @@ from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.bus import Bus
 from services._runtime.settings_model import Settings
 from services.router.adapters.nats_actions import Actions
-from services.router.adapters.nats_alerts import AlertSink
 from services.router.adapters.nats_audit import AuditLog
 from services.router.adapters.nats_erasures import NatsErasures
 from services.router.adapters.nats_experiments import NatsExperiments
@@ -18,6 +17,7 @@ from services.router.adapters.nats_feed import Feed
 from services.router.adapters.nats_keys import NatsKeys
 from services.router.adapters.nats_models import NatsModels
 from services.router.adapters.nats_monitoring import NatsMonitoring
+from services.router.adapters.nats_notices import Notices
 from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_peers import NatsPeers
 from services.router.adapters.nats_plans import NatsPlans
@@ -201,7 +201,7 @@ def build_control(
     dispatcher = Dispatcher(handlers, door, limits, recorder)
     door.on_guessing(recorder.guessed)
     forgetter = Forgetter(parts, forget_s)
-    expiring = Expiring(parts.keys, AlertSink(bus))
+    expiring = Expiring(parts.keys, Notices(bus))
     max_body = settings.http.max_body_bytes
     live = Live(told.snapshot)
     app = build_app(dispatcher, parts.feed, live, max_body)

@@ -6,10 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas import streams, subjects
+from schemas.v1.alerts import Alert
 from schemas.v1.keys import KeyEntry
+from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
+from services.router.adapters import nats_notices
+from services.router.adapters.nats_alerts import publish_alert
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Side, WallClock, side, stream_messages
 from tests.service.router_control.test_bus import ask, told
@@ -112,6 +117,72 @@ async def test_whoever_looks_tells_the_same_once_of_a_key_that_ends_soon_and_of_
         look(23.2)
         look(30.1)
         await eventually(lambda: _holds(told, [*raised("brief", "ci", "night", "old"), *over("brief", "ci", "night", "old")]))
+
+
+async def expiries(server: NatsServer) -> list[str]:
+    """What was told of the ends of keys, `NAME.raised` or `NAME.resolved`, in the order of the stream."""
+    events = await stream_messages(server, "alerts", "ALERTS", "cypria.alert.>")
+    ids = [json.loads(message.data)["id"].split(".") for message in events]
+    return [f"{name}.{what}" for _, name, _, what, _ in ids]
+
+
+async def test_a_warning_that_the_bus_was_away_for_is_told_when_it_is_back(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_notices, "ROUND_S", 0.2)
+    monkeypatch.setattr(nats_notices, "PAUSE_S", 0.1)
+    async with side(nats_server, answer_s=2) as one, side(nats_server, answer_s=2) as two:
+        begun, day = now_ms(), 86_400_000
+        for name, days in (("ci", 30), ("night", 30), ("long", 40)):
+            await one.post("/keys", {"name": name, "role": "operator", "expires_in_days": days})
+        await eventually(lambda: len(two.control.parts.keys.entries()) == 3)
+
+        def look(days: float) -> None:
+            for router in (one, two):
+                router.control.expiring.look(round(begun + days * day))
+
+        nats_server.kill()
+        await eventually(lambda: not one.bus.connected and not two.bus.connected)
+        with capture_logs() as logged:
+            look(24)
+            await eventually(lambda: sum(line["event"] == "notice_waits" for line in logged) == 4)  # each has given up once
+        look(30.1)  # they have expired, and nobody was warned
+        look(34)  # and the next one will
+        nats_server.start()
+        for router in (one, two):
+            await eventually(lambda router=router: not router.control.expiring._notices._tasks)
+        found = await expiries(nats_server)
+        assert len(found) == 5
+        for name, told in (("ci", ["raised", "resolved"]), ("night", ["raised", "resolved"]), ("long", ["raised"])):
+            assert [one.partition(".")[2] for one in found if one.startswith(name)] == told, "each once, in its order"
+
+
+async def test_whoever_is_late_looks_whether_another_has_told_it(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_notices, "PAUSE_S", 0.01)
+    admin = await nats_server.connect("provision")
+    alerts = (await admin.jetstream().stream_info(streams.ALERTS.name)).config
+    await admin.jetstream().update_stream(alerts.evolve(duplicate_window=0.1))  # the server has forgotten the ids
+    await admin.close()
+    async with side(nats_server) as one, side(nats_server) as two:
+        begun, day = now_ms(), 86_400_000
+        await one.post("/keys", {"name": "ci", "role": "operator", "expires_in_days": 30})
+        await eventually(two.control.parts.keys.entries)
+        one.control.expiring.look(begun + 24 * day)
+        await eventually(lambda: not one.control.expiring._notices._tasks)
+        failed: list[str] = []
+
+        async def once_in_vain(bus: Bus, alert: Alert, patience_s: float) -> None:
+            if alert.incident not in failed:
+                failed.append(alert.incident)
+                raise TimeoutError
+            await publish_alert(bus, alert, patience_s)
+
+        monkeypatch.setattr(nats_notices, "publish_alert", once_in_vain)
+        for days, told in ((24, ["ci.raised"]), (30.1, ["ci.raised", "ci.resolved"])):
+            two.control.expiring.look(round(begun + days * day))
+            await eventually(lambda: not two.control.expiring._notices._tasks)
+            assert await expiries(nats_server) == told
+        assert failed == ["key.ci.expiry"]
 
 
 async def _holds(told: Callable[[], Awaitable[list[tuple[str, str, bool]]]], expected: list[tuple[str, str, bool]]) -> bool:
@@ -222,7 +293,7 @@ async def test_the_same_over_the_bus_and_neither_key_nor_hash_is_kept_in_the_rec
 
 
 async def test_without_a_bus_a_router_keeps_what_it_knows_and_catches_up(nats_server: NatsServer) -> None:
-    async with side(nats_server) as one, side(nats_server) as two:
+    async with side(nats_server, answer_s=2) as one, side(nats_server, answer_s=2) as two:
         key = (await one.post("/keys", {"name": "ci", "role": "viewer"}))["key"]
         await eventually(lambda: _is(two, key, 200))
         nats_server.kill()
