@@ -244,7 +244,10 @@ async def test_a_callers_trace_goes_on_through_router_and_worker_to_the_engine(
         assert root.parent == span
         assert spans["cypria-router assign"].parent == dispatch.parent == root.id
         assert work.parent == dispatch.id
-        assert spans["cypria-inference queue"].parent == spans["cypria-inference engine"].parent == work.id
+        engine = spans["cypria-inference engine"]
+        assert spans["cypria-inference queue"].parent == engine.parent == work.id
+        upstream = getattr(product, model).seen.headers
+        assert f"00-{trace}-{engine.id}-01" in [one.get("traceparent") for one in upstream], "who computes can go on with it"
         about = root.attributes
         assert about["cypria.test_id"] == test_id
         assert about["cypria.variant"] == ("b" if model == "canary" else "a")
@@ -253,7 +256,7 @@ async def test_a_callers_trace_goes_on_through_router_and_worker_to_the_engine(
         assert about["http.response.status_code"] == 200
         assert work.name == f"chat {model}"
         assert about["gen_ai.usage.output_tokens"] == work.attributes["gen_ai.usage.output_tokens"] > 0
-        assert spans["cypria-inference engine"].events == (["first_token"] if stream else [])
+        assert engine.events == (["first_token"] if stream else [])
         by_id = {one.id: one for one in spans.values()}
         for one in spans.values():
             assert one.began_ns <= one.ended_ns
@@ -271,7 +274,7 @@ async def test_a_failure_is_told_as_one_and_what_nobody_traces_is_not_told_at_al
     product: Product, collector: Collector,
 ) -> None:  # fmt: skip
     quiet, _, unsampled = caller(sampled=False)
-    before = len(collector.spans)
+    before, heads = len(collector.spans), len(product.stable.seen.headers)
     for traceparent in (unsampled, "", "00-nonsense", f"00-{'0' * 32}-{'0' * 16}-01"):
         assert (await product.chat(headers={"traceparent": traceparent})).status_code == 200
     trace, _, traceparent = caller()
@@ -280,6 +283,8 @@ async def test_a_failure_is_told_as_one_and_what_nobody_traces_is_not_told_at_al
     await eventually(lambda: len(collector.of(trace)) == 6)
     assert len(collector.spans) == before + 6
     assert collector.of(quiet) == {}
+    told = [one.get("traceparent") for one in product.stable.seen.headers[heads:]]
+    assert (told[:4], {one[3:35] for one in told[4:]}) == ([None] * 4, {trace})
     spans = collector.of(trace)
     assert spans["cypria-inference engine"].attributes["error.type"] == spans["cypria-router dispatch"].attributes["error.type"]
     assert spans["cypria-router request"].attributes["error.type"] == "500"

@@ -48,7 +48,7 @@ class Report:
 @dataclass(slots=True)
 class EngineRequest:
     """One request. ``route`` is chat, completions or embeddings; ``body`` is OpenAI JSON of that route, and
-    ``wants`` what `requests.read` made of it.
+    ``wants`` what `requests.read` made of it. ``trace`` is the W3C traceparent of a request that is traced, else "".
 
     A stream must end with its usage in an event of its own where the engine can tell it, whether or not the
     caller asked: the worker needs it, and takes it out again.
@@ -59,6 +59,7 @@ class EngineRequest:
     wants: Wants
     stream: bool = False
     report: Report = field(default_factory=Report)
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

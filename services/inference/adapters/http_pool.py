@@ -229,8 +229,10 @@ class HttpPool:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
 
-    async def post(self, path: str, body: bytes) -> Connection:
-        """The response's connection, its head read; hand it back with `release`. Raises HttpError."""
+    async def post(self, path: str, body: bytes, trace: str = "") -> Connection:
+        """The response's connection, its head read; hand it back with `release`. ``trace`` goes along as `traceparent`,
+        where there is one. Raises HttpError.
+        """
         connection = self._take() or await self._connect()
         self._busy.add(connection)
         if self._timer is None:
@@ -240,7 +242,8 @@ class HttpPool:
             line = f"POST {self._path}{path} HTTP/1.1\r\n{self._fields}Content-Length: "
             head = self._heads[path] = line.encode()
         try:
-            await connection.exchange(b"%b%d\r\n\r\n" % (head, len(body)), body)
+            traced = f"traceparent: {trace}\r\n".encode() if trace else b""
+            await connection.exchange(b"%b%d\r\n%b\r\n" % (head, len(body), traced), body)
         except BaseException:
             self.release(connection)
             raise

@@ -1,6 +1,7 @@
 """A request in flight on this worker."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from schemas.v1.inference import MAX_PIECE, InferRequest, ReplyHead
 from services.inference.adapters.engine import Report
@@ -10,6 +11,9 @@ from services.inference.domain.outflow import Outflow
 from services.inference.domain.replies import Inspector
 from services.inference.domain.requests import Wants
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
 LOST = "router_lost"
 STOPPED = "stopped"
 """Besides the outcomes ``timeout`` and ``client_cancel``, what may cut a job short."""
@@ -18,11 +22,13 @@ _NO_WANTS = Wants()
 
 
 class Job:
-    """A request in flight. ``end`` says why it was cut short, if it was."""
+    """A request in flight. ``end`` says why it was cut short, if it was; ``spans`` are the worker's and the engine's of
+    one that is traced, once it is the engine's turn.
+    """
 
     __slots__ = (
         "body", "content", "end", "engine_at", "flow", "frame", "head", "head_sent", "inspector", "last", "legacy",
-        "model", "reply", "report", "running", "slot", "started", "task", "waiting", "wake",
+        "model", "reply", "report", "running", "slot", "spans", "started", "task", "waiting", "wake",
     )  # fmt: skip
 
     def __init__(self, model: ServedModel, frame: InferRequest, body: bytes, reply: str, now: float) -> None:
@@ -40,6 +46,7 @@ class Job:
         self.legacy: LegacyReply | None = None
         self.inspector = Inspector(_NO_WANTS)
         self.report = Report()
+        self.spans: tuple[Span, Span] | None = None
         self.end: str | None = None
         self.running = False
         self.waiting = False

@@ -35,7 +35,8 @@ class OpenAIEngine:
     """Passes bodies on and answers back, byte for byte but for the model's name and the usage of streams.
 
     ``engine_args``: ``include_usage: false`` for a server that refuses `stream_options`; ``headers``: a mapping
-    of further HTTP headers.
+    of further HTTP headers. A request that is traced carries the engine's span along, so that the server can go on with
+    the trace.
     """
 
     name = "openai"
@@ -52,6 +53,7 @@ class OpenAIEngine:
         self._key_env = model.api_key_env
         self._ask_usage = bool(args.get("include_usage", True))
         self._headers = {str(name): str(value) for name, value in args.get("headers", {}).items()}
+        self._own_trace = any(name.lower() == "traceparent" for name in self._headers)
         self._connect_s = min(_CONNECT_S, model.timeout_seconds)
         self._read_s = model.timeout_seconds
         self._pool: HttpPool | None = None
@@ -106,7 +108,7 @@ class OpenAIEngine:
         body = requests.for_upstream(
             request.body, request.wants, self._upstream, ask_usage=request.stream and self._ask_usage
         )
-        response = await _send(pool, path, body)
+        response = await _send(pool, path, body, "" if self._own_trace else request.trace)
         try:
             headers = response.headers
             if not 200 <= response.status < 300 and not 400 <= response.status < 600:
@@ -132,10 +134,10 @@ class OpenAIEngine:
             pool.release(response)
 
 
-async def _send(pool: HttpPool, path: str, body: bytes) -> Connection:
+async def _send(pool: HttpPool, path: str, body: bytes, trace: str) -> Connection:
     for pause in (*_CONNECT_PAUSES_S, None):
         try:
-            return await pool.post(path, body)
+            return await pool.post(path, body, trace)
         except ConnectError as exc:
             if pause is None:
                 raise EngineError(503, _unreachable(exc), kind="engine_unavailable", retry_after=1, reset=True) from exc

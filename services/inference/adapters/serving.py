@@ -12,7 +12,7 @@ from services._runtime.tracing import Traces
 from services.inference.adapters.counts import Counts
 from services.inference.adapters.engine import EngineError, EngineHead, EngineRequest
 from services.inference.adapters.job import LOST, STOPPED, Job
-from services.inference.adapters.tracing import tell
+from services.inference.adapters.tracing import begin, tell
 from services.inference.domain import outcome as outcomes
 from services.inference.domain import requests
 from services.inference.domain.cost import cost_nano
@@ -97,7 +97,8 @@ class Server:
             )  # fmt: skip
         job.last = job.engine_at = monotonic()
         job.body = b""
-        pieces = engine.generate(EngineRequest(route, body, wants, frame.stream, job.report))
+        trace = begin(self._traces, job) if self._traces is not None and frame.trace else ""
+        pieces = engine.generate(EngineRequest(route, body, wants, frame.stream, job.report, trace))
         try:
             head = await anext(pieces)
             assert isinstance(head, EngineHead)

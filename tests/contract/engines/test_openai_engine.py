@@ -144,6 +144,19 @@ async def test_connections_are_used_again(fake: FakeOpenAI) -> None:
     await subject.engine.close()
 
 
+async def test_a_trace_goes_along_but_not_beside_a_header_that_was_configured(fake: FakeOpenAI) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    for headers, traced, sent in (({}, trace, [trace]), ({}, "", []), ({"TraceParent": "mine"}, trace, ["mine"])):
+        subject = await engine_for(fake, engine_args={"headers": headers})
+        request = subject.request("chat")
+        request.trace = traced
+        async for _ in subject.engine.generate(request):
+            pass
+        assert [value for name, value in fake.seen.headers[-1].items() if name.lower() == "traceparent"] == sent
+        assert fake.seen.raw[-1] == request.body
+        await subject.engine.close()
+
+
 async def test_include_usage_can_be_switched_off(fake: FakeOpenAI) -> None:
     subject = await engine_for(fake, engine_args={"include_usage": False, "headers": {"X-Extra": "1"}})
     await subject.chat(stream=True, max_tokens=2)
