@@ -36,7 +36,8 @@ class InferRequest(msgspec.Struct, omit_defaults=True):
     """Head of a request. ``route``: chat, completions, embeddings or generate. ``reply`` is not here: NATS has it.
 
     ``stream`` as the client asked; ``caller`` is a name for fairness between callers, with `/` and a hash of whom it calls for where that is known; ``deadline_ms``, a duration from arrival, bounds the
-    wait for a place. ``trace`` is the sender's W3C traceparent, of a request that is traced.
+    wait for a place. ``trace`` is the sender's W3C traceparent, of a request that is traced. ``request_id`` is the id that
+    the client was told, "" for one that it chose itself: it is shown on the worker's `/metrics`.
     """
 
     id: str
@@ -47,6 +48,7 @@ class InferRequest(msgspec.Struct, omit_defaults=True):
     deadline_ms: int = 0
     credit: int = INITIAL_CREDIT
     trace: str = ""
+    request_id: str = ""
 
 
 class ReplyHead(msgspec.Struct, omit_defaults=True):

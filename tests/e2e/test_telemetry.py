@@ -129,16 +129,31 @@ async def test_tests_that_come_and_go_leave_no_series_behind(product: Product) -
     assert len(after) < 1000
 
 
+def named(text: str, histogram: str) -> set[str]:
+    """The requests that a histogram names, by their ids."""
+    return set(re.findall(rf'^{histogram}_bucket.* # \{{request_id="([\w-]+)"\}} [\d.e-]+ [\d.]+$', text, re.MULTILINE))
+
+
 async def test_openmetrics_names_a_request_of_each_bucket_but_no_callers_own_id(product: Product) -> None:
+    asked = {"Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"}
     made = (await product.chat()).headers["x-request-id"]
     await product.chat(headers={"X-Request-ID": "patient-4711"})
-    asked = {"Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"}
     reply = await product.system.client.get("/metrics", headers=asked)
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     assert reply.text.endswith("# EOF\n")
-    shown = re.findall(r'^cypria_router_request_seconds_bucket.* # \{request_id="(\w+)"\} [\d.]+ [\d.]+$', reply.text, re.MULTILINE)
-    assert made in shown
+    assert made in named(reply.text, "cypria_router_request_seconds")
     assert "patient-4711" not in reply.text
+    ours: set[str] = set()
+    async with httpx.AsyncClient(headers=asked) as client:
+        for histogram in ("first_token", "output_token", "queue"):
+
+            async def told(histogram: str = histogram) -> bool:  # a bucket names the same request for a second
+                ours.add((await product.chat(stream=True)).headers["x-request-id"])
+                reply = await client.get(f"http://{targets(product)['inference']}/metrics")
+                assert "patient-4711" not in reply.text
+                return bool(ours & named(reply.text, f"cypria_inference_{histogram}_seconds"))
+
+            await eventually(told)
 
 
 def configuration(product: Product) -> dict[str, Any]:
@@ -283,8 +298,8 @@ async def test_a_failure_is_told_as_one_and_what_nobody_traces_is_not_told_at_al
     await eventually(lambda: len(collector.of(trace)) == 6)
     assert len(collector.spans) == before + 6
     assert collector.of(quiet) == {}
-    told = [one.get("traceparent") for one in product.stable.seen.headers[heads:]]
-    assert (told[:4], {one[3:35] for one in told[4:]}) == ([None] * 4, {trace})
+    told = [one.get("traceparent", "") for one in product.stable.seen.headers[heads:]]
+    assert (told[:4], {one[3:35] for one in told[4:]}) == ([""] * 4, {trace})
     spans = collector.of(trace)
     assert spans["cypria-inference engine"].attributes["error.type"] == spans["cypria-router dispatch"].attributes["error.type"]
     assert spans["cypria-router request"].attributes["error.type"] == "500"

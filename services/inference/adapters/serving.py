@@ -73,7 +73,7 @@ class Server:
                 raise
 
     def _tell(self, job: Job, final: Final) -> None:
-        self.counts.add(job.model.name, final)
+        self.counts.add(job.model.name, final, job.frame.request_id)
         if self._traces is not None and job.frame.trace:
             tell(self._traces, job, final)
 

@@ -119,15 +119,17 @@ class InferClient:
 
     async def open(
         self, worker: Worker, *, route: str, stream: bool, caller: str, body: bytes, timeout_s: float, total_s: float,
-        trace: str = "",
+        trace: str = "", request_id: str = "",
     ) -> Stream:  # fmt: skip
-        """Send a request to a worker. Raises NatsError when the connection is away; nothing is buffered then."""
+        """Send a request to a worker, which shows ``request_id`` to whoever reads its figures. Raises NatsError when
+        the connection is away; nothing is buffered then.
+        """
         loop = self._loop
         assert loop is not None, "InferClient.start was not awaited"
         token = f"{self._router}{next(self._numbers):x}"
         head = InferRequest(
             id=token, router=self._router, route=route, stream=stream, caller=caller,
-            deadline_ms=int(timeout_s * 1000), credit=INITIAL_CREDIT, trace=trace,
+            deadline_ms=int(timeout_s * 1000), credit=INITIAL_CREDIT, trace=trace, request_id=request_id,
         )  # fmt: skip
         opened = Stream(loop, worker, token, loop.time() + total_s)
         self._streams[token] = opened

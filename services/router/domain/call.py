@@ -11,14 +11,15 @@ class Call:
     """What is known of a request. Times are monotonic seconds.
 
     ``test`` is the id of the test it is assigned to, "" for none; ``target`` the model that serves it;
-    ``own_id`` says that ``id`` is the caller's own; ``span`` is its trace's, None where it is not sampled;
-    ``units`` the possible units of assignment by source; ``gone`` says that its client has left.
+    ``shown_id`` is ``id`` where figures and spans may name it, "" where the caller chose it, which may say who it is;
+    ``span`` is its trace's, None where it is not sampled; ``units`` the possible units of assignment by source;
+    ``gone`` says that its client has left.
     """
 
     __slots__ = (
-        "body", "caller", "first_byte", "gone", "hold_until", "id", "limit_s", "model", "overdue", "own_id", "probe",
-        "route", "share_bp", "span", "started", "sticky", "stream", "target", "test", "token", "traceparent", "unit",
-        "units", "variant", "wake",
+        "body", "caller", "first_byte", "gone", "hold_until", "id", "limit_s", "model", "overdue", "probe",
+        "route", "share_bp", "shown_id", "span", "started", "sticky", "stream", "target", "test", "token",
+        "traceparent", "unit", "units", "variant", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -27,7 +28,7 @@ class Call:
         traceparent: str = "",
     ) -> None:  # fmt: skip
         self.id = request_id
-        self.own_id = own_id
+        self.shown_id = "" if own_id else request_id
         self.traceparent = traceparent
         self.span: Any = None
         self.route = route

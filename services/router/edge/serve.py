@@ -95,9 +95,7 @@ class Server:
             await (sink.abort() if call.first_byte else sink.reply(call, errors.broken()))
         finally:
             self._meters.in_flight -= 1
-            self._meters.done(
-                call.route, call.variant, status, monotonic() - call.started, "" if call.own_id else call.id
-            )
+            self._meters.done(call.route, call.variant, status, monotonic() - call.started, call.shown_id)
             if self._traces is not None:
                 self._traces.end(call, status)
 
@@ -205,6 +203,7 @@ class Server:
             stream = await self._client.open(
                 worker, route=call.route, stream=call.stream, caller=call.caller, body=call.body,
                 timeout_s=first_s, total_s=worker.beat.total_timeout_ms / 1000, trace=trace,
+                request_id=call.shown_id,
             )  # fmt: skip
         except NatsError:
             reply = errors.bus_away()

@@ -55,7 +55,7 @@ class EdgeTraces:
             call.span, monotonic(),
             {"gen_ai.operation.name": OPERATIONS[call.route], "gen_ai.request.model": call.model,
              "cypria.test_id": call.test, "cypria.variant": call.variant, "http.response.status_code": status,
-             "cypria.request_id": "" if call.own_id else call.id},
+             "cypria.request_id": call.shown_id},
             str(status) if status >= 500 else "",
         )  # fmt: skip
 

@@ -202,10 +202,12 @@ async def test_requests_in_a_row_on_one_connection_are_answered_in_order(rig: Ri
 
 
 async def test_odd_request_ids_are_replaced_and_fair_ones_kept(rig: Rig) -> None:
-    await rig.worker("stable")
+    worker = await rig.worker("stable")
     for given, kept in ((b"a b-c/1", True), (b"x" * 129, False), (b"caf\xc3\xa9", False)):
         response = await rig.client.post("/v1/chat/completions", json=chat(), headers={b"X-Request-ID": given})
-        assert (response.headers["x-request-id"].encode() == given) is kept
+        answered = response.headers["x-request-id"]
+        assert (answered.encode() == given) is kept
+        assert worker.requests[-1].request_id == ("" if kept else answered), "what a caller chose is nothing to show"
 
 
 async def test_an_address_that_is_not_allowed_is_kept_out_of_everything_but_health(nats_server: NatsServer) -> None:
