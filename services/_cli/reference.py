@@ -51,7 +51,7 @@ which are asked of the edge; where it does not answer within 1.5 s, or the key m
 
 ## Watching a test
 
-![`cypria watch` while a rehearsed canary gets slow](images/watch.svg)
+![`cypria watch` while a canary gets slow](images/watch.svg)
 
 `cypria watch` shows what runs on 80 columns or more, and draws itself anew at each change: in words whether the
 canary is safe, both variants' figures, the guardrails with their evidence against the limit (yellow where an e-value
