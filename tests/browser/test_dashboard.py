@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.browser.chromium import Tab, browser, tab
+from tests.browser.chromium import WAIT_MS, Tab, browser, tab
 from tests.e2e.product import KEYS, UNICODE, Product, running_product
 from tests.fakes.openai_server import Behaviour
 from tests.harness import eventually
@@ -72,7 +73,11 @@ async def test_only_a_good_key_lets_in_and_it_is_forgotten(product: Product, chr
         await expect(seen.page.get_by_text("No test is running.")).to_be_visible()
         await expect(seen.page.get_by_text("Starting one takes an operator's key")).to_be_visible()
         await expect(seen.button("Start a test")).to_have_count(0)
-        await seen.page.reload()  # the tab remembers
+        await seen.page.route("**/whoami", lambda route: route.abort())
+        await seen.page.reload()  # the tab remembers, and waits for a server that is away
+        await expect(seen.page.get_by_text("The server cannot be reached. It is being tried again")).to_be_visible()
+        assert await seen.violations() == []
+        await seen.page.unroute_all(behavior="wait")
         await expect(seen.page.get_by_text("No test is running.")).to_be_visible()
         assert await seen.violations() == []
         await seen.button("Sign out").click()
@@ -224,7 +229,8 @@ async def test_the_page_outlives_a_router(product: Product, chromium: Browser) -
         await expect(banner).to_contain_text("What you see is as of")
         await expect(seen.page.get_by_text("Offline", exact=True)).to_be_visible()
         assert await seen.violations() == []
-        await expect(banner).to_be_empty()
+        async with seen.page.expect_response(lambda answer: "/history?" in answer.url and answer.ok, timeout=WAIT_MS):  # what it may have missed
+            await expect(banner).to_be_empty()
         await expect(seen.page.get_by_text("Live", exact=True)).to_be_visible()
         await expect(seen.heading("canary is being served 50 % of stable's traffic.")).to_be_visible()
         assert await seen.page.evaluate("window.untouched"), "it was loaded again"
@@ -235,3 +241,124 @@ async def test_names_are_text_whatever_is_in_them(product: Product, chromium: Br
     async with started(product, model_a=UNICODE, model_b="canary", tags={"note": "<img src=x onerror=alert(1)>"}), looking(chromium, product) as seen:
         await expect(seen.heading(f"canary is being served 50 % of {UNICODE}'s traffic.")).to_be_visible()
         await expect(seen.page.get_by_role("row", name=UNICODE).last).to_contain_text("A of the test of canary")
+
+
+async def test_a_key_that_is_revoked_ends_the_page_at_once(product: Product, chromium: Browser) -> None:
+    made = (await product.call("POST", "keys", json={"name": "looker", "role": "operator"})).json()
+    async with started(product), tab(chromium, product.system.url) as seen:
+        await seen.sign_in(made["key"])
+        await seen.button("Stop").click()  # even while a question is open
+        assert (await product.call("POST", "keys/looker/revoke")).status_code == 200
+        await expect(seen.page.get_by_role("alert")).to_contain_text("This key is not good any more")
+        await expect(seen.heading("Sign in to Cypria")).to_be_visible()
+        assert await seen.page.evaluate("sessionStorage.length") == 0
+
+
+async def picture(product: Product) -> dict[str, Any]:
+    """How everything stands, as the page gets it."""
+    headers = {"Authorization": f"Bearer {KEYS['viewer']}"}
+    async with product.system.client.stream("GET", "/v1/ab-testing/events?live=true", headers=headers) as reply:
+        async for line in reply.aiter_lines():
+            if line.startswith('data: {"at_ms"'):
+                return dict(json.loads(line.removeprefix("data: ")))
+    raise AssertionError("no picture")
+
+
+ONE_PICTURE = """
+const asked = window.fetch;
+window.fetch = (address, options) => {
+  if (!String(address).includes("/events?live")) return asked(address, options);
+  const write = (stream, text) => stream.enqueue(new TextEncoder().encode(text));
+  const body = new ReadableStream({ start(stream) {
+    write(stream, `event: live\\ndata: ${PICTURE}\\n\\n`);
+    setInterval(() => write(stream, ": keep-alive\\n\\n"), 250);
+  } });
+  return Promise.resolve(new Response(body, { headers: { "Content-Type": "text/event-stream" } }));
+};
+"""
+
+
+async def test_names_of_any_kind_fit_and_what_stands_still_is_said_to(product: Product, chromium: Browser) -> None:
+    names = {"model_a": "L" * 300, "model_b": "نموذج \u202e<b>جديد</b>"}
+    async with started(product):
+        now = await picture(product)
+        (test,) = now["tests"]
+        told = [one.replace(test["model_a"], names["model_a"]).replace(test["model_b"], names["model_b"]) for one in (test["headline"], test["subline"])]
+        shown = {**test, **names, "headline": told[0], "subline": told[1]}
+        others = [{**shown, "test_id": f"other-{number}"} for number in range(20)]
+        for tests in ([shown], [shown, *others]):
+            now = {**now, "tests": tests, "models": [{**model, "name": names["model_a"] + model["name"]} for model in now["models"]]}
+            script = f"const PICTURE = {json.dumps(json.dumps(now))};{ONE_PICTURE}"
+            async with tab(chromium, product.system.url, viewport={"width": 360, "height": 780}) as seen:
+                await seen.page.add_init_script(script)
+                await seen.page.clock.install()
+                await seen.sign_in(KEYS["operator"])
+                await expect(seen.page.locator(".split")).to_have_count(len(tests))
+                await expect(seen.page.locator(".test .headline").first).to_contain_text("نموذج \ufffd<b>جديد</b> is being served")
+                assert await seen.fits()
+                await seen.page.set_viewport_size({"width": 1280, "height": 900})
+                assert await seen.fits()
+                await expect(seen.page.get_by_text("Live", exact=True)).to_be_visible()
+                await seen.page.clock.fast_forward(16_000)
+                await expect(seen.page.locator("#banner")).to_contain_text("The server says nothing new. What you see is as of")
+                await expect(seen.page.get_by_text("Old", exact=True)).to_be_visible()
+
+
+FETCHED = """async () => {
+  const { Fetched } = await import("./dashboard/static/fetched.js");
+  const { ApiError } = await import("./dashboard/static/api.js");
+  const asked = [];  // questions that wait for their answer
+  const api = { json: (path) => new Promise((good, bad) => asked.push({ path, good, bad })) };
+  const answer = async (what, found, error) => {
+    const at = asked.findIndex(({ path }) => path.includes(what));
+    const [one] = asked.splice(at, 1);
+    if (error) one.bad(error); else one.good(found);
+    await new Promise((next) => setTimeout(next));
+  };
+  const refused = [];
+  const fetched = new Fetched(api, { live: () => null, away: () => false, changed: () => {}, refused: (error) => refused.push(error.status) });
+  const summary = (text, more = {}) => ({ live: true, notes: [], reading: null, timeline: [text], ...more });
+  const found = {};
+  fetched.follow("t1");
+  found.asked = asked.map(({ path }) => path);
+  await answer("/series", { state: "complete" });
+  fetched.loadSummary("t1");
+  const older = asked.shift();
+  await answer("/summary", summary("new"));
+  older.good(summary("old"));
+  await new Promise((next) => setTimeout(next));
+  found.newest = fetched.view("t1").summary.timeline;
+  fetched.loadSummary("t1");
+  await answer("/summary", summary("lost", { notes: ["time line: monitor is not there"], subline: "later" }));
+  found.kept = [fetched.view("t1").summary.timeline, fetched.view("t1").summary.subline];
+  fetched.loadSummary("t1");
+  await answer("/summary", null, new ApiError(429, "slower", { retryAfter: 1 }));
+  found.patient = [fetched.view("t1").summaryError, fetched.pending.has("again t1")];
+  fetched.loadHistory();
+  await answer("/history", { tests: [1], total_tests: 1, why: {} });
+  fetched.loadHistory();
+  await answer("/history", null, new ApiError(503, "metrics is not there"));
+  found.history = [fetched.history.tests, fetched.historyError.message];
+  for (let number = 0; number < 200; number += 1) fetched.moreHistory();
+  found.most = asked.at(-1).path;
+  for (let number = 0; number < 50; number += 1) fetched.view(`other ${number}`);
+  found.held = [fetched.views.size, fetched.views.has("t1")];
+  asked.length = 0;
+  fetched.loadSummary("t1");
+  fetched.stop();
+  await answer("/summary", null, new ApiError(401, "whose key?"));  // of a session that is over
+  found.refused = refused;
+  return found;
+}"""
+
+
+async def test_an_old_answer_takes_no_place_and_a_page_that_is_open_for_long_holds_little(product: Product, chromium: Browser) -> None:
+    async with tab(chromium, product.system.url) as seen:
+        await seen.page.goto(f"{seen.url}/dashboard")
+        found = await seen.page.evaluate(FETCHED)
+    assert found == {
+        "asked": ["/tests/t1/summary", "/tests/t1/series?span=whole"],
+        "newest": ["new"], "kept": [["new"], "later"], "patient": [None, True],
+        "history": [[1], "metrics is not there"], "most": "/history?limit=1000&words=true",
+        "held": [6, True], "refused": [],
+    }  # fmt: skip

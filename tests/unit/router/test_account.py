@@ -146,7 +146,7 @@ def test_what_callers_saw_of_the_canarys_failures_is_told(failed: int, rescued: 
     assert ended(metrics_summary={"variant_b": arm}).subline == told
 
 
-def ended(**fields: Any) -> account.TestAccount:
+def ended(read: float = 1.0, **fields: Any) -> account.TestAccount:
     verdict = VerdictRecord(decision=Decision.ROLLBACK, reason="r", rule="error_rate_increase", at_ms=T0, tick=T0 // 1000)
     base = {"test_id": "t1", "status": TestStatus.ROLLED_BACK, "decision": Decision.ROLLBACK, "verdict": verdict,
             "reason": "error_rate_increase: errors: 9 of B's 9 units (100 %) against 0 of A's 30 (0 %) (ln E 8.31, needed 7.38)",
@@ -154,7 +154,8 @@ def ended(**fields: Any) -> account.TestAccount:
             "end_time": rfc3339(T0 + 90_000), "metrics_summary": {"variant_b": VariantSummary(request_count=9, outcomes={"timeout": 9})}}  # fmt: skip
     result = TestResult.model_validate(base | fields)
     changes = [TestChange(id="1", at_ms=T0, kind="started", share_bp=2000, actor="ops"), TestChange(id="2", at_ms=T0 + 9, kind="rolled_back", share_bp=0)]
-    report = Report(test_id="t1", at_ms=T0, result=result, changes=changes, status=VerdictStatus(
+    evidence: dict[str, Any] = {"evidence": "complete" if read == 1 else "reading", "progress": read}
+    report = Report(test_id="t1", at_ms=T0, result=result, changes=changes, **evidence, status=VerdictStatus(
         test_id="t1", guardrails=[errors(fired=True)], effect=EffectStatus(metric="latency", hold="too few units")), configuration=experiment())  # fmt: skip
     return account.ended(report)
 
@@ -168,6 +169,10 @@ def test_why_it_was_rolled_back() -> None:
     assert [(o.title, o.bad, o.b_percent) for o in told.outcomes] == [("Timeouts", True, 100.0)]
     assert [one.title for one in told.timeline] == ["Rolled back", "Started"]
     assert ("Automatic rollback", "on") in told.configuration
+    assert ([one.state for one in told.guardrails], told.reading) == (["fired"], None)
+    half = ended(read=0.4)  # half of the evidence says other things than all of it
+    assert (half.guardrails, half.safety, half.effect, half.reading) == ([], None, None, 0.4)
+    assert half.why == told.why
     by_hand = ended(reason="operator: looks wrong to me")
     assert by_hand.why is not None
     assert by_hand.why.text == "Operator. Looks wrong to me."

@@ -220,7 +220,9 @@ export async function act(context, form) {
       const { method, path, body, done, verb } = COMMANDS[command];
       const test = context.test(id) || { test_id: id, model_a: "A", model_b: "B" };
       const answer = await context.api.json(path, { method, body: { test_id: id, ...(body ? body(form) : {}) } });
-      answered(verb, done(answer, test));
+      // A dialog that was closed meanwhile, or asks about something else by now, is left alone.
+      if (form.isConnected && dialog().open) answered(verb, done(answer, test));
+      else context.notice(done(answer, test));
     }
   } catch (error) {
     submit.disabled = false;

@@ -4,6 +4,8 @@
 const PREFIX = new URL("../../v1/ab-testing", import.meta.url).pathname;
 const SILENCE_MS = 20000;
 const LONGEST_WAIT_MS = 10000;
+/** A line that died without a word is given up after so long; reports of long tests take some of it. */
+const PATIENCE_MS = 45000;
 
 /** What the API refused, in its own words. */
 export class ApiError extends Error {
@@ -15,6 +17,9 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
   }
 }
+
+/** What time mends: the server is away, asks for patience, or lacks a part of itself for a moment. */
+export const passes = (error) => error.status === 0 || error.status === 429 || error.status >= 500;
 
 async function refusal(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || 0;
@@ -42,7 +47,7 @@ export class Api {
     let response;
     try {
       response = await fetch(PREFIX + path, {
-        method, headers, signal, cache: "no-store", credentials: "omit", redirect: "error",
+        method, headers, signal: signal || AbortSignal.timeout(PATIENCE_MS), cache: "no-store", credentials: "omit", redirect: "error",
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch (error) {
@@ -54,7 +59,12 @@ export class Api {
   }
 
   async json(path, options) {
-    return (await this.fetch(path, options)).json();
+    const response = await this.fetch(path, options);
+    try {
+      return await response.json();
+    } catch {
+      throw away(); // the line was cut in the middle of the answer
+    }
   }
 }
 
@@ -76,7 +86,7 @@ export function parse(block) {
 }
 
 /**
- * The event stream, for as long as it is wanted. Told through `on`: `open`, `event(name, data)`, `lost(error, waitMs)`.
+ * The event stream, for as long as it is wanted. Told through `on`: `event(name, data)`, `lost(error)`, `refused(error)`.
  * The first thing that comes after every connection is how everything stands, so nothing needs to be repeated.
  */
 export class Stream {
@@ -105,7 +115,7 @@ export class Stream {
       const backoff = Math.min(LONGEST_WAIT_MS, 400 * 2 ** this.failures) * (0.75 + 0.5 * Math.random());
       this.failures += 1;
       const waitMs = Math.max(backoff, 1000 * error.retryAfter);
-      this.on.lost(error, waitMs);
+      this.on.lost(error);
       await new Promise((resolve) => {
         this.wake = resolve;
         setTimeout(resolve, waitMs);

@@ -1,24 +1,24 @@
 // The page: who looks, what is shown, and how it follows what happens.
 
-import { Api, Stream } from "./api.js";
+import { Api, passes, Stream } from "./api.js";
 import { act, ask, report, starting } from "./actions.js";
 import { draw, plots } from "./charts.js";
 import { fill, h } from "./dom.js";
+import { Fetched } from "./fetched.js";
 import { when } from "./format.js";
 import { overview } from "./overview.js";
 import { button, loading, trouble } from "./parts.js";
 import { keep, kept, notAllowed, signIn } from "./signin.js";
 import { testView } from "./test.js";
 
-const SERIES_MS = 4000;
-const SETTLE_MS = 700;
-const LONG_MINUTES = 10;
-const PAGE = 20;
+/** A picture comes about once a second; so long after the last one what is shown is old, though the line stands. */
+const OLD_MS = 15000;
+const ENTER_AGAIN_MS = 3000;
 
-const state = {
-  api: null, me: null, stream: null, snapshot: null, problem: null, busy: false, lost: null, lastMs: 0,
-  history: null, historyError: null, shown: PAGE, focus: null, views: new Map(), notice: null,
+const NOBODY = {
+  api: null, me: null, stream: null, fetched: null, snapshot: null, problem: null, busy: false, lost: null, lastMs: 0, heardAt: 0, focus: null, notice: null, again: false,
 };
+const state = { ...NOBODY };
 const $ = (id) => document.getElementById(id);
 
 function route() {
@@ -29,15 +29,6 @@ function route() {
   } catch {
     return found[1];
   }
-}
-
-/** What was fetched of a test beside the live picture. */
-function view(id) {
-  if (!state.views.has(id)) {
-    const long = (state.snapshot?.tests.find((test) => test.test_id === id)?.elapsed_minutes || 0) > LONG_MINUTES;
-    state.views.set(id, { span: long ? "recent" : "whole", series: null, summary: null, seriesError: null, summaryError: null, tables: new Set(), timer: 0 });
-  }
-  return state.views.get(id);
 }
 
 const liveTest = (id) => state.snapshot?.tests.find((test) => test.test_id === id) || null;
@@ -52,66 +43,7 @@ function current() {
   return state.focus;
 }
 
-// -- what is fetched ------------------------------------------------------------------------------------------
-
-async function loadSummary(id) {
-  const of = view(id);
-  try {
-    of.summary = await state.api.json(`/tests/${encodeURIComponent(id)}/summary`);
-    of.summaryError = null;
-  } catch (error) {
-    refusedOr(error, () => { of.summaryError = error; });
-  }
-  render();
-}
-
-async function loadSeries(id) {
-  const of = view(id);
-  clearTimeout(of.timer);
-  const span = of.span;
-  let wait = SERIES_MS;
-  try {
-    const found = await state.api.json(`/tests/${encodeURIComponent(id)}/series?span=${span}`);
-    if (span === of.span) of.series = found;
-    of.seriesError = null;
-    // What has ended and is read to its end does not change any more.
-    if (!liveTest(id) && found.state !== "reading") wait = 0;
-    if (found.state === "reading") wait = 1500;
-  } catch (error) {
-    wait = Math.max(2 * SERIES_MS, 1000 * (error.retryAfter || 0));
-    refusedOr(error, () => { if (error.status && error.status !== 429) of.seriesError = error; });
-  }
-  if (wait && current() === id && state.api) of.timer = setTimeout(() => poll(id), wait);
-  render();
-}
-
-function poll(id) {
-  if (document.hidden || state.lost) {
-    view(id).timer = setTimeout(() => poll(id), SERIES_MS);
-  } else if (current() === id) loadSeries(id);
-}
-
-async function loadHistory() {
-  try {
-    state.history = await state.api.json(`/history?limit=${state.shown}&words=true`);
-    state.historyError = null;
-  } catch (error) {
-    refusedOr(error, () => { state.historyError = error; });
-  }
-  render();
-}
-
-const pending = new Map();
-/** Once things have settled: several events of one change are one reason to look again. */
-function soon(name, what) {
-  clearTimeout(pending.get(name));
-  pending.set(name, setTimeout(what, SETTLE_MS));
-}
-
-function open(id) {
-  loadSummary(id);
-  loadSeries(id);
-}
+const view = (id) => state.fetched.view(id);
 
 function refusedOr(error, otherwise) {
   if (error.status === 401) signOut("This key is not good any more: it was revoked, or has expired.");
@@ -134,67 +66,80 @@ function changes(before, now) {
     was.delete(test.test_id);
     if (!old || old.status !== test.status || old.split_percent !== test.split_percent) announce(`${test.status_text}: ${test.headline}`);
     else if (old.safety?.tone !== test.safety?.tone && test.safety) announce(test.safety.text);
-    if (!old || old.version !== test.version) soon(`summary ${test.test_id}`, () => current() === test.test_id && loadSummary(test.test_id));
+    if (old && old.version !== test.version) state.fetched.summarySoon(test.test_id);
   }
-  for (const gone of was.values()) ended(gone);
-  if (was.size) soon("history", loadHistory);
+  for (const gone of was.values()) ended(gone, state.fetched);
+  if (was.size) state.fetched.soon("history", () => state.fetched.loadHistory());
 }
 
-async function ended(test) {
+async function ended(test, fetched) {
   const id = test.test_id;
   state.notice = null; // it told of a start
-  await loadSummary(id);
-  const told = state.views.get(id)?.summary;
+  await fetched.loadSummary(id);
+  if (fetched.stopped) return;
+  const told = fetched.view(id).summary;
   announce(told && !told.live ? `${told.status_text}: ${told.headline} ${told.why?.text || ""}` : `The test of ${test.model_b} has ended.`);
-  if (current() === id) loadSeries(id);
-  // Its last alerts and facts come a moment later.
-  soon(`after ${id}`, () => setTimeout(() => current() === id && loadSummary(id), 2500));
+  if (current() !== id) return;
+  fetched.loadSeries(id);
+  fetched.after(`last ${id}`, 3200, () => current() === id && fetched.loadSummary(id)); // its last alerts and facts come a moment later
 }
 
 function happened(name, data) {
   if (name === "live") {
     const before = state.snapshot;
+    const missed = !before || state.lost;
     state.snapshot = data;
     state.lastMs = Date.now();
+    state.heardAt = performance.now();
     state.lost = null;
-    if (!before) loadHistory();
     changes(before, data);
-    const id = current();
-    if (id && !state.views.has(id)) open(id);
+    if (missed) state.fetched.refresh();
+    state.fetched.follow(current());
     render();
     return;
   }
   const told = data?.data || {};
-  const id = told.test_id;
-  if (id && id === current()) soon(`summary ${id}`, () => current() === id && loadSummary(id));
+  if (told.test_id) state.fetched.summarySoon(told.test_id);
   if (name === "alert" && ["WARNING", "CRITICAL", "EMERGENCY"].includes(told.level)) announce(`Alert: ${told.title}. ${told.message}`);
 }
 
 // -- who looks ------------------------------------------------------------------------------------------------
 
-async function enter(key) {
-  state.busy = true;
-  state.problem = null;
+let attempts = 0;
+
+/** `again`: with a key that was good before; a server that is away is waited for. Another attempt, or a sign-out, overtakes it. */
+async function enter(key, again = false) {
+  const mine = (attempts += 1);
+  Object.assign(state, { busy: true, again });
   render();
   const api = new Api(key);
+  let me;
   try {
-    state.me = await api.json("/whoami");
+    me = await api.json("/whoami");
   } catch (error) {
-    state.busy = false;
+    if (mine !== attempts) return;
+    if (again && passes(error)) {
+      state.problem = error.message;
+      render();
+      setTimeout(() => mine === attempts && enter(key, true), Math.max(ENTER_AGAIN_MS, 1000 * error.retryAfter));
+      return;
+    }
+    Object.assign(state, { busy: false, again: false });
     if (error.status === 401) keep(null);
     state.problem = error.status === 401 ? "This key is not known here. Check that it was copied whole, or ask for another one."
       : error.status === 0 ? "The server cannot be reached: check that it runs, then try again." : error.message;
     render();
     return;
   }
+  if (mine !== attempts) return;
   keep(key);
-  state.busy = false;
-  state.api = api;
+  Object.assign(state, { busy: false, again: false, problem: null, api, me });
   if (state.me.may.includes("events")) {
+    state.fetched = new Fetched(api, { live: liveTest, away: () => state.lost, changed: render, refused: (error) => refusedOr(error, render) });
     state.stream = new Stream(api, {
       event: happened,
-      lost: (error, waitMs) => {
-        state.lost = { error, untilMs: Date.now() + waitMs };
+      lost: (error) => {
+        state.lost = { error };
         render();
       },
       refused: (error) => refusedOr(error, () => signOut(error.message)),
@@ -206,13 +151,11 @@ async function enter(key) {
 }
 
 function signOut(problem = null) {
+  attempts += 1;
   keep(null);
   state.stream?.stop();
-  for (const of of state.views.values()) clearTimeout(of.timer);
-  for (const timer of pending.values()) clearTimeout(timer);
-  Object.assign(state, {
-    api: null, me: null, stream: null, snapshot: null, problem, busy: false, lost: null, history: null, focus: null, views: new Map(), shown: PAGE, notice: null,
-  });
+  state.fetched?.stop();
+  Object.assign(state, NOBODY, { problem });
   document.querySelector("dialog[open]")?.close();
   render();
   $("key")?.focus();
@@ -220,13 +163,15 @@ function signOut(problem = null) {
 
 // -- what is shown --------------------------------------------------------------------------------------------
 
+const old = () => state.snapshot && !state.lost && performance.now() - state.heardAt > OLD_MS;
+
 function top() {
   const dark = document.documentElement.dataset.theme === "dark"
     || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
   return [
     h("a", { class: "brand", href: "#/" }, "Cypria"),
-    state.me && state.api ? h("p", { class: `pulse ${state.lost ? "bad" : state.snapshot ? "good" : "wait"}` },
-      h("span", { class: "dot", "aria-hidden": "true" }), state.lost ? "Offline" : state.snapshot ? "Live" : "Connecting") : null,
+    state.me && state.api ? h("p", { class: `pulse ${state.lost ? "bad" : state.snapshot && !old() ? "good" : "wait"}` },
+      h("span", { class: "dot", "aria-hidden": "true" }), state.lost ? "Offline" : old() ? "Old" : state.snapshot ? "Live" : "Connecting") : null,
     h("span", { class: "gap" }),
     state.me && state.api ? h("span", { class: "who small" }, state.me.name, h("span", { class: "soft" }, ` · ${state.me.role}`)) : null,
     h("button", { type: "button", class: "button quiet", "data-action": "theme", "aria-label": dark ? "Light colours" : "Dark colours" }, dark ? "☀" : "☾"),
@@ -236,12 +181,13 @@ function top() {
 
 function banner() {
   if (!state.api) return [];
-  if (!state.lost) {
+  if (!state.lost && !old()) {
     return state.notice ? [h("div", { class: "banner good", "data-key": "notice" }, h("p", {}, state.notice), button("Dismiss", "dismiss", {}, "small"))] : [];
   }
+  const last = state.lastMs ? ` What you see is as of ${when(state.lastMs)}.` : "";
+  if (!state.lost) return [h("div", { class: "banner" }, h("p", {}, h("strong", {}, "The server says nothing new."), last))];
   const { error } = state.lost;
   const why = error.status === 0 ? "The server is away." : error.message;
-  const last = state.lastMs ? ` What you see is as of ${when(state.lastMs)}.` : "";
   return [h("div", { class: "banner" }, h("p", {}, h("strong", {}, why), `${last} It is being tried again.`), button("Try now", "retry", {}, "small"))];
 }
 
@@ -256,14 +202,16 @@ function whole(id) {
 
 function content() {
   if (state.me && state.api && !state.me.may.includes("events")) return [notAllowed(state.me)];
+  const waiting = h("h1", { class: "hidden" }, "Cypria");
+  if (state.again && state.problem) return [waiting, loading(`${state.problem} It is being tried again …`), h("p", { class: "empty" }, button("Use another key", "sign-out"))];
   if (!state.api) return [signIn(state.problem, state.busy)];
-  if (!state.snapshot) return [loading("Asking how everything stands …")];
+  if (!state.snapshot) return [waiting, loading("Asking how everything stands …")];
   const named = route();
   const id = current();
   if (named) {
     return [h("h1", { class: "hidden" }, "One test"), h("p", { class: "row back" }, h("a", { href: "#/" }, "← All tests")), whole(id)];
   }
-  return [h("h1", { class: "hidden" }, "Tests, models and history"), ...overview(state, id ? whole(id) : null)];
+  return [h("h1", { class: "hidden" }, "Tests, models and history"), ...overview(state.snapshot, state.me, state.fetched, id ? whole(id) : null)];
 }
 
 let asked = false;
@@ -276,6 +224,7 @@ function render() {
     fill($("banner"), banner());
     fill($("main"), content().flat().filter(Boolean));
     const id = state.api && state.snapshot ? current() : null;
+    state.fetched?.follow(id);
     const shown = id ? view(id).series : null;
     const test = id ? liveTest(id) || view(id).summary : null;
     if (shown?.series && test) draw(plots(shown.series, test), id, shown.series.seconds);
@@ -313,15 +262,12 @@ const actions = {
     if (of.span === data.span) return;
     of.span = data.span; // what was drawn stands until the other is there
     render();
-    loadSeries(id);
+    state.fetched.loadSeries(id);
   },
-  "reload-series": (data) => loadSeries(data.test),
-  "reload-summary": (data) => loadSummary(data.test),
-  "reload-history": () => loadHistory(),
-  "more-history": () => {
-    state.shown += PAGE;
-    loadHistory();
-  },
+  "reload-series": (data) => state.fetched.loadSeries(data.test),
+  "reload-summary": (data) => state.fetched.loadSummary(data.test),
+  "reload-history": () => state.fetched.loadHistory(),
+  "more-history": () => state.fetched.moreHistory(),
   start: () => starting(context()),
   command: (data) => ask(context(), data.command, data.test),
   report: (data) => report(context(), data.test, data.as),
@@ -339,20 +285,21 @@ document.addEventListener("submit", (event) => {
     if (!/^[\x21-\x7e]*$/.test(key)) {
       state.problem = "A key has no blanks and no letters beyond ASCII. Check that it was copied alone.";
       render();
-    } else if (key) enter(key);
+    } else if (key) {
+      state.problem = null;
+      enter(key);
+    }
   } else if (form.dataset.form === "act") act(context(), form);
 });
 document.addEventListener("toggle", (event) => {
   const id = event.target.dataset?.table;
-  if (!id) return;
+  if (!id || !state.fetched) return;
   const of = view(current());
   if (event.target.open) of.tables.add(id);
   else of.tables.delete(id);
   render();
 }, true);
 window.addEventListener("hashchange", () => {
-  const id = current();
-  if (id && state.api) open(id);
   render();
   window.scrollTo(0, 0);
   $("main").focus({ preventScroll: true });
@@ -360,6 +307,8 @@ window.addEventListener("hashchange", () => {
 window.addEventListener("resize", render);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
 
+setInterval(() => old() && render(), 5000);
+
 const key = kept();
-if (key) enter(key);
+if (key) enter(key, true);
 render();

@@ -24,7 +24,7 @@ export function plots(series, test) {
   const found = [];
   const arms = (key, title, text, columns, show) => {
     const lines = columns.filter((each) => known(each.values));
-    if (lines.length) found.push({ key, title, text, lines, show });
+    if (lines.length) found.push({ key, title, text, lines, show, live: test.live });
   };
   arms("traffic", "Traffic", "finished requests a second", [
     line("A", series.per_second.a, "a"), line("B", series.per_second.b, "b"),
@@ -63,7 +63,7 @@ function evidence(series, test, found) {
   lines.push(line("fires at", series.limit, "bad", DASHED));
   found.push({
     key: "evidence", title: "Evidence against the canary", text: "e-values on a log scale; one that reaches its limit fires",
-    lines, show: evalue, least: -2,
+    lines, show: evalue, least: -2, live: test.live,
   });
 }
 
@@ -153,7 +153,7 @@ class Chart {
       "li", { "data-key": each.label },
       h("span", { class: `key ${each.stroke} ${each.dash ? "dashed" : ""}`, "aria-hidden": "true" }),
       each.label, " ", h("strong", {}, plot.show(each.values[index])),
-    )).concat(h("li", { class: "soft", "data-key": "at" }, at === null ? "now" : when(1000 * this.seconds[index]))));
+    )).concat(h("li", { class: "soft", "data-key": "at" }, at === null && plot.live ? "now" : when(1000 * this.seconds[index]))));
   }
 
   end() {

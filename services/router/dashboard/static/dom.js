@@ -12,14 +12,14 @@ function build(element, attributes, children) {
   return element;
 }
 
-/** A figure and its unit stay on one line. */
-const unbroken = (text) => text.replace(/(\d) (?=%|ms\b|min\b|[sh]\b)/g, "$1\u00a0");
+/** A figure and its unit stay on one line; a name cannot turn the text around it. */
+const tidy = (text) => text.replace(/(\d) (?=%|ms\b|min\b|[sh]\b)/g, "$1\u00a0").replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 function append(element, children) {
   for (const child of children) {
     if (child === null || child === undefined || child === false) continue;
     if (Array.isArray(child)) append(element, child);
-    else element.append(child instanceof Node ? child : unbroken(String(child)));
+    else element.append(child instanceof Node ? child : tidy(String(child)));
   }
 }
 
@@ -74,6 +74,7 @@ export function fill(parent, wanted) {
   for (const next of wanted) {
     const key = keyOf(next);
     const found = key !== null ? keyed.get(key) : at;
+    keyed.delete(key);
     if (found && found.parentNode === parent && alike(found, next)) {
       if (found !== at) parent.insertBefore(found, at);
       follow(found, next);

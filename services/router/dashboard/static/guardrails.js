@@ -116,7 +116,9 @@ export function guardrails(test) {
   if (!test.guardrails.length) {
     return h("p", { class: "empty" }, test.live
       ? "The monitor has not said yet how the guardrails stand."
-      : "How the guardrails stood is not on record any more.");
+      : test.reading !== null
+        ? `The evidence is being read again, to tell how the guardrails stood: ${Math.round(100 * test.reading)} %.`
+        : "How the guardrails stood is not on record any more.");
   }
   return h(
     "table", { class: "guardrails cards" },

@@ -1,6 +1,7 @@
 // What runs, which models there are, and what was: the first thing one sees.
 
 import { h } from "./dom.js";
+import { MOST } from "./fetched.js";
 import { bytes, count, minutes } from "./format.js";
 import { badge, button, loading, section, split, stamp, trouble } from "./parts.js";
 import { answers, commands } from "./test.js";
@@ -73,13 +74,14 @@ function ending(result) {
   return badge(tone, text);
 }
 
-/** Tests that have ended. */
-export function history(state) {
-  if (state.historyError) return trouble(state.historyError, "reload-history");
-  if (!state.history) return loading("Reading the history …");
-  const { tests, total_tests: total, why } = state.history;
-  if (!tests.length) return h("p", { class: "empty" }, "No test has ended yet. Those that do are kept here, with their reports.");
+/** Tests that have ended. What was read of them stands, whatever becomes of the next look. */
+export function history(fetched) {
+  const problem = fetched.historyError ? trouble(fetched.historyError, "reload-history") : null;
+  if (!fetched.history) return problem || loading("Reading the history …");
+  const { tests, total_tests: total, why } = fetched.history;
+  if (!tests.length) return problem || h("p", { class: "empty" }, "No test has ended yet. Those that do are kept here, with their reports.");
   return [
+    problem,
     h(
       "table", { class: "plain cards history" },
       h("caption", { class: "hidden" }, "Tests that have ended, newest first"),
@@ -94,19 +96,19 @@ export function history(state) {
       ))),
     ),
     tests.length < total
-      ? h("p", { class: "row" }, button("Show more", "more-history"), h("span", { class: "small soft" }, ` ${tests.length} of ${total}`))
+      ? h("p", { class: "row" }, tests.length < MOST ? button("Show more", "more-history") : null,
+        h("span", { class: "small soft" }, ` ${count(tests.length)} of ${count(total)}`, tests.length < MOST ? null : h("span", {}, "; ", h("code", {}, "cypria history"), " shows older ones.")))
       : null,
   ];
 }
 
 /** The whole overview. `main` stands where the running tests do when it is one that is shown whole. */
-export function overview(state, main) {
-  const { snapshot, me } = state;
-  const count = snapshot.tests.length;
+export function overview(snapshot, me, fetched, main) {
+  const many = snapshot.tests.length;
   return [
     snapshot.monitoring_active ? null : h("p", { class: "note wait" }, h("strong", {}, "Monitoring is stopped. "), "Verdicts only alert: nothing is rolled back by itself."),
-    section("tests", count > 1 ? `${count} tests are running` : count === 1 ? "Running test" : "Tests", starter(snapshot, me), main || running(snapshot, me)),
+    section("tests", many > 1 ? `${many} tests are running` : many === 1 ? "Running test" : "Tests", starter(snapshot, me), main || running(snapshot, me)),
     section("models", "Models", null, models(snapshot)),
-    section("history", "History", null, history(state)),
+    section("history", "History", null, history(fetched)),
   ];
 }

@@ -142,7 +142,7 @@ export function outcomes(test) {
 
 /** What happened, newest first. */
 export function timeline(test) {
-  if (!test.timeline.length) return h("p", { class: "empty" }, "Nothing has happened yet.");
+  if (!test.timeline.length) return test.notes.length ? null : h("p", { class: "empty" }, "Nothing has happened yet.");
   return h("ol", { class: "timeline" }, test.timeline.map((one) => h(
     "li", { "data-key": one.id, class: one.tone },
     h("time", { datetime: new Date(one.at_ms).toISOString(), title: exactly(one.at_ms) }, stamp(one.at_ms).textContent),
@@ -160,14 +160,15 @@ function chartsOf(test, view) {
     }, text)));
   const shown = view.series;
   let body = loading("Reading the evidence …");
-  if (view.seriesError) body = trouble(view.seriesError, "reload-series", { test: test.test_id });
+  const problem = view.seriesError ? trouble(view.seriesError, "reload-series", { test: test.test_id }) : null;
+  if (problem && !shown) body = null;
   else if (shown && shown.state === "gone") body = h("p", { class: "empty" }, `No charts: ${shown.message}.`);
   else if (shown && shown.series && shown.series.seconds.length) {
     body = h("div", { class: "charts" }, plots(shown.series, test).map((plot) => frame(plot, test.test_id, shown.series.seconds, view.tables.has(`${test.test_id}.${plot.key}`))));
   } else if (shown) body = h("p", { class: "empty" }, "Nothing to draw yet.");
   const reading = shown && shown.state === "reading"
     ? h("p", { class: "small soft reading", role: "status" }, `The evidence is still being read: ${Math.round(100 * shown.progress)} %.`) : null;
-  return section("charts", "Over time", spans, reading, body);
+  return section("charts", "Over time", spans, problem, reading, body);
 }
 
 /** The whole test. `view` holds what was fetched beside it. */
@@ -181,8 +182,8 @@ export function testView(test, view, me) {
     h("div", { class: "two" },
       section("figures", "Both variants", null, figures(test)),
       section("outcomes", "Outcomes", null, outcomes(test))),
-    section("timeline", "Time line", null, view.summaryError ? trouble(view.summaryError, "reload-summary", { test: test.test_id })
-      : view.summary ? timeline(told) : loading("Reading what happened …"),
+    section("timeline", "Time line", null, view.summaryError ? trouble(view.summaryError, "reload-summary", { test: test.test_id }) : null,
+      view.summary ? timeline(told) : view.summaryError ? null : loading("Reading what happened …"),
     (told.notes || []).map((note) => h("p", { class: "small soft" }, `Not told: ${note}.`))),
     section("record", "Record", null,
       h("p", {}, button("Open the report", "report", { test: test.test_id, as: "html" }), " ",

@@ -7,4 +7,8 @@
   } catch {
     // Storage is switched off: the system's choice holds.
   }
+  // What is chosen in one tab holds in all of them.
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key === "cypria-theme" && (newValue === "light" || newValue === "dark")) root.dataset.theme = newValue;
+  });
 })();

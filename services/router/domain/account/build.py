@@ -79,7 +79,9 @@ def live(
 
 def ended(report: Report) -> TestAccount:
     """A test that has ended."""
-    result, verdict = report.result, report.status
+    result, reading = report.result, report.evidence == "reading"
+    # Half of the evidence says other things than all of it.
+    verdict = None if reading else report.status
     guardrails = rows(verdict.guardrails) if verdict else []
     primary = report.configuration.primary_metric if report.configuration else "latency"
     conditions = _conditions(verdict.promotion.get("conditions", []) if verdict else [], primary)
@@ -118,6 +120,7 @@ def ended(report: Report) -> TestAccount:
         timeline=timeline(report.changes, report.alerts),
         configuration=settings,
         notes=list(report.notes),
+        reading=report.progress if reading else None,
     )
 
 

@@ -91,7 +91,9 @@ class TestAccount(BaseModel):
     """One test, live or ended. ``actions`` are the commands that make sense now, whoever may give them.
 
     ``safety`` and ``promotion`` are of a live test and, as of its end, of an ended one; ``why`` is of an ended one.
-    ``timeline`` (newest first), ``configuration`` and ``notes`` are only where one test is asked for.
+    ``timeline`` (newest first), ``configuration`` and ``notes`` are only where one test is asked for. ``reading``: how
+    much of the evidence of an ended one has been read again (0 to 1), while the rest is still being read; guardrails
+    and conditions follow.
     """
 
     __test__ = False
@@ -133,3 +135,4 @@ class TestAccount(BaseModel):
     timeline: list[Occurrence] = Field(default_factory=list)
     configuration: list[tuple[str, str]] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    reading: float | None = None
