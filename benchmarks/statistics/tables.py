@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.statistics.errors import Course, fewer_errors, fewer_errors_sticky
 from benchmarks.statistics.promotion import errors_shown, promotions
 from benchmarks.statistics.rollback import Day, false_rollbacks, latency_detection, rate_detection
 from benchmarks.statistics.sticky import first_errors
@@ -75,6 +76,27 @@ ERROR_BOUNDARIES = {
     "1 %, 1.5 %": (0.01, 0.015),
     "0.0667 %, 0.1 %": (0.001 / 1.5, 0.001),
 }
+FEWER = {  # errors as the primary metric: control's error rate, canary's as a multiple
+    "1 %, none": (0.01, 0.0),
+    "1 %, half": (0.01, 0.5),
+    "1 %, three quarters": (0.01, 0.75),
+    "5 %, none": (0.05, 0.0),
+    "5 %, half": (0.05, 0.5),
+    "5 %, three quarters": (0.05, 0.75),
+}
+COURSES = {
+    "50/50": Course(), "90/10": Course(pi=0.1), "50/50, drift and outages": Course(drift=True),
+    "ramp, drift and outages": Course(ramp=True, drift=True),
+}
+NOT_FEWER = {
+    f"{p_a:.0%}, {name}": {"p_a": p_a, "course": course} for p_a in (0.01, 0.05) for name, course in COURSES.items()
+}
+NOT_FEWER_STICKY = {
+    "1 %, 50/50": {"p_a": 0.01},
+    "5 %, 90/10": {"p_a": 0.05, "pi": 0.1},
+    "streaks, 50/50": {"p_a": 0.02, "streaks": True},
+    "streaks, 90/10": {"p_a": 0.02, "streaks": True, "pi": 0.1},
+}
 
 
 def seed_of(name: str, part: int = 0) -> int:
@@ -118,6 +140,17 @@ def jobs(reps: int, day_reps: int, parts: int) -> dict[str, tuple[str, list[Job]
     for name, (p_a, p_b) in ERROR_BOUNDARIES.items():
         found[f"errors wrongly shown, {name}"] = ("errors wrongly shown", [
             partial(errors_shown, seed_of(name), 2 * reps, p_a=p_a, p_b=p_b, horizon=200_000)])
+    for name, (p_a, ratio) in FEWER.items():
+        for pi in (0.5, 0.1):
+            found[f"fewer errors, {name} | {pi}"] = ("fewer errors", [
+                partial(fewer_errors, seed_of(name), reps, p_a=p_a, ratio=ratio, course=Course(pi))])
+    for name, given in NOT_FEWER.items():
+        found[f"fewer errors wrongly shown, {name}"] = ("fewer errors wrongly", [
+            partial(fewer_errors, seed_of(name), reps, ratio=0.95, horizon=200_000, **given)])
+    for name, given in NOT_FEWER_STICKY.items():
+        found[f"fewer errors wrongly shown, users, {name}"] = ("fewer errors wrongly", [
+            partial(fewer_errors_sticky, seed_of(name, part), max(1, reps // parts), ratio=0.95, **given)
+            for part in range(parts)])
     return found
 
 
@@ -126,7 +159,7 @@ def describe(table: str, name: str, result: np.ndarray) -> str:
     if table == "false":
         hit = int((result > 0).sum())
         return f"{name}: {hit}/{len(result)} with a false rollback by 3 guardrails"
-    if table in {"sticky false", "wrong promotion", "errors wrongly shown"}:
+    if table in {"sticky false", "wrong promotion", "errors wrongly shown", "fewer errors wrongly"}:
         return f"{name}: {int(np.isfinite(result).sum())}/{len(result)}"
     in_time = result[np.isfinite(result)]
     line = f"{name}: median {np.median(result):,.0f} (95th {np.percentile(result, 95, method='higher'):,.0f})"

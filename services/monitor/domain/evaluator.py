@@ -26,15 +26,16 @@ from services.monitor.domain.findings import (
 from services.monitor.domain.health import FAILURES, CheckHealth
 from services.monitor.domain.stable import StableWatch
 from services.monitor.domain.standing import describe
-from services.monitor.domain.statistics import ErrorNonInferiority, SampleRatio
+from services.monitor.domain.statistics import ErrorNonInferiority, FewerErrors, SampleRatio
 from services.monitor.domain.totals import Totals
 from services.monitor.domain.trials import Trials
 
-FORMAT = 4
+FORMAT = 5
 """Of checkpoints: a state of another format, or of other checks, is recomputed from WINDOWS."""
 
 _SRM = "sample_ratio"
 _NON_INFERIOR = "error_non_inferiority"
+_FEWER = "fewer_errors"
 
 
 class StateError(ValueError):
@@ -70,6 +71,7 @@ class TestEvaluator:
         self.non_inferiority = ErrorNonInferiority(
             1.0 + success.max_error_rate_increase_percent / 100.0, success.negligible_error_rate_percent / 100.0
         )
+        self.fewer_errors = FewerErrors()
         self.findings: list[Finding] = []
         self.health = CheckHealth()
         self.stable = StableWatch(self.checks)
@@ -141,7 +143,9 @@ class TestEvaluator:
         units = [(p.pi, p.a.new_test, p.b.new_test) for p in phases]
         errors = [(p.pi, p.a.first_errors_test, p.b.first_errors_test) for p in phases]
         self._run(_SRM, lambda: self.sample_ratio.update(at, units))
-        self._run(_NON_INFERIOR, lambda: self.non_inferiority.update(at, errors, arrivals(tick.cells)))
+        came = arrivals(tick.cells)
+        self._run(_NON_INFERIOR, lambda: self.non_inferiority.update(at, errors, came))
+        self._run(_FEWER, lambda: self.fewer_errors.update(at, errors, came))
         if self.sample_ratio.mismatch():
             self._mismatch()
 
@@ -294,7 +298,7 @@ class TestEvaluator:
 
     def _watch_checks(self, second: int) -> None:
         failed = dict(self.exceptions)
-        names = [_SRM, _NON_INFERIOR, *(check.name for check in self.checks)]
+        names = [_SRM, _NON_INFERIOR, _FEWER, *(check.name for check in self.checks)]
         for name, episode, recovered in self.health.note(second, names, failed):
             if recovered:
                 text = f"check {name} works again after {episode.count} failed ticks"
@@ -363,6 +367,7 @@ class TestEvaluator:
             "at_share": [[share, done] for share, done in self.at_share.items()],
             "sample_ratio": self.sample_ratio.to_dict(),
             "non_inferiority": self.non_inferiority.to_dict(),
+            "fewer_errors": self.fewer_errors.to_dict(),
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "health": self.health.to_dict(),
             "stable": self.stable.to_dict(),
@@ -387,6 +392,7 @@ class TestEvaluator:
         evaluator.at_share = {share: dict(done) for share, done in state["at_share"]}
         evaluator.sample_ratio = SampleRatio.from_dict(state["sample_ratio"])
         evaluator.non_inferiority.load(state["non_inferiority"])
+        evaluator.fewer_errors = FewerErrors.from_dict(state["fewer_errors"])
         evaluator.findings = [Finding.model_validate(value) for value in state["findings"]]
         evaluator.health = CheckHealth.from_dict(state["health"])
         evaluator.stable.load(state["stable"])

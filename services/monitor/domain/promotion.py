@@ -5,60 +5,22 @@ latency (`docs/statistics.md`, "What decides what"). All conditions must hold, s
 """
 
 import math
-from dataclasses import dataclass
 
 from schemas.v1.common import Outcome
 from services.monitor.domain.checks import number
+from services.monitor.domain.effects import LIMIT, held, log_effect, primary_effect, relative_percent
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import FULL_SHARE
 from services.monitor.domain.findings import STEP_DOWN
-from services.monitor.domain.opinions import METRICS, opinion_effect
 from services.monitor.domain.standing import NEAR
-from services.monitor.domain.statistics import (
-    BucketEffect,
-    bucket_effect,
-    half_width,
-    mixture_log_e,
-    non_inferiority_log_e,
-    reduction_log_e,
-    requests_needed,
-    requests_needed_for_mean,
-)
-from services.monitor.domain.statistics.mixture import MIN_SUCCESSES
-from services.monitor.domain.waiting import Condition, requests_for, requests_until
-
-ALPHA = 0.05
-LIMIT = -math.log(ALPHA)
-MIN_ERRORS = 20
-"""Errors of each arm before their difference may be taken as normal."""
+from services.monitor.domain.statistics import non_inferiority_log_e, requests_needed, requests_needed_for_mean
+from services.monitor.domain.waiting import Condition, requests_for
 
 FEW_HANG_UPS = 0.001
 """Share of requests by which callers may always hang up more often on B."""
 
 _NOISE = 3.0
 _CANCEL = Outcome.CLIENT_CANCEL.value
-MAX_LOG = math.log(1e9)
-_MICRO = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """Relative effect of B on the primary metric in percent, and evidence both ways.
-
-    A lower figure is better, except of what users say (``more_is_better``).
-    ``needs`` is about how many more requests the evidence takes, with ``hold`` until it can be judged; None: cannot be
-    told. ``low`` and ``high`` are its two-sided confidence sequence at `ALPHA`; None where it has none yet.
-    """
-
-    metric: str
-    percent: float | None
-    better: float
-    not_better: float
-    needs: int | None
-    hold: str | None
-    low: float | None = None
-    high: float | None = None
-    more_is_better: bool = False
 
 
 def conditions(evaluator: TestEvaluator) -> list[Condition]:
@@ -205,7 +167,7 @@ def _latency(evaluator: TestEvaluator) -> Condition:
     if effect is None or hold is not None:
         return Condition(name="latency_not_worse", met=False, text=f"latency: {hold}")
     log_e = non_inferiority_log_e(effect.difference, effect.variance, margin / 100.0)
-    percent = _relative(effect.difference)
+    percent = relative_percent(effect.difference)
     return Condition(
         name="latency_not_worse", met=log_e >= LIMIT, log_e=log_e, limit=LIMIT, value=percent,
         text=f"latency of B {percent:+.1f} %, margin {margin:g} % (ln E {log_e:.2f}, needed {LIMIT:.2f})",
@@ -223,98 +185,10 @@ def _improvement(evaluator: TestEvaluator) -> Condition:
         return Condition(name="primary_metric", met=False, text=text, needs_requests=effect.needs, at_least=True)
     asked = f"+{threshold:g} % or more" if effect.more_is_better else f"{-threshold:g} % or less"
     return Condition(
-        name="primary_metric", met=effect.better >= LIMIT, log_e=effect.better, limit=LIMIT, value=effect.percent,
+        name="primary_metric", met=effect.met, log_e=effect.better, limit=LIMIT, value=effect.percent,
         text=(
-            f"{effect.metric} of B {effect.percent:+.1f} %, asked for {asked} "
-            f"(ln E {effect.better:.2f}, needed {LIMIT:.2f})"
+            f"{effect.metric} of B {effect.percent:+.1f} %{effect.basis}, asked for {asked} "
+            f"(ln E {effect.better:.2f}, needed {LIMIT:.2f}){'; ' + effect.against if effect.against else ''}"
         ),
-        needs_requests=effect.needs,
+        needs_requests=effect.needs, at_least=bool(effect.basis) and not effect.met and _returning(evaluator),
     )  # fmt: skip
-
-
-def primary_effect(evaluator: TestEvaluator) -> Effect:
-    """B's effect on the primary metric, with evidence that it improves by the threshold, and that it does not."""
-    metric = evaluator.experiment.primary_metric
-    threshold = evaluator.experiment.success_criteria.min_improvement_threshold / 100.0
-    if metric in METRICS:
-        return _opinion_effect(evaluator, metric, threshold)
-    if threshold >= 1.0:
-        return Effect(metric, None, 0.0, 0.0, None, f"an improvement by {100 * threshold:g} % is impossible: lower it")
-    if metric == "error_rate":
-        return _error_effect(evaluator, threshold)
-    effect = log_effect(evaluator, metric)
-    hold = held(effect)
-    if effect is None or hold is not None:
-        return Effect(metric, None, 0.0, 0.0, None, hold)
-    d, v = effect.difference, effect.variance
-    null = -math.log1p(-threshold)
-    wide = half_width(v, ALPHA)
-    return Effect(
-        metric, _relative(d), reduction_log_e(d, v, threshold), mixture_log_e(d, v, -null),
-        requests_needed_for_mean(-d, v, null, evaluator.totals.requests(), LIMIT), None,
-        _percent(d - wide), _percent(d + wide),
-    )  # fmt: skip
-
-
-def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
-    a, b = evaluator.totals.of("a"), evaluator.totals.of("b")
-    if min(a.errors, b.errors) < MIN_ERRORS:
-        hold = f"{a.errors} errors of A and {b.errors} of B are too few for a verdict, at least {MIN_ERRORS} of each"
-        if not min(a.errors, b.errors):
-            hold += "; where a variant has none, take another primary metric"
-        needs = requests_until(min(a.errors, b.errors), MIN_ERRORS, evaluator.totals.requests())
-        return Effect("error_rate", None, 0.0, 0.0, needs, hold)
-    counts, sums = evaluator.totals.stacked("n", "errors")
-    effect = bucket_effect(counts, sums, 1.0 - threshold)
-    reason = held(effect)
-    relative = None if effect is None else effect.relative()
-    if reason is not None or relative is None:
-        return Effect("error_rate", None, 0.0, 0.0, None, reason or "control has no errors")
-    d, v = relative
-    wide = half_width(v, ALPHA)
-    bounds = [100.0 * (d + side - threshold) for side in (-wide, wide)]
-    low, high = (bound if math.isfinite(bound) else None for bound in bounds)
-    return Effect(
-        "error_rate", 100.0 * (d - threshold), mixture_log_e(-d, v), mixture_log_e(d, v),
-        requests_needed_for_mean(-d, v, 0.0, evaluator.totals.requests(), LIMIT), None, low, high,
-    )  # fmt: skip
-
-
-def _opinion_effect(evaluator: TestEvaluator, metric: str, threshold: float) -> Effect:
-    found = opinion_effect(evaluator.totals, metric, threshold)
-    if found.hold is not None:
-        seen = evaluator.totals.requests()
-        needs = None if found.fewest is None else requests_until(found.fewest, MIN_SUCCESSES, seen)
-        return Effect(metric, None, 0.0, 0.0, needs, found.hold, more_is_better=True)
-    d, v, wide = found.d, found.v, half_width(found.v, ALPHA)
-    low, value, high = (100.0 * (d + side + threshold) for side in (-wide, 0.0, wide))
-    return Effect(
-        metric, value, mixture_log_e(d, v), mixture_log_e(-d, v),
-        requests_needed_for_mean(d, v, 0.0, evaluator.totals.requests(), LIMIT), None,
-        low if math.isfinite(low) else None, high if math.isfinite(high) else None, more_is_better=True,
-    )  # fmt: skip
-
-
-def _relative(log_difference: float) -> float:
-    """A difference of logarithms as a relative change in percent, however large."""
-    return 100.0 * math.expm1(min(log_difference, MAX_LOG))
-
-
-def _percent(log_difference: float) -> float | None:
-    """A difference of logarithms as a relative change in percent; None where it is beyond all figures."""
-    return 100.0 * math.expm1(log_difference) if log_difference < MAX_LOG else None
-
-
-def log_effect(evaluator: TestEvaluator, metric: str) -> BucketEffect | None:
-    """Difference of mean logarithms, B - A, by unit buckets within phases."""
-    counts, sums = evaluator.totals.stacked(f"{metric}_n", f"{metric}_ln")
-    return bucket_effect(counts, sums / _MICRO)
-
-
-def held(effect: BucketEffect | None) -> str | None:
-    """Why an effect cannot be judged yet."""
-    if effect is None:
-        return "nothing was measured in both arms yet"
-    if not effect.usable:
-        return f"B's traffic comes from too few units ({effect.effective_buckets:.0f} effective buckets, needs 20)"
-    return None

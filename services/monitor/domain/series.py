@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from schemas.sketch import merge, quantile
 from schemas.v1.record import Series
+from services.monitor.domain.effects import primary_effect
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Tick, errors_of
-from services.monitor.domain.promotion import primary_effect
 
 MAX_POINTS = 500
 STRETCHES = 50

@@ -7,9 +7,10 @@ from schemas.v1.common import Decision
 from schemas.v1.experiment import VerdictRecord
 from schemas.v1.query import EffectStatus, VerdictStatus
 from services.monitor.domain import ramp
+from services.monitor.domain.effects import LIMIT, Effect, primary_effect
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.findings import Finding
-from services.monitor.domain.promotion import LIMIT, Effect, conditions, primary_effect
+from services.monitor.domain.promotion import conditions
 from services.monitor.domain.waiting import Condition, waiting
 
 _WORSE = frozenset({"warning", "step_down", "pause"})

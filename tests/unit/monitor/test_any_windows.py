@@ -3,11 +3,13 @@
 import json
 import math
 import random
+import re
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.sketch import bin_index
 from schemas.v1.common import Outcome
 from schemas.v1.windows import OUTCOME_KINDS, Bucket, Cell, Moments, UnitEvidence, Window
 from services.monitor.domain import verdict
@@ -25,6 +27,7 @@ GUARDRAILS = [
     {"metric": "thumbs_down", "margin_percent": 50},
 ]
 
+metrics = st.sampled_from(["latency", "cost", "error_rate", "thumbs", "conversion", "score"])
 huge = st.one_of(st.integers(0, 1000), st.integers(0, 2**70), st.sampled_from([0, 1, 2**31, 2**63 - 1, 2**63, 10**40]))
 any_count = st.one_of(huge, st.integers(-(2**65), -1))
 bins = st.dictionaries(st.integers(-10, 40_000), any_count, max_size=5)
@@ -70,7 +73,7 @@ def numbers(value: Any) -> list[float]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(st.lists(cells, max_size=3), min_size=1, max_size=5), st.sampled_from(["latency", "thumbs", "error_rate", "cost"]))
+@given(st.lists(st.lists(cells, max_size=3), min_size=1, max_size=5), metrics)
 def test_no_counts_whatever_make_a_nan_or_stop_the_evaluation(ticks: list[list[Cell]], metric: str) -> None:
     test = ramped(500, 5000, guardrails=GUARDRAILS, primary_metric=metric, policies={"on_monitor_down": "hold"})
     evaluator, series = TestEvaluator(test), SeriesBuilder()
@@ -81,13 +84,61 @@ def test_no_counts_whatever_make_a_nan_or_stop_the_evaluation(ticks: list[list[C
             evaluator.tick(tick)
             series.add(evaluator, tick)
     assert all(not math.isnan(check.log_e()) for check in evaluator.checks)
-    shown = verdict.status(evaluator), verdict.decide(evaluator), series.build(evaluator)
-    for message in shown:
-        body = message.model_dump()
-        assert all(not math.isnan(number) for number in numbers(body))
-        type(message).model_validate_json(message.model_dump_json())
+    _all_finite(evaluator, series)
     again = TestEvaluator.from_dict(test, json.loads(json.dumps(evaluator.to_dict())))
     assert json.dumps(again.to_dict()) == json.dumps(evaluator.to_dict())
+
+
+def _all_finite(evaluator: TestEvaluator, series: SeriesBuilder) -> None:
+    """What the API, the page and the terminal are told: no number of it is infinite or none at all."""
+    for message in (verdict.status(evaluator), verdict.decide(evaluator), series.build(evaluator)):
+        assert all(math.isfinite(number) for number in numbers(message.model_dump())), message
+        assert "nan" not in message.model_dump_json().lower()
+        assert "inf" not in re.findall(r"[-a-z]+", message.model_dump_json().lower())
+        type(message).model_validate_json(message.model_dump_json())
+
+
+few = st.sampled_from([0, 0, 1, 2, 19, 20, 21, 500, MAX_COUNT])
+
+
+@st.composite
+def odd_cells(draw: st.DrawFn) -> Cell:
+    """Of an arm that had nothing, one request, one unit, nothing but errors, or figures that are all the same."""
+    n, share = draw(few), draw(st.sampled_from([0, 1, 5000, 10_000]))
+    bad = draw(st.sampled_from([0, n, min(n, 1), n // 2]))
+    units = draw(st.sampled_from([0, 1, min(n, 300), n]))
+    value = draw(st.sampled_from([1, 1000, 100_000, MAX_COUNT]))
+    good, ln, bucketed = n - bad, round(1e6 * math.log(value)), min(n, draw(st.sampled_from([1, 128])))
+    same = Moments(n=good, total=good * value, squares=good * value**2, ln=good * ln, bins={bin_index(value): good} if good else {})
+    return Cell(
+        test=TEST, variant=draw(st.sampled_from("ab")), share_bp=share, admitted=n, done=n,
+        outcomes={Outcome.OK: good, Outcome.TIMEOUT: bad}, latency=same, ttft=same, cost=same,
+        units=UnitEvidence(
+            new=units, new_test=units, first_errors=min(bad, units), first_errors_test=min(bad, units),
+            latency_bins={bin_index(value): min(good, units)}, ttft_bins={}, cost_bins={bin_index(value): min(good, units)},
+        ),
+        buckets={
+            index: Bucket(
+                n=n // bucketed, errors=bad // bucketed, latency_n=good // bucketed, latency_ln=good // bucketed * ln,
+                cost_n=good // bucketed, cost_ln=good // bucketed * ln, score_n=units // bucketed,
+                score_micro=units // bucketed * 1000, thumbs_n=units // bucketed, thumbs_up=units // bucketed,
+            )
+            for index in range(bucketed)
+        },
+    )  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(odd_cells(), max_size=4), min_size=1, max_size=4), metrics, st.sampled_from([0.0, 5.0, 99.9]))
+def test_nothing_one_unit_all_errors_and_equal_figures_are_told_in_finite_numbers(ticks: list[list[Cell]], metric: str, asked: float) -> None:
+    criteria = {"min_improvement_threshold": asked, "negligible_error_rate_percent": 0.1}
+    evaluator, series = TestEvaluator(experiment(primary_metric=metric, success_criteria=criteria)), SeriesBuilder()
+    for second, found in enumerate(ticks):
+        tick = Tick(START_S + second, second + 1, tuple(found))
+        evaluator.tick(tick)
+        series.add(evaluator, tick)
+    assert evaluator.exceptions == []
+    _all_finite(evaluator, series)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,10 +9,11 @@ from schemas.feedback import UNITS_DOWN
 from schemas.v1.common import Decision
 from schemas.v1.windows import Bucket, Cell, Window
 from services.monitor.domain import verdict
+from services.monitor.domain.effects import primary_effect
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Ticker
 from services.monitor.domain.guardrails import build
-from services.monitor.domain.promotion import conditions, primary_effect
+from services.monitor.domain.promotion import conditions
 from tests.unit.monitor.synthetic import TEST, Arm, Traffic, experiment, stream
 
 LIMITS = {"failure_criteria": {"max_error_rate_percent": 90}, "thresholds": {"critical_error_rate": 90}}

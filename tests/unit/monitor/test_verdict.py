@@ -116,10 +116,8 @@ def test_a_fired_guardrail_decides() -> None:
     assert verdict.status(evaluator).summary.startswith("rollback: ")
 
 
-@pytest.mark.parametrize(("metric", "words"), [("cost", "nothing was measured"), ("error_rate", "too few")])
-def test_other_primary_metrics_say_what_they_lack(metric: str, words: str) -> None:
-    evaluator = evaluated(Traffic(9), 30, primary_metric=metric)
-    assert words in conditions(evaluator)[-1].text
+def test_other_primary_metrics_say_what_they_lack() -> None:
+    assert "nothing was measured" in conditions(evaluated(Traffic(9), 30, primary_metric="cost"))[-1].text
 
 
 def test_errors_as_primary_metric() -> None:
@@ -221,16 +219,77 @@ def test_a_promotion_says_what_to_do_next() -> None:
     )
 
 
-def test_too_few_errors_of_an_arm_say_how_many_requests_bring_them() -> None:
-    traffic = Traffic(9, share_bp=5000, per_second=60, a=Arm(errors=0.02), b=Arm(errors=0.02))
-    evaluator = evaluated(traffic, 8, primary_metric="error_rate")
-    a, b = evaluator.totals.of("a").errors, evaluator.totals.of("b").errors
+def _by_errors(a: float, b: float, seconds: int = 40, share_bp: int = 5000, **fields: object) -> TestEvaluator:
+    traffic = Traffic(9, share_bp=share_bp, per_second=60, a=Arm(errors=a), b=Arm(errors=b))
+    return evaluated(
+        traffic, seconds, primary_metric="error_rate", failure_criteria={"max_error_rate_percent": 90},
+        thresholds={"critical_error_rate": 90}, **fields,
+    )  # fmt: skip
+
+
+def test_a_canary_without_any_error_is_promoted_by_those_of_the_stable_model() -> None:
+    evaluator = _by_errors(0.05, 0.0)
+    record = verdict.decide(evaluator)
+    assert record.decision is Decision.PROMOTE_B, record.reason
+    assert record.value == -100.0
+    assert record.bound is not None
+    assert -100.0 < record.bound < -5.0, "shown is the end of the interval that is nearer to none"
     condition = conditions(evaluator)[-1]
-    assert 0 < min(a, b) < 20
-    text = waiting(evaluator, [condition])
-    assert text.startswith(f"needs at least {condition.needs_requests} more requests (")
-    assert text.endswith("how many in all cannot be told yet (primary_metric)")
-    assert condition.needs_requests == pytest.approx(evaluator.totals.requests() * (20 / min(a, b) - 1), abs=1)
+    failed = evaluator.totals.of("a").errors
+    assert condition.text.startswith(f"error_rate of B -100.0 % by units with an error (0 of B, {failed} of A), asked for -5 % or less")
+    effect = verdict.status(evaluator).effect
+    assert effect is not None
+    assert (effect.effect, effect.low, effect.hold) == (-100.0, -100.0, None)
+    assert effect.high == record.bound
+    assert TestEvaluator.from_dict(evaluator.experiment, evaluator.to_dict()).to_dict() == evaluator.to_dict()
+
+
+def test_where_nobody_fails_another_metric_is_named() -> None:
+    for errors, who in (((0.0, 0.0), "neither A nor B has had an error yet"), ((0.0, 0.02), "A has had no error yet")):
+        evaluator = _by_errors(*errors, seconds=5)
+        condition = conditions(evaluator)[-1]
+        assert condition.text.startswith(f"error_rate: {who}, and B can only be shown to have fewer than A has")
+        assert "another primary metric (latency, ttft, cost, thumbs, conversion or score)" in condition.text
+        assert (condition.met, condition.needs_requests) == (False, None)
+        assert waiting(evaluator, [condition]) == "how many more requests it needs cannot be told yet (primary_metric)"
+        assert verdict.decide(evaluator).decision is Decision.INCONCLUSIVE
+
+
+def test_few_errors_of_the_stable_model_say_how_many_requests_show_it() -> None:
+    evaluator = _by_errors(0.05, 0.0, seconds=3)
+    condition = conditions(evaluator)[-1]
+    failed = evaluator.totals.of("a").errors
+    assert 0 < failed < 9
+    assert condition.needs_requests == pytest.approx(evaluator.totals.requests() * (9 / failed - 1), rel=0.2)
+    assert not condition.at_least
+    assert waiting(evaluator, [condition]).startswith(f"needs about {condition.needs_requests} more requests (")
+
+
+def test_errors_of_a_few_units_hold_a_promotion_that_their_number_alone_would_allow() -> None:
+    evaluator = _by_errors(0.05, 0.0)
+    for bucket in range(128):
+        evaluator.totals.buckets[5000]["errors"][1, bucket] += 1
+    condition = conditions(evaluator)[-1]
+    assert condition.log_e is not None
+    assert condition.log_e >= verdict.LIMIT
+    assert (condition.met, condition.needs_requests) == (False, None)
+    assert "% of A's failed, which is no such improvement" in condition.text
+    assert verdict.decide(evaluator).decision is not Decision.PROMOTE_B
+
+
+def test_an_interval_that_excludes_what_is_asked_for_is_a_decision() -> None:
+    """By units and, where both have 20 errors, by requests; each interval has half of the level."""
+    by = set()
+    for b in (0.0, 0.03, 0.06, 0.1):
+        for seconds in (4, 10, 30, 60):
+            evaluator = _by_errors(0.2, b, seconds=seconds)
+            effect, condition = verdict.status(evaluator).effect, conditions(evaluator)[-1]
+            assert effect is not None
+            if effect.high is not None and effect.high < -5.0:
+                assert condition.met, condition.text
+                by.add("by units" in condition.text)
+            assert effect.low is None or effect.effect is None or effect.low <= effect.effect
+    assert by == {True, False}
 
 
 def _fast_and_faultless(seconds: int, b: Arm | None = None, **success: float) -> TestEvaluator:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.statistics import promotion
+from benchmarks.statistics import errors, promotion
 from benchmarks.statistics.batch import BatchLatency, BatchNonInferiority, BatchRate
 from benchmarks.statistics.rollback import (
     BINS,
@@ -20,7 +20,9 @@ from services.monitor.domain.statistics import (
     ErrorNonInferiority,
     LatencyEvidence,
     RateEProcess,
+    bucket_effect,
     mixture_log_e,
+    proportion_difference,
 )
 
 
@@ -69,6 +71,28 @@ def test_batched_core_c_equals_the_product():
     d, v = rng.normal(0.0, 1.0, 50), rng.exponential(0.1, 50)
     expected = [mixture_log_e(float(a), float(b), 0.05) for a, b in zip(d, v, strict=True)]
     np.testing.assert_allclose(promotion.mixture_log_e(d, v, 0.05), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_batched_differences_of_errors_equal_the_product():
+    rng = np.random.default_rng(5)
+    n = rng.integers(400, 600, (2, 3)).astype(float)
+    e = rng.binomial(n.astype(int), 0.2).astype(float)
+    expected, d, v = errors._requests([np.stack((n, e))], 0.95)
+    assert expected == pytest.approx(np.minimum(e[0], n[1] * e[0] / n[0]))
+    for rep in range(3):
+        counts = [int(x) for arm in (0, 1) for x in (e[arm, rep], n[arm, rep])]
+        assert (d[rep], v[rep]) == pytest.approx(proportion_difference(*counts, ratio=0.95))
+    n, of_b = rng.poisson(5.0, (2, 1280)).astype(float), rng.random((2, 1280)) < 0.4
+    e = rng.binomial(n.astype(int), 0.1).astype(float)
+    expected, d, v = errors._buckets(n, e, of_b, 0.95)
+    for rep in range(2):
+        tables = [
+            np.stack([np.where(arm, x[rep], 0.0).reshape(128, -1).sum(axis=1) for arm in (~of_b[rep], of_b[rep])])[None]
+            for x in (n, e)
+        ]
+        assert (d[rep], v[rep]) == pytest.approx(bucket_effect(*tables, 0.95).relative())
+        (count_a, count_b), failed = tables[0][0].sum(axis=1), tables[1][0, 0].sum()
+        assert expected[rep] == pytest.approx(min(failed, count_b * failed / count_a))
 
 
 @pytest.mark.parametrize(("pi", "p_b", "most"), [(0.1, 0.05, 2240), (0.1, 0.15, 390), (0.01, 0.15, 3210)])
@@ -129,3 +153,21 @@ def test_a_canary_without_errors_is_shown_to_be_harmless_beside_a_control_withou
     found = promotion.errors_shown(15, 50, look=500, horizon=20_000)
     assert np.median(found) <= 11_500
     assert np.isinf(promotion.errors_shown(15, 5, negligible=0.0, look=500, horizon=20_000)).all()
+
+
+@pytest.mark.parametrize("course", [errors.Course(), errors.Course(pi=0.1), errors.Course(ramp=True, drift=True)])
+def test_errors_that_are_hardly_fewer_are_hardly_ever_shown_to_be_fewer_enough(course):
+    """Alpha is 0.05, so that more than 25 of 200 would come about once in 50,000 times."""
+    found = errors.fewer_errors(16, 200, p_a=0.05, ratio=0.95, course=course, horizon=40_000)
+    assert np.isfinite(found).sum() <= 25
+
+
+def test_errors_of_users_who_come_back_are_hardly_ever_wrongly_shown_to_be_fewer():
+    found = errors.fewer_errors_sticky(17, 60, p_a=0.02, ratio=0.95, looks=60, streaks=True)
+    assert np.isfinite(found).sum() <= 12
+    assert np.isfinite(errors.fewer_errors_sticky(18, 10, p_a=0.05, ratio=0.5, looks=20)).all()
+
+
+@pytest.mark.parametrize(("ratio", "most"), [(0.0, 600), (0.5, 4000)])
+def test_fewer_errors_are_shown_within_the_stated_number_of_requests(ratio, most):
+    assert np.median(errors.fewer_errors(19, 100, p_a=0.05, ratio=ratio)) <= most

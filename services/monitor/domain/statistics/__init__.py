@@ -15,6 +15,7 @@ events leave E untouched. For the first epoch pass ``steps=plan.steps``.
 ``RateEProcess(rho0, grid, w0, steps)``   rows ``(pi, events_a, events_b)``: errors, timeouts, overdue
 ``RateEProcess.non_inferiority(rho0)``    the reverse, for promotion; whole-test counts, no epochs
 ``ErrorNonInferiority(rho0, p0)``         that, or B's rate is negligible; rows and ``Arrivals`` of B
+``FewerErrors()``                         the same rows and arrivals; ``process(ratio)`` is Core A reversed
 ``LatencyEvidence(margin, w0, steps)``    rows ``(pi, hist_a, hist_b)``: latency, TTFT, TPOT, cost
 ``MannWhitney``, ``TailExceedance``       its three parts, alone
 ``SampleRatio(alpha)``                    rows ``(pi, new_units_a, new_units_b)``; ``mismatch()``
@@ -49,6 +50,7 @@ process; then ``update(plan.tick(second), rows)``; then compare ``log_e()`` with
 from services.monitor.domain.statistics.absolute import AbsoluteRate, MeanSums
 from services.monitor.domain.statistics.buckets import BUCKETS, BucketEffect, bucket_effect
 from services.monitor.domain.statistics.epochs import EpochPlan, anytime_p_value, log_threshold
+from services.monitor.domain.statistics.fewer_errors import FewerErrors
 from services.monitor.domain.statistics.histogram import (
     GAMMA,
     Histogram,
@@ -92,6 +94,7 @@ __all__ = [
     "BucketEffect",
     "EpochPlan",
     "ErrorNonInferiority",
+    "FewerErrors",
     "Histogram",
     "HistogramRow",
     "LatencyEvidence",

@@ -35,9 +35,14 @@ class BucketEffect:
     effective_buckets: float
 
     @property
-    def usable(self) -> bool:
+    def enough_units(self) -> bool:
         """Whether enough buckets carry B for V to mean anything; otherwise hold."""
-        return self.effective_buckets >= MIN_EFFECTIVE_BUCKETS and self.variance > 0.0
+        return self.effective_buckets >= MIN_EFFECTIVE_BUCKETS
+
+    @property
+    def usable(self) -> bool:
+        """Whether V says something: enough units, and figures that differ at all."""
+        return self.enough_units and self.variance > 0.0
 
     def relative(self) -> tuple[float, float] | None:
         """Return (D/a, V/a^2) with a = control_mean, or None where control's mean is not positive."""

@@ -83,7 +83,10 @@ function better(effect) {
   if (!effect) return null;
   const metric = effect.metric.replace("_", " ");
   if (effect.effect === null) return { tone: "plain", text: `Cannot be judged yet: ${effect.hold || `nothing is known of the ${metric}`}.` };
-  const range = effect.low === null && effect.high === null ? "" : `, and is between ${signed(effect.low)} and ${signed(effect.high)} (95 % confidence sequence)`;
+  const low = effect.low === null || effect.low <= -100 ? null : signed(effect.low); // nothing falls by more
+  const high = effect.high === null ? null : signed(effect.high);
+  const ends = low && high ? `between ${low} and ${high}` : high ? `at most ${high}` : low ? `at least ${low}` : null;
+  const range = ends ? `, and is ${ends} (95 % confidence sequence)` : "";
   const shown = effect.more_is_better ? effect.low !== null && effect.low >= effect.asked : effect.high !== null && effect.high <= effect.asked;
   return { tone: shown ? "good" : "plain", text: `The canary's ${metric} is ${signed(effect.effect)} against the stable model's${range}. Asked for: ${signed(effect.asked)}.` };
 }
