@@ -32,7 +32,7 @@ from services._runtime.settings_base import ConfigError
 
 app = typer.Typer(
     name="cypria", no_args_is_help=True, pretty_exceptions_enable=False,
-    help="A/B testing and progressive delivery for LLM serving.",
+    help="A/B testing and progressive delivery for LLM serving.", epilog=panels.BEGINNING,
 )  # fmt: skip
 
 DEMO_CONFIG = Path(__file__).resolve().parent.parent / "infra" / "config" / "demo.yaml"
@@ -116,9 +116,6 @@ app.add_typer(keys.app, name="keys", rich_help_panel=panels.KEEPING)
 app.add_typer(audit.app, name="audit", rich_help_panel=panels.KEEPING)
 app.add_typer(integrations.app, name="integrations", rich_help_panel=panels.TELLING)
 app.add_typer(units.app, name="units", rich_help_panel=panels.KEEPING)
-waiting.register(app)
-later.register(app)
-live.register(app)
 
 
 @app.command(epilog=panels.examples("provision"), rich_help_panel=panels.RUNNING)
@@ -200,7 +197,12 @@ def start(
         ),
     ] = None,
     primary_metric: Annotated[
-        str | None, typer.Option("--primary-metric", help="What B must be better in to be promoted.")
+        str | None,
+        typer.Option(
+            "--primary-metric",
+            help="What B must be better in to be promoted: latency (default), ttft, cost, error_rate, thumbs, "
+            "conversion or score.",
+        ),
     ] = None,
     max_retries: Annotated[int | None, typer.Option("--max-retries", help="Retries after steps down.")] = None,
     backoff: Annotated[
@@ -355,6 +357,11 @@ def replay(test_id: EndedArgument, json_: JsonOption = False) -> None:
     else:
         show.replay(data)
     raise SystemExit(record.exit_status(data))
+
+
+waiting.register(app)
+later.register(app)
+live.register(app)
 
 
 def _body(**fields: Any) -> dict[str, Any]:

@@ -7,6 +7,11 @@ KEEPING = "Models, keys, records"
 TELLING = "People and systems that are told"
 TRYING = "Try it, look after it"
 
+BEGINNING = (
+    "Begin with `cypria up`, then `cypria doctor`. Whatever asks a running system goes to CYPRIA_URL "
+    "(by default http://127.0.0.1:2242) with the key in CYPRIA_API_KEY, by default the one that `cypria up` made here."
+)
+
 _EXAMPLES = {
     "up": ("cypria up", "cypria up --config cypria.yaml --data-dir /var/lib/cypria", "cypria up --port 8080"),
     "provision": ("cypria provision --config cypria.yaml",),

@@ -17,7 +17,7 @@ STATUSES = {"promote_b": 0, "rollback": 3, "keep_a": 4, "inconclusive": 5}
 """By decision; what else a command may end with is in `main`."""
 TIMED_OUT, INTERRUPTED = 124, 130
 EXAMPLES = """
-The exit status is the verdict: 0 promote_b, 3 rollback, 4 keep_a, 5 inconclusive; 1 an error, 124 no verdict within
+The exit status is the verdict: 0 promote_b, 3 rollback, 4 keep_a, 5 inconclusive; 1 an error, 124 no verdict within \
 --timeout (the test goes on), 130 interrupted (likewise). Examples:
 
 \b
