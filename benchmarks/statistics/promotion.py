@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from benchmarks.statistics.batch import BatchNonInferiority
+from services.monitor.domain.statistics.buckets import UNSEEN_FACTOR
 from services.monitor.domain.statistics.mixture import TAU
 
 LOOK = 100
@@ -76,6 +77,28 @@ def errors_shown(seed: int, reps: int, *, pi: float = 0.5, p_a: float = 0.0, p_b
         found[(errors.log_e() >= goal) & np.isinf(found)] = now * look
         if np.isfinite(found).all():
             break
+    return found
+
+
+def rarely_slow(seed: int, reps: int, *, share: float, factor: float, pi: float = 0.5, asked: float = 0.05,
+                least: int = 100, horizon: int = 20_000, look: int = 10) -> np.ndarray:
+    """Return requests until B is shown to be faster by ``asked``, inf if never, though it is not.
+
+    All of A's latencies are the same, and so are B's, but for a ``share`` that is ``factor`` times slower: just as many
+    as it takes for B to be no faster than asked for. Each request is a unit; ``least`` of each arm are waited for.
+    """
+    rng = np.random.default_rng(seed)
+    n, slow, found = np.zeros((2, reps)), np.zeros(reps), np.full(reps, np.inf)
+    gain, usual = math.log1p(-asked), math.log1p(-asked) - share * math.log(factor)
+    for now in range(1, horizon // look + 1):
+        n_b = rng.binomial(look, pi, reps)
+        n += np.stack((look - n_b, n_b))
+        slow += rng.binomial(n_b, share)
+        q = slow / np.maximum(n[1], 1.0)
+        spread = math.log(factor) ** 2 * q * (1.0 - q) / np.maximum(n[1], 1.0)
+        v = spread + ((UNSEEN_FACTOR / (n + 1.0)) ** 2).sum(axis=0)
+        shown = mixture_log_e(-(usual + math.log(factor) * q), v, -gain) >= -math.log(ALPHA)
+        found[shown & (n.min(axis=0) >= least) & np.isinf(found)] = now * look
     return found
 
 

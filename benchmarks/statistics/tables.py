@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.statistics.errors import Course, fewer_errors, fewer_errors_sticky
-from benchmarks.statistics.promotion import errors_shown, promotions
+from benchmarks.statistics.promotion import errors_shown, promotions, rarely_slow
 from benchmarks.statistics.rollback import Day, false_rollbacks, latency_detection, rate_detection
 from benchmarks.statistics.sticky import first_errors
 
@@ -97,6 +97,14 @@ NOT_FEWER_STICKY = {
     "streaks, 50/50": {"p_a": 0.02, "streaks": True},
     "streaks, 90/10": {"p_a": 0.02, "streaks": True, "pi": 0.1},
 }
+RARELY_SLOW = {  # share of B's requests, and how many times slower they are
+    "20 % x 3": (0.2, 3.0),
+    "10 % x 10": (0.1, 10.0),
+    "5 % x 10": (0.05, 10.0),
+    "2 % x 10": (0.02, 10.0),
+    "5 % x 100": (0.05, 100.0),
+    "1 % x 100": (0.01, 100.0),
+}
 
 
 def seed_of(name: str, part: int = 0) -> int:
@@ -151,6 +159,10 @@ def jobs(reps: int, day_reps: int, parts: int) -> dict[str, tuple[str, list[Job]
         found[f"fewer errors wrongly shown, users, {name}"] = ("fewer errors wrongly", [
             partial(fewer_errors_sticky, seed_of(name, part), max(1, reps // parts), ratio=0.95, **given)
             for part in range(parts)])
+    for name, (share, factor) in RARELY_SLOW.items():
+        for split in ("50/50", "90/10"):
+            found[f"rarely slow, {name}, {split}"] = ("rarely slow", [
+                partial(rarely_slow, seed_of(name), reps, share=share, factor=factor, pi=SPLITS[split])])
     return found
 
 
@@ -159,7 +171,7 @@ def describe(table: str, name: str, result: np.ndarray) -> str:
     if table == "false":
         hit = int((result > 0).sum())
         return f"{name}: {hit}/{len(result)} with a false rollback by 3 guardrails"
-    if table in {"sticky false", "wrong promotion", "errors wrongly shown", "fewer errors wrongly"}:
+    if table in {"sticky false", "wrong promotion", "errors wrongly shown", "fewer errors wrongly", "rarely slow"}:
         return f"{name}: {int(np.isfinite(result).sum())}/{len(result)}"
     in_time = result[np.isfinite(result)]
     line = f"{name}: median {np.median(result):,.0f} (95th {np.percentile(result, 95, method='higher'):,.0f})"

@@ -19,6 +19,7 @@ from services.monitor.domain.statistics import (
     reduction_log_e,
     requests_needed_for_mean,
 )
+from services.monitor.domain.statistics.buckets import UNSEEN_FACTOR, UNSEEN_SHARE
 from services.monitor.domain.statistics.mixture import MIN_SUCCESSES
 from services.monitor.domain.statistics.planning import smallest
 from services.monitor.domain.statistics.start_mixture import log_sum_exp
@@ -100,14 +101,14 @@ def _error_effect(evaluator: TestEvaluator, threshold: float) -> Effect:
     """
     counts, sums = evaluator.totals.stacked("n", "errors")
     effect = bucket_effect(counts, sums, 1.0 - threshold)
-    hold = few(effect)
+    hold = held(effect)
     if effect is None or hold is not None:
         return Effect("error_rate", None, 0.0, 0.0, None, hold)
     units = evaluator.fewer_errors
     ratio = units.ratio()
     if ratio is None:
         return Effect("error_rate", None, 0.0, 0.0, None, _nothing_to_improve(units))
-    normal = _normal(effect, counts, sums)
+    normal = _normal(evaluator, effect, counts, sums)
     growth = _ErrorGrowth(evaluator, units, normal, threshold)
     better = growth.log_e()
     # A few units that ask again and again may have so many requests that fail: then fewer units prove nothing.
@@ -144,10 +145,14 @@ def _against(effect: BucketEffect, threshold: float) -> str:
     return f"of all requests {100 * b:.2f} % of B's and {100 * a:.2f} % of A's failed, which is no such improvement"
 
 
-def _normal(effect: BucketEffect, counts: Table, errors: Table) -> tuple[float, float] | None:
+def _normal(
+    evaluator: TestEvaluator, effect: BucketEffect, counts: Table, errors: Table
+) -> tuple[float, float] | None:
     """(D, V) relative to A's rate of all requests; None where there are too few errors to take it as normal."""
     expected = min(float(errors[:, 0].sum()), effect.control_mean * float(counts[:, 1].sum()))
-    return effect.relative() if expected >= MIN_ERRORS and effect.variance > 0.0 else None
+    if expected < MIN_ERRORS:
+        return None
+    return effect.with_unseen(measured(evaluator, counts), UNSEEN_SHARE * effect.control_mean).relative()
 
 
 class _ErrorGrowth:
@@ -204,19 +209,25 @@ def _percent(log_difference: float) -> float | None:
 def log_effect(evaluator: TestEvaluator, metric: str) -> BucketEffect | None:
     """Difference of mean logarithms, B - A, by unit buckets within phases."""
     counts, sums = evaluator.totals.stacked(f"{metric}_n", f"{metric}_ln")
-    return bucket_effect(counts, sums / _MICRO)
+    effect = bucket_effect(counts, sums / _MICRO)
+    if effect is None:
+        return None
+    a, b = effect.control_mean, effect.control_mean + effect.difference
+    # Figures are whole microseconds or nano-dollars: of a mean of x, up to half of one in x.
+    rounding = sum(math.exp(-2.0 * max(0.0, mean)) for mean in (a, b)) / 12.0
+    return effect.with_unseen(measured(evaluator, counts), UNSEEN_FACTOR, rounding)
+
+
+def measured(evaluator: TestEvaluator, counts: Table) -> tuple[int, int]:
+    """Units of A and of B behind as many observations in phases of both arms; some may have none that was measured."""
+    a, b = (
+        min(evaluator.totals.of(variant).units, int(counts[:, arm].sum())) for arm, variant in enumerate("ab")
+    )
+    return a, b
 
 
 def held(effect: BucketEffect | None) -> str | None:
-    """Why an effect cannot be judged yet."""
-    hold = few(effect)
-    if hold is None and effect is not None and not effect.usable:
-        return "all figures are the same, so how much they vary cannot be told"
-    return hold
-
-
-def few(effect: BucketEffect | None) -> str | None:
-    """Why too few units carry an effect."""
+    """Why an effect cannot be judged yet: nothing was measured, or too few units carry it."""
     if effect is None:
         return "nothing was measured in both arms yet"
     if not effect.enough_units:

@@ -153,7 +153,7 @@ class AbsoluteLatency(Check):
             return None
         scale = self._limit_us
         more = requests_needed_for_mean(
-            (mean - scale) / scale, self._b.variance_of_mean / (scale * scale), 0.0, self._b.n, limit
+            (mean - scale) / scale, self._b.uncertainty / (scale * scale), 0.0, self._b.n, limit
         )
         return None if more is None else round(more * requests / self._b.n)
 
@@ -172,7 +172,7 @@ class AbsoluteLatency(Check):
         mean = self._b.mean
         if mean is None or self._b.n < MIN_MEAN_OBSERVATIONS:
             return None, None
-        wide = half_width(self._b.variance_of_mean, alpha, TAU * self._limit_us)
+        wide = half_width(self._b.uncertainty, alpha, TAU * self._limit_us)
         if not math.isfinite(wide):
             return None, None
         return max(0.0, mean - wide) / US_PER_MS, (mean + wide) / US_PER_MS

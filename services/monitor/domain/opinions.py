@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.monitor.domain.statistics import BucketEffect, bucket_effect
+from services.monitor.domain.statistics.buckets import UNSEEN_SHARE
 from services.monitor.domain.statistics.mixture import MIN_SUCCESSES
 from services.monitor.domain.totals import Totals
 
@@ -45,9 +46,9 @@ def opinion_effect(totals: Totals, metric: str, threshold: float) -> OpinionEffe
         hold = f"{fewest} {what} in one arm are too few, at least {MIN_SUCCESSES} are needed"
         return OpinionEffect(0.0, 0.0, hold, fewest)
     effect = bucket_effect(counts, sums / scale, 1.0 + threshold)
-    if effect is None or not effect.usable:
+    if effect is None or not effect.enough_units:
         return OpinionEffect(0.0, 0.0, _hold(effect))
-    relative = effect.relative()
+    relative = effect.with_unseen((int(n[0]), int(n[1])), UNSEEN_SHARE * effect.control_mean).relative()
     if relative is None:
         return OpinionEffect(0.0, 0.0, "control has none")
     return OpinionEffect(*relative)

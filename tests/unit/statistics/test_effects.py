@@ -105,7 +105,7 @@ def by_bucket(rng, phases, users=4000, slope=0.0, effect=0.0, spread=0.3):
 def test_buckets_find_the_effect_through_a_ramp_and_a_drift():
     n, s = by_bucket(np.random.default_rng(5), [0.05, 0.1, 0.25, 0.5], slope=0.5, effect=0.2)
     effect = bucket_effect(n, s)
-    assert effect.usable
+    assert effect.enough_units
     assert effect.difference == pytest.approx(0.2, abs=4 * math.sqrt(effect.variance))
     pooled = s[:, 1].sum() / n[:, 1].sum() - s[:, 0].sum() / n[:, 0].sum()
     assert abs(pooled - 0.2) > 5 * math.sqrt(effect.variance)
@@ -134,7 +134,7 @@ def test_bucket_ratio_scales_control_alone():
 def test_one_heavy_bucket_is_not_enough():
     n, s = by_bucket(np.random.default_rng(8), [0.5])
     n[:, 1, 3] += 1e6
-    assert not bucket_effect(n, s).usable
+    assert not bucket_effect(n, s).enough_units
 
 
 def test_no_common_phase_is_no_effect():
@@ -145,11 +145,38 @@ def test_no_common_phase_is_no_effect():
     both = np.ones((1, 2, BUCKETS))
     flat = bucket_effect(both, both * 0)
     assert flat.relative() is None
-    assert not flat.usable
+    assert (flat.variance, flat.enough_units) == (0.0, True)
     with pytest.raises(ValueError, match="shape"):
         bucket_effect(np.ones((2, BUCKETS)), np.ones((2, BUCKETS)))
     with pytest.raises(ValueError, match="ratio"):
         bucket_effect(both, both, 0.0)
+
+
+def test_equal_figures_are_no_certainty():
+    both = np.full((1, 2, BUCKETS), 4.0)
+    same = bucket_effect(both, both * np.log([[[100.0], [80.0]]])).with_unseen((512, 512), math.log(100))
+    assert math.expm1(same.difference) == pytest.approx(-0.2)
+    assert math.sqrt(same.variance) == pytest.approx(math.sqrt(2) * math.log(100) / 513, rel=1e-3)
+    assert reduction_log_e(same.difference, same.variance, 0.05) > math.log(20)
+    assert reduction_log_e(same.difference, same.variance, 0.19) < math.log(20)
+    few = same.with_unseen((8, 512), math.log(100))
+    assert reduction_log_e(few.difference, few.variance, 0.05) < 0.5
+    n, s = by_bucket(np.random.default_rng(9), [0.5])
+    plain = bucket_effect(n, s)
+    assert plain.with_unseen((2000, 2000), math.log(100)).variance < 1.1 * plain.variance
+
+
+def test_a_mean_of_equal_values_is_known_within_half_of_a_bin():
+    def sums(value, n):
+        return MeanSums(n, n * value, n * value * value)
+
+    assert sums(2_000_000, 1000).variance_of_mean == 0.0
+    assert math.sqrt(sums(2_000_000, 10**6).uncertainty) == pytest.approx(20_000, rel=1e-3)
+    assert sums(2_000_000, 30).log_e_above(1_000_000) > math.log(1600)
+    assert sums(1_050_000, 1000).log_e_above(1_000_000) > math.log(1600)
+    for limit in (1_000_000, 995_000):
+        assert all(sums(1_000_000, n).log_e_above(limit) < 1.0 for n in (30, 1000, 10**6, 10**9)), limit
+    assert sums(1_050_000, 1000).lower_bound(1_000_000, 0.001) == pytest.approx(1_010_000, rel=0.01)
 
 
 def test_mean_limit_from_integer_sums():

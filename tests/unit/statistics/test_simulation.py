@@ -171,3 +171,9 @@ def test_errors_of_users_who_come_back_are_hardly_ever_wrongly_shown_to_be_fewer
 @pytest.mark.parametrize(("ratio", "most"), [(0.0, 600), (0.5, 4000)])
 def test_fewer_errors_are_shown_within_the_stated_number_of_requests(ratio, most):
     assert np.median(errors.fewer_errors(19, 100, p_a=0.05, ratio=ratio)) <= most
+
+
+@pytest.mark.parametrize(("share", "factor"), [(0.2, 3.0), (0.02, 10.0)])
+def test_equal_latencies_with_a_few_that_are_far_off_are_hardly_ever_promoted(share, factor):
+    found = promotion.rarely_slow(20, 200, share=share, factor=factor, horizon=10_000)
+    assert np.isfinite(found).sum() <= 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.monitor.domain.statistics.histogram import Floats, State
+from services.monitor.domain.statistics.histogram import GAMMA, Floats, State
 from services.monitor.domain.statistics.mixture import TAU, lower_bound, mixture_log_e
 from services.monitor.domain.statistics.rate import RateEProcess
 from services.monitor.domain.statistics.start_mixture import FIRST_W0
@@ -113,6 +113,21 @@ class MeanSums:
         spread = max(0, self.n * self.squares - self.total * self.total)
         return spread / (self.n * self.n * (self.n - 1))
 
+    @property
+    def uncertainty(self) -> float:
+        """Squared standard error with what the observations cannot show, so that equal ones are no certainty.
+
+        One more of them may be as little as nothing, which moves the mean by mean/(n + 1). Where they vary by less than
+        a bin is wide they may all lie at the same place of theirs: then the mean is known within half of a bin.
+        """
+        if self.n < 2:
+            return 0.0
+        mean, variance = self.total / self.n, self.variance_of_mean
+        more = (mean / (self.n + 1)) ** 2
+        if variance * self.n < ((GAMMA - 1.0) * mean) ** 2:
+            more += (0.5 * (GAMMA - 1.0) * mean) ** 2
+        return variance + more
+
     def log_e_above(self, limit: float) -> float:
         """Return ln E against "the mean is at most ``limit``"; 0 below 30 observations.
 
@@ -123,7 +138,7 @@ class MeanSums:
         mean = self.mean
         if mean is None or self.n < MIN_MEAN_OBSERVATIONS:
             return 0.0
-        return mixture_log_e(mean, self.variance_of_mean, limit, TAU * limit)
+        return mixture_log_e(mean, self.uncertainty, limit, TAU * limit)
 
     def lower_bound(self, limit: float, alpha: float) -> float:
         """Return the lower confidence sequence of the mean (tuned for ``limit``); 0 below 30 observations.
@@ -137,7 +152,7 @@ class MeanSums:
         mean = self.mean
         if mean is None or self.n < MIN_MEAN_OBSERVATIONS:
             return 0.0
-        return max(0.0, lower_bound(mean, self.variance_of_mean, alpha, TAU * limit))
+        return max(0.0, lower_bound(mean, self.uncertainty, alpha, TAU * limit))
 
 
 def _check_limit(limit: float) -> None:

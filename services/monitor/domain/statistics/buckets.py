@@ -9,13 +9,18 @@ of G = 128 hash buckets, so the scores of buckets are independent although reque
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 BUCKETS = 128
 MIN_EFFECTIVE_BUCKETS = 20.0
+
+UNSEEN_FACTOR = math.log(100.0)
+"""How far off, on the scale of logarithms, a unit may be that has not come yet: a hundred times."""
+UNSEEN_SHARE = 1.0
+"""The same of a share or a score, relative to control's mean: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,20 @@ class BucketEffect:
         """Whether enough buckets carry B for V to mean anything; otherwise hold."""
         return self.effective_buckets >= MIN_EFFECTIVE_BUCKETS
 
-    @property
-    def usable(self) -> bool:
-        """Whether V says something: enough units, and figures that differ at all."""
-        return self.enough_units and self.variance > 0.0
+    def with_unseen(self, units: tuple[int, int], off: float, resolution: float = 0.0) -> BucketEffect:
+        """The same with what its figures cannot show added to V, so that equal figures are no certainty.
+
+        Where all figures of an arm are the same, their variance is 0; but one more unit may be of another kind. V grows
+        by (off/(n + 1))^2 for each arm, as much as one unit of n + 1 that is off by so much moves a mean, and by the
+        rounding of the figures. Where units vary by s, that is (off/s)^2/n of V: with more units it soon vanishes.
+
+        Args:
+            units: of A and of B, that were measured: units, not requests.
+            off: on D's scale, see `UNSEEN_FACTOR`.
+            resolution: squared standard error of rounding, on D's scale.
+        """
+        more = sum((off / (1.0 + n)) ** 2 for n in units)
+        return replace(self, variance=self.variance + more + resolution)
 
     def relative(self) -> tuple[float, float] | None:
         """Return (D/a, V/a^2) with a = control_mean, or None where control's mean is not positive."""
