@@ -8,6 +8,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from schemas import streams, subjects
 from services._runtime.bus import TRANSIENT, WRONG_LAST_SEQUENCE, Bus
+from services._runtime.clock import monotonic
 from services._runtime.reader import SequenceReader
 from services._runtime.telemetry import get_logger
 from services.metrics.adapters import wire
@@ -15,7 +16,8 @@ from services.metrics.adapters import wire
 log = get_logger(__name__)
 
 _RETRY_S = 0.1
-
+_SAY_S = 10.0
+"""How often at most it is said that windows are not taken: each of the partitions tries ten times a second."""
 
 _FENCE = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
 _LOOK_BACK = 1000
@@ -62,6 +64,7 @@ class WindowLog:
     def __init__(self, bus: Bus, partition: int) -> None:
         self._bus = bus
         self.subject = subjects.window(partition)
+        self._said_at = float("-inf")
 
     async def last(self) -> StoredWindow | None:
         """The last stored window, as the stream's leader has it; None when there is none. Raises NatsError."""
@@ -103,10 +106,10 @@ class WindowLog:
                 ack = await self._bus.js.publish(self.subject, data, timeout=2, headers=headers)
             except APIError as exc:
                 if exc.err_code != WRONG_LAST_SEQUENCE:
-                    log.warning("window_not_stored", subject=self.subject, error=repr(exc))
+                    self._say("window_not_stored", exc)
                     await asyncio.sleep(_RETRY_S)
             except TRANSIENT as exc:
-                log.warning("window_unconfirmed", subject=self.subject, error=repr(exc))
+                self._say("window_unconfirmed", exc)
                 await asyncio.sleep(_RETRY_S)
             else:
                 return int(ack.seq)
@@ -121,6 +124,11 @@ class WindowLog:
                 raise SupersededError(
                     f"{self.subject}: the window at sequence {after} is gone, the stream was replaced"
                 )
+
+    def _say(self, what: str, exc: BaseException) -> None:
+        if monotonic() - self._said_at >= _SAY_S:
+            self._said_at = monotonic()
+            log.warning(what, subject=self.subject, error=repr(exc))
 
     async def _read_back(self) -> StoredWindow | None:
         while True:

@@ -23,7 +23,8 @@ T = TypeVar("T", bound=Message)
 PATIENCE_S = 15.0
 """How long a change is tried: a NATS cluster may elect a leader for 8 s."""
 _AT_ONCE = 32
-_NOT_TAKEN = "the bus did not take the change in time: try again"
+WHY = "GET /ready tells what is missing, and the log of nats-server whether its disk is full"
+_NOT_TAKEN = f"the bus did not take the change in time: try again; {WHY}"
 
 
 @contextlib.contextmanager
@@ -101,8 +102,7 @@ class KvTable(Generic[T]):
             return new.model_dump_json().encode()
 
         key = subjects.token(name)
-        said = f"{_NOT_TAKEN}; GET /ready tells what is missing"
-        with taken("entry_not_written", said, bucket=self._bucket):
+        with taken("entry_not_written", bucket=self._bucket):
             if self._kv is None:
                 self._kv = await self._bus.js.key_value(self._bucket)
             value, revision = await compare_and_set(self._kv, key, change, patience_s=patience_s)

@@ -9,7 +9,7 @@ from services._runtime.bus import TRANSIENT, Bus, compare_and_set, erase_last
 from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror, leaders
 from services._runtime.telemetry import get_logger
-from services.router.adapters.kv_table import taken
+from services.router.adapters.kv_table import WHY, taken
 from services.router.adapters.tasks import end
 from services.router.domain.salts import ROOT_VERSION, SALT_BYTES, TestSalt, alias, decode, encode, unit_key
 
@@ -70,7 +70,7 @@ class UnitSalts:
         """
         salt = TestSalt(max(now_ms(), ROOT_VERSION + 1), test_id, secrets.token_bytes(SALT_BYTES), now_ms())
         raw = encode(salt)
-        said = "the bus did not take the test's salt in time: try again; GET /ready tells what is missing"
+        said = f"the bus did not take the test's salt in time: try again; {WHY}"
         with taken("unit_salt_not_written", said, test_id=test_id):
             kv = await self._bus.js.key_value(SALTS.name)
             while True:
