@@ -3,6 +3,7 @@
 import asyncio
 
 from pydantic import BaseModel
+from typing_extensions import override
 
 from schemas.v1 import record as r
 from schemas.v1.control import StatusReply
@@ -10,6 +11,7 @@ from schemas.v1.experiment import Experiment, VerdictRecord
 from services._runtime.clock import now_ms
 from services.router.control import params as p
 from services.router.control.base import Done
+from services.router.control.reads import Counted, Judged
 from services.router.control.records import PATIENCE_S, TOLD_HELD_S, Records, until
 from services.router.domain import account
 from services.router.domain.auth import Principal, Role
@@ -107,6 +109,20 @@ class Accounts(Records):
             failure_criteria=section.failure_criteria.model_dump(mode="json"),
         )
 
+    @override
+    async def _totals(self, tests: list[str]) -> Counted:
+        ask = super()._totals
+        return await self._parts.shared.ask(
+            ("totals", *tests), lambda: ask(tests), who="metrics", within_s=PATIENCE_S, held_s=TOLD_HELD_S
+        )
+
+    @override
+    async def _verdict(self, test: Experiment) -> Judged:
+        ask, key = super()._verdict, ("verdict", test.test_id, test.version)
+        return await self._parts.shared.ask(
+            key, lambda: ask(test), who="monitor", within_s=PATIENCE_S, held_s=TOLD_HELD_S
+        )
+
     async def _statuses(self, tests: list[Experiment], running: list[str]) -> list[StatusReply]:
         """One question to metrics for all of them, one to the monitor for each."""
         if not tests:
@@ -120,7 +136,7 @@ class Accounts(Records):
         query = r.RecordQuery(test_id=test.test_id, wait_ms=0, evidence=False)
         key = ("changes", test.test_id, test.version)
         try:
-            found = await self._shared.ask(
+            found = await self._parts.shared.ask(
                 key, lambda: self._parts.queries.record(query), who="monitor", within_s=PATIENCE_S, held_s=TOLD_HELD_S
             )
         except Refused as exc:
@@ -130,6 +146,6 @@ class Accounts(Records):
     async def _record(self, test_id: str, verdict: VerdictRecord | None) -> r.RecordReply:
         query = r.RecordQuery(test_id=test_id, until=until(verdict), wait_ms=SERIES_WAIT_MS)
         key = ("series", test_id, query.until)
-        return await self._shared.ask(
+        return await self._parts.shared.ask(
             key, lambda: self._parts.queries.record(query), who="monitor", within_s=PATIENCE_S, held_s=_SERIES_HELD_S
         )

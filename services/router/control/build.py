@@ -78,7 +78,6 @@ class Control:
     limits: Limits
     peers: NatsPeers
     live: Live
-    told: Accounts
 
     @property
     def models(self) -> NatsModels:
@@ -127,7 +126,7 @@ class Control:
         """End event streams, timers and watches; publish what waits."""
         await self.parts.feed.stop()
         await self.live.stop()
-        await self.told.end_questions()
+        await self.parts.shared.stop()
         await self.peers.stop()
         await self.expiring.stop()
         await self.forgetter.stop()
@@ -209,7 +208,7 @@ def build_control(
     peers = NatsPeers(bus, limits.share)
     return Control(
         experiments, app, dispatcher, recorder, parts, lifecycle, actions, keeper, forgetter, expiring, max_body,
-        door, limits, peers, live, told,
+        door, limits, peers, live,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What the control side is made of, in one place for handlers and timers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.v1.experiment import OutboxEvent
 from services._runtime.settings_model import Settings
@@ -15,6 +15,7 @@ from services.router.adapters.nats_outbox import Outbox
 from services.router.adapters.nats_queries import Queries
 from services.router.adapters.nats_rollbacks import Rollbacks
 from services.router.adapters.nats_salts import UnitSalts
+from services.router.control.sharing import Shared
 from services.router.domain.models import Seen, standing
 from services.router.ports import ModelInfo, RequestPath
 
@@ -53,6 +54,7 @@ class Parts:
     salts: UnitSalts
     erasures: NatsErasures
     path: Late
+    shared: Shared = field(default_factory=Shared)
 
     def known_models(self) -> list[ModelInfo]:
         """Every model that there is, by name: for a configuration, a worker or the registry."""

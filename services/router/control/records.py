@@ -9,9 +9,7 @@ from schemas.v1.experiment import TestResult, VerdictRecord
 from services._runtime.clock import now_ms
 from services.router.control import params as p
 from services.router.control.base import Done
-from services.router.control.parts import Parts
 from services.router.control.reads import Reads
-from services.router.control.sharing import Shared
 from services.router.domain.auth import Principal
 from services.router.domain.refusals import Conflict, Refused
 from services.router.domain.replaying import differences
@@ -30,14 +28,6 @@ _ALERTS = 100
 
 class Records(Reads):
     """One method for each question: ``(principal, params) -> Done``. All raise Refused."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self._shared = Shared()
-
-    async def end_questions(self) -> None:
-        """End the questions that are under way."""
-        await self._shared.stop()
 
     async def report(self, who: Principal, params: p.ReportParams) -> Done:
         """Everything on record of a test; what nobody could tell is named in its notes."""
@@ -98,7 +88,7 @@ class Records(Reads):
         test = self._parts.experiments.by_id(report.test_id)
         key = ("report", query.test_id, query.until, report.result.version)
         try:
-            found = await self._shared.ask(
+            found = await self._parts.shared.ask(
                 key, lambda: self._parts.queries.record(query), who="monitor", within_s=_REPORT_PATIENCE_S,
                 held_s=TOLD_HELD_S,
             )  # fmt: skip
@@ -121,7 +111,7 @@ class Records(Reads):
         """A test's newest alerts, and what is missing of them."""
         query = q.AlertsQuery(limit=_ALERTS, test_id=test_id)
         try:
-            reply = await self._shared.ask(
+            reply = await self._parts.shared.ask(
                 ("alerts", test_id), lambda: self._parts.queries.alerts(query), who="alerts", within_s=PATIENCE_S,
                 held_s=TOLD_HELD_S,
             )  # fmt: skip

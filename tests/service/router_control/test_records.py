@@ -134,14 +134,16 @@ async def test_many_pages_cost_the_monitor_one_question_and_a_slow_one_holds_up_
         assert {[each["kind"] for each in one["timeline"]].count("started") for one in told} == {1}
         (question,) = asked(rest, record)
         assert question["evidence"] is False
-        assert len(asked(rest, subjects.query("alerts"))) == 1
+        for subject in (subjects.query("alerts"), subjects.verdict("status")):
+            assert len(asked(rest, subject)) == 1, subject
+        assert asked(rest, subjects.query("totals")) == []  # the chart has asked for them
 
 
 async def test_a_picture_of_all_tests_asks_for_their_totals_once(nats_server: NatsServer) -> None:
     async with others(nats_server) as rest, side(nats_server) as router:
         ids = [await router.start_test(), await router.start_test(model_a="other")]
         rest.asked.clear()
-        picture = json.loads(await router.control.told.snapshot())
+        picture = json.loads(await accounts.Accounts(router.control.parts).snapshot())
         assert {one["test_id"] for one in picture["tests"]} == set(ids)
         assert [sorted(question["tests"]) for question in asked(rest, subjects.query("totals"))] == [sorted(ids)]
         assert sorted(question["test_id"] for question in asked(rest, subjects.verdict("status"))) == sorted(ids)
