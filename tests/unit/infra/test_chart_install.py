@@ -53,6 +53,7 @@ def test_the_notes_tell_where_the_page_is_and_the_first_key(router: dict[str, An
     assert f"{url}/dashboard" in text
     assert f"export CYPRIA_URL={url}\n" in text
     assert ("port-forward" in text) == ("127.0.0.1" in url)
+    assert ("CYPRIA_CA_FILE" in text) == (url == "https://127.0.0.1:2242")
     assert "get secret cypria -o jsonpath='{.data.admin-key}'" in text
     assert "config.models is empty" in text
     assert "config.models" not in notes({"config": {"models": [{"name": "m"}]}})
