@@ -77,8 +77,9 @@ class Live:
 async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
     async with FakeOpenAI() as stable, FakeOpenAI() as canary:
         models = [
-            {"name": f"{name}-{pair}", "engine": "openai", "base_url": upstream.base_url, "timeout_seconds": 10}
-            for pair in range(PAIRS) for name, upstream in (("stable", stable), ("canary", canary))
+            {"name": f"{name}-{pair}", "engine": "openai", "base_url": upstream.base_url, "timeout_seconds": 10,
+             "cost": {"completion_per_1k": price}}
+            for pair in range(PAIRS) for name, upstream, price in (("stable", stable, 2.0), ("canary", canary, 1.5))
         ]  # fmt: skip
         config = {"models": models, "security": {"rate_limit": {"control_per_minute": 0, "control_burst": 1000}}}
         async with running(tmp_path_factory.mktemp("live"), config) as system:
@@ -171,3 +172,23 @@ async def test_a_single_error_of_the_canary_is_none_of_its_own(live: Live) -> No
     assert tally.by_variant["b"] > 0
     assert (await live.system.status(test_id))["status"] == "running"
     await live.system.api("POST", "stop", {"test_id": test_id})
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("metric", "errors_of_a", "words"),
+    [("error_rate", 0.05, "B's error_rate is -100.0 %"), ("cost", 0.0, "B's cost is -25.0 %")],
+)
+async def test_a_canary_that_never_fails_or_costs_less_each_time_is_promoted(
+    live: Live, metric: str, errors_of_a: float, words: str
+) -> None:
+    """By the stable model's errors alone, and by costs that are all the same."""
+    live.behave(Behaviour(error_rate=errors_of_a, latency_s=0.02), Behaviour(latency_s=0.02))
+    criteria = {"negligible_error_rate_percent": 1.0, "max_latency_increase_percent": 400}
+    limits = {"max_error_rate_percent": 50}
+    result, tally = await live.run(
+        0, 4000, seed=1, primary_metric=metric, traffic_split_percent=50, success_criteria=criteria, failure_criteria=limits
+    )
+    say(f"{tally.sent} requests: {result['reason']}")
+    assert result["decision"] == "promote_b", result["reason"]
+    assert result["reason"].startswith(words)

@@ -24,6 +24,7 @@ from services.monitor.domain.statistics import (
 from services.monitor.domain.statistics.absolute import MIN_MEAN_OBSERVATIONS
 from services.monitor.domain.statistics.intervals import share_interval
 from services.monitor.domain.statistics.mixture import TAU
+from services.monitor.domain.statistics.planning import MAX_REQUESTS
 
 CONTROL_LOUD = 3.0
 """ln E of control's own test of an absolute limit (about 20 to 1) from which control counts as bad too."""
@@ -155,7 +156,8 @@ class AbsoluteLatency(Check):
         more = requests_needed_for_mean(
             (mean - scale) / scale, self._b.uncertainty / (scale * scale), 0.0, self._b.n, limit
         )
-        return None if more is None else round(more * requests / self._b.n)
+        more = None if more is None else round(more * requests / self._b.n)
+        return None if more is None or more > MAX_REQUESTS else more
 
     @override
     def measure(self, limit: float) -> Measure:

@@ -16,6 +16,7 @@ from services.monitor.domain import verdict
 from services.monitor.domain.bounds import MAX_COUNT, within
 from services.monitor.domain.evaluator import TestEvaluator
 from services.monitor.domain.evidence import Tick, Ticker
+from services.monitor.domain.promotion import conditions
 from services.monitor.domain.series import SeriesBuilder
 from tests.unit.monitor.rollout import ramped
 from tests.unit.monitor.synthetic import START_S, TEST, Arm, Traffic, experiment, window
@@ -91,6 +92,8 @@ def test_no_counts_whatever_make_a_nan_or_stop_the_evaluation(ticks: list[list[C
 
 def _all_finite(evaluator: TestEvaluator, series: SeriesBuilder) -> None:
     """What the API, the page and the terminal are told: no number of it is infinite or none at all."""
+    told = [*conditions(evaluator), *evaluator.statuses()]
+    assert all(one.needs_requests is None or one.needs_requests >= 0 for one in told)
     for message in (verdict.status(evaluator), verdict.decide(evaluator), series.build(evaluator)):
         assert all(math.isfinite(number) for number in numbers(message.model_dump())), message
         assert "nan" not in message.model_dump_json().lower()

@@ -118,13 +118,14 @@ def test_a_gate_that_waits_for_somebody_can_be_approved() -> None:
 def test_what_a_promotion_still_needs() -> None:
     conditions = [{"name": "sample_size", "met": True, "text": "200 requests"},
                   {"name": "errors_not_worse", "met": False, "text": "errors of B not above A's (ln E 0.20, needed 3.00)", "log_e": 0.2, "limit": 3.0,
-                   "needs_requests": 900}]  # fmt: skip
+                   "needs_requests": 900, "at_least": True}]  # fmt: skip
     told = live(experiment(primary_metric="ttft"), errors(), promotion={"met": False, "conditions": conditions},
                 summary="needs about 900 more requests; how many in all cannot be told yet (errors_not_worse)")  # fmt: skip
     assert told.promotion is not None
     assert told.promotion.text == (
         "Not yet: 1 of 2 conditions are met. Needs about 900 more requests; how many in all cannot be told yet (errors not worse)."
     )
+    assert [condition.at_least for condition in told.conditions] == [False, True]
     assert [(c.title, c.text, c.met) for c in told.conditions][1] == ("Errors not worse", "Errors of B not above A's.", False)
     done = live(experiment(), errors(), promotion={"met": True, "conditions": conditions[:1]}, summary="all conditions hold")
     assert done.promotion is not None

@@ -93,7 +93,7 @@ def report(text: str = "errors rose", **fields: Any) -> Report:
             GuardrailStatus(name="error_rate_increase", action="rollback", log_e=8.25, limit=7.4, fired=True, threshold=50),
             GuardrailStatus(name=text, action="warn", log_e=math.inf, limit=7.4, value_a=math.nan, needs_requests=400),
         ],
-        promotion={"met": False, "conditions": [{"name": text, "met": False, "text": text, "needs_requests": 90}]},
+        promotion={"met": False, "conditions": [{"name": text, "met": False, "text": text, "needs_requests": 90, "at_least": True}]},
     )  # fmt: skip
     changes = [
         TestChange(id="1", at_ms=T0 * 1000, kind="started", share_bp=1000, actor=text),
@@ -189,6 +189,7 @@ def test_a_running_test_says_what_it_waits_for_and_an_empty_one_still_renders() 
     text = document(running)
     assert text.startswith("# No decision yet: running")
     assert "about 400 requests" in text
+    assert "at least 90 requests" in text
     assert "cypria replay" not in text
     bare = Report(test_id="t", at_ms=1, result=TestResult(test_id="t", status=TestStatus.FAILED), notes=["the monitor is away"])
     for kind in ("json", "markdown", "html"):

@@ -156,6 +156,7 @@ export function conditions(test) {
 function needs(one) {
   if (one.met) return null;
   if (one.needs_minutes) return ` Needs ${figure(one.needs_minutes)} more minutes.`;
-  if (one.needs_requests) return ` Needs about ${count(one.needs_requests)} more requests.`;
-  return null;
+  if (one.needs_requests) return ` Needs ${one.at_least ? "at least" : "about"} ${count(one.needs_requests)} more requests.`;
+  const grows = one.log_e !== null && one.name !== "guardrails" && one.name !== "sample_ratio";
+  return grows ? " How many more requests it needs cannot be told yet." : null;
 }

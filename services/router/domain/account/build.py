@@ -237,6 +237,7 @@ def _conditions(found: Sequence[Mapping[str, Any]], primary: str) -> list[Condit
             log_e=one.get("log_e"),
             limit=one.get("limit"),
             needs_requests=one.get("needs_requests"),
+            at_least=bool(one.get("at_least")),
             needs_minutes=one.get("needs_minutes"),
         )
         for one in found

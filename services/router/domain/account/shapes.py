@@ -50,7 +50,7 @@ class GuardrailAccount(BaseModel):
 
 
 class ConditionAccount(BaseModel):
-    """One condition of a promotion or of a ramp's next step."""
+    """One condition of a promotion or of a ramp's next step; ``at_least`` says that it may need more requests."""
 
     name: str
     title: str
@@ -59,6 +59,7 @@ class ConditionAccount(BaseModel):
     log_e: float | None = None
     limit: float | None = None
     needs_requests: int | None = None
+    at_least: bool = False
     needs_minutes: float | None = None
 
 

@@ -217,8 +217,8 @@ def _threshold(guardrail: GuardrailStatus) -> str:
     return f"+{value}" if relative and value != NONE else value
 
 
-def _needs(requests: int | None) -> str:
-    return f"about {count(requests)} requests" if requests else NONE
+def _needs(requests: int | None, *, at_least: bool = False) -> str:
+    return f"{'at least' if at_least else 'about'} {count(requests)} requests" if requests else NONE
 
 
 def _promotion(report: Report) -> Section:
@@ -231,7 +231,7 @@ def _promotion(report: Report) -> Section:
             str(condition.get("text", "")),
             number(condition.get("log_e"), 3),
             number(condition.get("limit"), 3),
-            *([_needs(condition.get("needs_requests"))] if waits else []),
+            *([_needs(condition.get("needs_requests"), at_least=bool(condition.get("at_least")))] if waits else []),
         ]
         for condition in conditions
     ]
