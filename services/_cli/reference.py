@@ -39,8 +39,8 @@ should), `doctor` (a check failed), `replay` (another verdict), `audit verify` (
 | 3, 4, 5 | `wait`, `start --wait`: the verdict is `rollback`, `keep_a`, `inconclusive` (0: `promote_b`) |
 | 78 | a configuration that cannot be used |
 | 124 | `wait`, `start --wait`: no verdict within `--timeout`; the test goes on |
-| 130 | Ctrl-C: `models` (what was ordered goes on), `wait` and `start --wait` (the test goes on), a rehearsal (it has \
-cleaned up) |
+| 129, 130, 143 | ended by a terminal that was closed, by Ctrl-C, or by SIGTERM: a rehearsal (it has cleaned up); by \
+Ctrl-C alone: `models` (what was ordered goes on), `wait` and `start --wait` (the test goes on) |
 
 What goes wrong is one line on the standard error that says what to do next.
 
