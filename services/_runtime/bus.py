@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -106,6 +107,11 @@ class GuardedBroker(NatsBroker):
         await connection.connect(**self._connection_kwargs)
         self.config.connect(connection)
         return connection
+
+    async def start(self) -> None:
+        """Subscribe, and wait until the server knows: whoever sees that we are ready may ask at once."""
+        await super().start()
+        await heard(await self.connect())
 
 
 class AnswersInInboxesOnly(BaseMiddleware[Any, Any]):
@@ -251,10 +257,7 @@ class Bus:
 
 
 def make_broker(settings: Settings, service: str) -> NatsBroker:
-    """A FastStream broker for a service's handlers, as the service's own NATS user.
-
-    Raises ConfigError where a file of `nats.tls` cannot be used.
-    """
+    """A FastStream broker as the service's own user. Raises ConfigError where a file of `nats.tls` cannot be used."""
     options = _options(settings, service)
     user, password = settings.nats.credentials(service)
     secured, encrypted = settings.nats.tls, settings.nats.encrypted
@@ -267,6 +270,12 @@ def make_broker(settings: Settings, service: str) -> NatsBroker:
     elif encrypted:
         options["security"] = NatsSecurity(**security)
     return GuardedBroker(encrypted=encrypted, **options, middlewares=(AnswersInInboxesOnly,), logger=None)
+
+
+async def heard(client: Client) -> None:
+    """Until the server has taken in all that it was told, or 5 s: after a reconnect it is told subscriptions again."""
+    with contextlib.suppress(*TRANSIENT):
+        await client.flush(timeout=5)
 
 
 async def publish_durable(

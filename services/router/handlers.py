@@ -12,7 +12,7 @@ from nats.errors import Error as NatsError
 
 from schemas import subjects
 from schemas.v1.inference import MAX_PIECE, ReplyHead
-from services._runtime.bus import Bus
+from services._runtime.bus import Bus, heard
 from services._runtime.telemetry import get_logger
 from services.router.domain.call import Call, Reply
 from services.router.domain.errors import broken, refusal
@@ -89,8 +89,9 @@ class BusEdge:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Subscribe."""
+        """Subscribe, and wait until the server knows."""
         self._subscription = await self._bus.nc.subscribe(subjects.REQUEST, queue=QUEUE, cb=self._received)
+        await heard(self._bus.nc)
 
     async def stop(self) -> None:
         """Take no more, and give what is in flight a moment."""
