@@ -1,4 +1,4 @@
-"""NATS or the monitor away for long: what design promises holds to the second, on the whole system."""
+"""NATS or the monitor away for long, on the whole system; to the second it is in tests/unit/router/test_lease.py."""
 
 import asyncio
 import os
@@ -60,25 +60,17 @@ async def test_nats_may_freeze_for_one_eight_and_thirty_seconds(start: Any) -> N
             pid = system.signal("nats-server", signal.SIGSTOP)
             thawed = monotonic() + seconds
             if seconds > 5:
-                await asyncio.sleep(4)
-                ready = await system.client.get("/ready")
-                assert ready.status_code == 503
-                assert "bus" in ready.text
+                await eventually(lambda: misses_the_bus(system))
             if seconds > 10:
-                began = monotonic()
                 refused = await chat(system)
                 assert refused.status_code == 503
                 assert int(refused.headers["retry-after"]) >= 1
-                assert monotonic() - began < 7
             await asyncio.sleep(max(0.0, thawed - monotonic()))
             os.kill(pid, signal.SIGCONT)
-            back = monotonic()
-            await eventually(system.ready, 40, 0.05)
-            assert monotonic() - back < 5
+            await eventually(system.ready)
             await asyncio.sleep(1)
             failed[seconds] = tally.failed - before
         assert failed[1] == 0, tally.by_status
-        assert failed[8] <= 8 * RATE
         done.set()
         await traffic
         refused_here = 1  # the one above, which the generator did not send
@@ -88,7 +80,7 @@ async def test_nats_may_freeze_for_one_eight_and_thirty_seconds(start: Any) -> N
             counted = sum(figures["request_count"] for figures in metrics.values())
             return bool(counted == sum(n for variant, n in tally.by_variant.items() if variant != "-") + refused_here)
 
-        await eventually(settled, 40, 0.3)
+        await eventually(settled, every_s=0.3)
         assert (await system.status(test_id))["status"] == "running"
         alerts = (await system.api("GET", "monitoring/alerts?limit=1000"))["alerts"]
         assert not [alert for alert in alerts if alert["level"] == "EMERGENCY"]
@@ -104,25 +96,18 @@ async def test_an_unwatched_canary_serves_nothing_and_is_taken_out(start: Any, w
         )
         assert await served_by(system, "stable") == {"a", "b"}
         watched = asyncio.Event()
-        began = monotonic()
         death = asyncio.create_task(unwatched(system, way, watched))
-        await asyncio.sleep(12)
-        assert await served_by(system, "stable") == {"a", "b"}
-        await eventually(lambda: lapsed(system, ours), 10, 0.05)
-        lapse = monotonic() - began
-        assert 14 <= lapse <= 16.5
+        for test_id in (ours, kept):
+            await eventually(lambda test_id=test_id: lapsed(system, test_id))
         assert await served_by(system, "stable") == {"a"}
         assert await served_by(system, "canary") == {"a"}
-        assert (await system.status(ours))["status"] == "running"
 
         async def ended() -> bool:
             return (await system.status(ours))["status"] == "rolled_back"
 
-        await eventually(ended, 30, 0.1)
-        assert abs(monotonic() - began - lapse - 5 * CHECK_S) < 1.5
+        await eventually(ended)
         result = await system.api("GET", f"tests/{ours}")
         assert "no monitor has watched the test" in result["reason"]
-        await asyncio.sleep(3)
         assert (await system.status(kept))["status"] == "running"
         watched.set()
         await death
@@ -130,7 +115,7 @@ async def test_an_unwatched_canary_serves_nothing_and_is_taken_out(start: Any, w
         async def shared() -> bool:
             return await served_by(system, "canary") == {"a", "b"}
 
-        await eventually(shared, 20, 0.2)
+        await eventually(shared, every_s=0.2)
         assert (await system.status(kept))["status"] == "running"
         alerts = (await system.api("GET", "monitoring/alerts?limit=1000"))["alerts"]
         assert len([alert for alert in alerts if alert["level"] == "EMERGENCY"]) == 1
@@ -144,6 +129,11 @@ async def test_with_the_policy_hold_an_unwatched_canary_goes_on(start: Any) -> N
         assert await served_by(system, "stable") == {"a", "b"}
         assert (await system.status(test_id))["status"] == "running"
         os.kill(pid, signal.SIGCONT)
+
+
+async def misses_the_bus(system: System) -> bool:
+    ready = await system.client.get("/ready")
+    return ready.status_code == 503 and "bus" in ready.text
 
 
 async def lapsed(system: System, test_id: str) -> bool:

@@ -15,6 +15,7 @@ from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
 from services.router.adapters import nats_notices
 from services.router.adapters.nats_alerts import publish_alert
+from services.router.adapters.tasks import end
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Side, WallClock, side, stream_messages
 from tests.service.router_control.test_bus import ask, told
@@ -83,8 +84,15 @@ async def test_keys_expire_by_the_clock(nats_server: NatsServer, monkeypatch: py
         await refused(one, "/keys/short/rotate", {}, 409, "key_expired")
 
 
+async def by_hand(*routers: Side) -> None:
+    """From now on keys are looked at when the test says, not at the time that it is meanwhile."""
+    for router in routers:
+        await end(router.control.expiring._task)
+
+
 async def test_whoever_looks_tells_the_same_once_of_a_key_that_ends_soon_and_of_its_end(nats_server: NatsServer) -> None:
     async with side(nats_server) as one, side(nats_server) as two:
+        await by_hand(one, two)
         begun, day = now_ms(), 86_400_000
         for name in ("ci", "night", "old"):
             await one.post("/keys", {"name": name, "role": "operator", "expires_in_days": 30})
@@ -132,6 +140,7 @@ async def test_a_warning_that_the_bus_was_away_for_is_told_when_it_is_back(
     monkeypatch.setattr(nats_notices, "ROUND_S", 0.2)
     monkeypatch.setattr(nats_notices, "PAUSE_S", 0.1)
     async with side(nats_server, answer_s=2) as one, side(nats_server, answer_s=2) as two:
+        await by_hand(one, two)
         begun, day = now_ms(), 86_400_000
         for name, days in (("ci", 30), ("night", 30), ("long", 40)):
             await one.post("/keys", {"name": name, "role": "operator", "expires_in_days": days})
@@ -164,6 +173,7 @@ async def test_whoever_is_late_looks_whether_another_has_told_it(nats_server: Na
     await admin.jetstream().update_stream(alerts.evolve(duplicate_window=0.1))  # the server has forgotten the ids
     await admin.close()
     async with side(nats_server) as one, side(nats_server) as two:
+        await by_hand(one, two)
         begun, day = now_ms(), 86_400_000
         await one.post("/keys", {"name": "ci", "role": "operator", "expires_in_days": 30})
         await eventually(two.control.parts.keys.entries)
