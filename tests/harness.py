@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from infra.nats.users import PROVISION
 from services._runtime import nats_server
-from services._runtime.bus import Bus
+from services._runtime.bus import Bus, GuardedClient
 from services._runtime.provision import provision_bus
 from services._runtime.server import die_with_parent
 from services._runtime.settings_model import Settings
@@ -54,12 +54,14 @@ class NatsServer:
             await nc.close()
 
     async def connect(self, user: str, **options: Any) -> nats.NATS:
-        """A plain client as one of the users, once the server answers."""
+        """A plain client as one of the users, once the server answers; its `flush` waits for all that was said."""
+        client = GuardedClient(encrypted=False)
         async with asyncio.timeout(60):
-            return await nats.connect(
+            await client.connect(
                 self.url, user=user, password=self.embedded.passwords[user], inbox_prefix=f"_INBOX.{user}",
                 connect_timeout=2, reconnect_time_wait=0.1, max_reconnect_attempts=-1, error_cb=_quiet, **options,
             )  # fmt: skip
+        return client
 
     def settings(self, service: str, **sections: Any) -> Settings:
         """Settings of a service connected as its own user; keyword arguments are sections of the file."""

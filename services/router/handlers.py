@@ -5,6 +5,7 @@ Plain nats-py, like everything that carries tokens. Replies go to the reply subj
 """
 
 import asyncio
+import contextlib
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -12,7 +13,7 @@ from nats.errors import Error as NatsError
 
 from schemas import subjects
 from schemas.v1.inference import MAX_PIECE, ReplyHead
-from services._runtime.bus import Bus, heard
+from services._runtime.bus import TRANSIENT, Bus
 from services._runtime.telemetry import get_logger
 from services.router.domain.call import Call, Reply
 from services.router.domain.errors import broken, refusal
@@ -91,7 +92,8 @@ class BusEdge:
     async def start(self) -> None:
         """Subscribe, and wait until the server knows."""
         self._subscription = await self._bus.nc.subscribe(subjects.REQUEST, queue=QUEUE, cb=self._received)
-        await heard(self._bus.nc)
+        with contextlib.suppress(*TRANSIENT):  # after a reconnect it is told again
+            await self._bus.nc.flush(timeout=5)
 
     async def stop(self) -> None:
         """Take no more, and give what is in flight a moment."""

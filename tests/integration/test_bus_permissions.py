@@ -358,7 +358,6 @@ async def test_questions_are_answered_across_users(nats_server: NatsServer) -> N
 
         await two.subscribe(subject, cb=reply)
         await two.flush()
-        await two.flush()
         assert (await one.request(subject, b"?", timeout=30)).data == b"yes", f"{asker} asks {answerer}"
         await one.close()
         await two.close()

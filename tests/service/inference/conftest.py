@@ -152,7 +152,7 @@ class RouterEnd:
         def find() -> Heartbeat | None:
             return next((b for b in self.beats[start:] if (b.model, b.state) == (model, state)), None)
 
-        beat = await eventually(find)
+        beat = await eventually(find, 180)
         assert isinstance(beat, Heartbeat)
         return beat
 

@@ -94,6 +94,7 @@ async def rig(server: NatsServer) -> AsyncIterator[Rig]:
 
     await router.subscribe(subjects.LEASE, cb=on_lease)
     await router.subscribe(subjects.ROLLBACK, cb=on_rollback)
+    await router.flush()
     try:
         yield made
     finally:

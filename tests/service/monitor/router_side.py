@@ -28,6 +28,7 @@ class RouterSide:
         await self._started()
         await self.bench.router.subscribe(subjects.event("verdict.action"), cb=self._on_action)
         await self.bench.router.subscribe(subjects.ROLLBACK, cb=self._on_rollback)
+        await self.bench.router.flush()
 
     async def command(self, command: Any) -> None:
         state, events = apply(self.test, command, now_ms())
