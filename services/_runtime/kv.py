@@ -8,6 +8,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from services._runtime.bus import Bus
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -59,10 +60,7 @@ class KvMirror:
 
     async def stop(self) -> None:
         """End the watch."""
-        # wait_for of Python 3.11, inside nats-py, can swallow a cancellation: cancel until the task is gone.
-        while self._task and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=0.5)
+        await end(self._task)
 
     def missing(self) -> str | None:
         """For readiness checks."""

@@ -26,6 +26,7 @@ from services._runtime import tls
 from services._runtime.bus import Bus
 from services._runtime.settings import ConfigError, load
 from services._runtime.settings_model import Settings, bare
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger, setup_logging
 from services._runtime.vitals import Build, Certificates
 
@@ -207,11 +208,8 @@ async def _serve(server: _Server, sock: socket.socket) -> None:
     """Serve until the end, which is the end of every task: a stop while the application starts leaves some."""
     await server.serve(sockets=[sock])
     own = asyncio.current_task()
-    # wait_for of Python 3.11, inside nats-py, can swallow a cancellation: cancel until they are gone.
-    while left := asyncio.all_tasks() - {own}:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=0.5)
+    while left := asyncio.all_tasks() - {own}:  # one that ends may have begun another
+        await end(*left)
 
 
 async def _renew(secured: tls.Serving) -> None:

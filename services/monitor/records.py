@@ -15,6 +15,7 @@ from schemas.v1.query import QueryError
 from schemas.v1.record import EvidenceQuery, EvidenceReply, RecordQuery, RecordReply
 from services._runtime.bus import Bus
 from services._runtime.reader import life_of
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.monitor.adapters.nats_experiments import Experiments
 from services.monitor.adapters.nats_history import History, read_history
@@ -68,11 +69,7 @@ class Records:
 
     async def stop(self) -> None:
         """End what is being read."""
-        tasks = {job.task for job in self._jobs.values() if job.task is not None and not job.task.done()}
-        while tasks:  # a cancellation that falls together with a timeout inside nats-py can get lost
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=0.5)
+        await end(*(job.task for job in self._jobs.values()))
 
     async def record(self, query: RecordQuery) -> RecordReply | QueryError:
         """What the evidence says, as far as it could be read in the time given."""

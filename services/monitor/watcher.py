@@ -17,6 +17,7 @@ from schemas.v1.query import Lease
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic, now_ms
 from services._runtime.reader import PositionError
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.monitor import telemetry
 from services.monitor.acting import Actor
@@ -71,7 +72,7 @@ class Watcher:
 
     async def stop(self) -> None:
         """Checkpoint and hand over what this replica leads, then stop."""
-        await _end({*self._tasks, *self._following.values()})
+        await end(*self._tasks, *self._following.values())
         now = monotonic()
         for test_id, track in self.tracks.items():
             if track.leads(now) and self._bus.connected:
@@ -306,11 +307,3 @@ class Watcher:
         telemetry.SEQUENCE.set(self.sequence)
         if self.window_ms is not None:
             telemetry.LAG.set(max(0.0, (now_ms() - self.window_ms) / 1000))
-
-
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancel until all are done: a cancellation that falls together with a timeout inside nats-py can get lost."""
-    while tasks:
-        for task in tasks:
-            task.cancel()
-        _, tasks = await asyncio.wait(tasks, timeout=0.5)

@@ -21,6 +21,7 @@ from schemas.v1.windows import Cell, Window
 from services._runtime.bus import Bus, compare_and_set
 from services._runtime.clock import now_ms
 from services._runtime.reader import PositionError, SequenceReader, StreamMessage, life_of
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.alerts.domain.windows import Closed, WindowFold, metric_window
 
@@ -63,9 +64,7 @@ class WindowTap:
 
     async def stop(self) -> None:
         """End."""
-        while self._task and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=0.5)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

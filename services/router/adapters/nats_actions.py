@@ -10,10 +10,10 @@ from schemas import subjects
 from schemas.v1.cloudevent import CloudEvent
 from schemas.v1.events import ActionRequested
 from services._runtime.bus import Bus
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.dead_letters import bury
 from services.router.adapters.nats_experiments import NatsExperiments
-from services.router.adapters.tasks import end
 from services.router.domain.commands import Advance, Hold, Retry, StepDown
 from services.router.domain.refusals import NotFound, Refused
 

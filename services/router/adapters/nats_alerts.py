@@ -8,6 +8,7 @@ from schemas import subjects
 from schemas.v1.alerts import Alert
 from schemas.v1.cloudevent import CONTENT_TYPE, dump, envelope
 from services._runtime.bus import Bus, publish_durable
+from services._runtime.tasks import finish
 from services._runtime.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -43,10 +44,7 @@ class AlertSink:
 
     async def stop(self) -> None:
         """Give what is under way two seconds."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=2)
-            for task in late:
-                task.cancel()
+        await finish(self._tasks, 2)
 
     async def _publish(self, alert: Alert) -> None:
         try:

@@ -12,8 +12,8 @@ from schemas import subjects
 from schemas.v1.alerts import AuditRecord
 from schemas.v1.cloudevent import CONTENT_TYPE, dump, envelope
 from services._runtime.bus import Bus, publish_durable
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 
 log = get_logger(__name__)
 

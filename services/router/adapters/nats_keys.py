@@ -7,9 +7,9 @@ from schemas import streams
 from schemas.v1.keys import KeyEntry
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.kv_table import GONE, Gone, KvTable
-from services.router.adapters.tasks import end
 from services.router.domain import keys as domain
 from services.router.domain.auth import KeyRing
 from services.router.domain.keys import NewKey

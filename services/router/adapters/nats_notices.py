@@ -9,6 +9,7 @@ from schemas import streams, subjects
 from schemas.v1.alerts import Alert
 from services._runtime.bus import Bus
 from services._runtime.reader import PositionError, SequenceReader
+from services._runtime.tasks import finish
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_alerts import alert_id, publish_alert
 
@@ -41,10 +42,7 @@ class Notices:
 
     async def stop(self) -> None:
         """Give what is under way two seconds."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks.values(), timeout=2)
-            for task in late:
-                task.cancel()
+        await finish(self._tasks.values(), 2)
 
     async def _run(self, incident: str, waiting: deque[Alert]) -> None:
         try:

@@ -10,8 +10,8 @@ from nats.errors import Error as NatsError
 from schemas.v1.cloudevent import CONTENT_TYPE
 from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 from services.router.domain.refusals import Refused
 
 log = get_logger(__name__)

@@ -13,8 +13,8 @@ from schemas import subjects
 from schemas.v1.routers import RouterBeat
 from services._runtime.bus import Bus
 from services._runtime.clock import monotonic
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 from services.router.domain.peers import BEAT_S, Peers
 
 log = get_logger(__name__)

@@ -13,10 +13,10 @@ from schemas.v1.events import RollbackRequested
 from schemas.v1.experiment import Experiment, RollbackOrder
 from services._runtime.bus import Bus, publish_durable
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.dead_letters import bury
 from services.router.adapters.nats_experiments import NatsExperiments
-from services.router.adapters.tasks import end
 from services.router.domain.commands import Rollback
 from services.router.domain.refusals import NotFound, Refused
 

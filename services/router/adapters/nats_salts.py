@@ -8,9 +8,9 @@ from schemas.v1.experiment import Experiment
 from services._runtime.bus import TRANSIENT, Bus, compare_and_set, erase_last
 from services._runtime.clock import now_ms
 from services._runtime.kv import KvMirror, leaders
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.kv_table import WHY, taken
-from services.router.adapters.tasks import end
 from services.router.domain.salts import ROOT_VERSION, SALT_BYTES, TestSalt, alias, decode, encode, unit_key
 
 log = get_logger(__name__)

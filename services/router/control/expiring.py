@@ -3,10 +3,10 @@
 import asyncio
 
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_keys import NatsKeys
 from services.router.adapters.nats_notices import Notices
-from services.router.adapters.tasks import end
 from services.router.domain.keys import expiry, expiry_incident, state
 
 log = get_logger(__name__)

@@ -4,8 +4,8 @@ import asyncio
 
 from schemas.v1.alerts import AuditRecord
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 from services.router.control.parts import Parts
 from services.router.domain.descending import SYSTEM
 from services.router.domain.refusals import Refused

@@ -3,8 +3,8 @@
 import asyncio
 
 from services._runtime.clock import monotonic, now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 from services.router.control.orders import Orders
 from services.router.control.parts import Parts
 from services.router.domain import models

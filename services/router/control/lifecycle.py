@@ -7,8 +7,8 @@ from schemas.v1.common import Decision, TestStatus
 from schemas.v1.experiment import Experiment, TestResult, VariantSummary
 from schemas.v1.query import FinalVerdictQuery
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
-from services.router.adapters.tasks import end
 from services.router.control.descents import STEP_S, Descents
 from services.router.control.parts import Parts
 from services.router.domain.commands import BeginRollback, BeginStop, Command, Complete, Launch

@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
 from services._runtime.clock import monotonic
+from services._runtime.tasks import end
 from services._runtime.telemetry import get_logger
 from services.router.adapters.nats_feed import Happening
-from services.router.adapters.tasks import end
 
 log = get_logger(__name__)
 

@@ -15,8 +15,8 @@ from pydantic_core import from_json
 
 from schemas.v1.alerts import AuditRecord
 from services._runtime.clock import monotonic, now_ms
+from services._runtime.tasks import end
 from services.router.adapters.nats_audit import AuditLog
-from services.router.adapters.tasks import end
 from services.router.control.audited import bounded
 from services.router.control.base import BUS, Call, Done
 from services.router.control.verbs import Verb

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-from services.router.adapters.tasks import end
+from services._runtime.tasks import end
 from services.router.domain.refusals import Unavailable, UpstreamTimeout
 
 T = TypeVar("T")

@@ -23,10 +23,10 @@ from schemas.v1.inference import Heartbeat
 from schemas.v1.query import FinalVerdict, HistoryReply, QueryError, TestReply, TotalsReply, VerdictStatus
 from services._runtime.bus import Bus, make_broker
 from services._runtime.clock import monotonic, now_ms
+from services._runtime.tasks import end
 from services.router.adapters.keys import load_keys
 from services.router.adapters.loads import Loads
 from services.router.adapters.nats_heartbeats import hear_heartbeats
-from services.router.adapters.tasks import end
 from services.router.adapters.workers import WorkerTable
 from services.router.control import Control, build_control
 from services.router.domain.capacity import Load

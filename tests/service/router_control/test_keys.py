@@ -13,9 +13,9 @@ from schemas.v1.alerts import Alert
 from schemas.v1.keys import KeyEntry
 from services._runtime.bus import Bus
 from services._runtime.clock import now_ms
+from services._runtime.tasks import end
 from services.router.adapters import nats_notices
 from services.router.adapters.nats_alerts import publish_alert
-from services.router.adapters.tasks import end
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Side, WallClock, side, stream_messages
 from tests.service.router_control.test_bus import ask, told

@@ -12,7 +12,7 @@ from schemas.v1.experiment import RollbackOrder, VariantSummary, VerdictRecord
 from schemas.v1.query import AlertsReply, QueryError, TotalsReply
 from schemas.v1.record import EvidenceReply, RecordReply, Replay, Report, Series, TestChange
 from services._runtime.clock import now_ms
-from services.router.adapters.tasks import end
+from services._runtime.tasks import end
 from services.router.control import accounts, records
 from tests.harness import NatsServer, eventually
 from tests.service.router_control.sides import Others, Side, others, side

@@ -1,6 +1,7 @@
 """Ending background tasks for certain."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 _AGAIN_S = 0.5
@@ -20,3 +21,11 @@ async def end(*tasks: "asyncio.Task[Any] | None") -> None:
         for task in done:
             if not task.cancelled():
                 task.exception()  # marks it as seen: these tasks report their failures themselves
+
+
+async def finish(tasks: "Iterable[asyncio.Task[Any]]", within_s: float) -> None:
+    """Give tasks so long, then end those that are left."""
+    waiting = set(tasks)
+    if waiting:
+        _, late = await asyncio.wait(waiting, timeout=within_s)
+        await end(*late)
